@@ -1,0 +1,2 @@
+//! The stub domain's binary.
+fn main() {}
