@@ -3,8 +3,6 @@
 //! The arguments stand here and not in `.cargo/config.toml`, because a caller's `RUSTFLAGS` would
 //! silently replace them there.
 
-#![allow(missing_docs)]
-
 fn main() {
     println!("cargo::rerun-if-changed=linker.ld");
     println!("cargo::rerun-if-changed=boot/head.S");
