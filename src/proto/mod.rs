@@ -21,5 +21,7 @@
 pub mod assemble;
 pub mod error;
 pub mod id;
+pub mod request;
 pub mod ring;
+pub mod text;
 pub mod wire;
