@@ -9,4 +9,6 @@
     clippy::indexing_slicing
 )]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+pub mod options;
 pub mod platform;
+mod queue;
