@@ -311,8 +311,8 @@ mod tests {
         for kind in [GetDomainPath, IsDomainIntroduced, Release, Resume] {
             refused(kind, &[b"", b"1", b"x\0", b"1x\0", b"65536\0", b"-1\0", b"1\x002\0"]);
         }
-        assert_eq!(parse(Kind::Release, b"7\0"), Ok(Request::Release { domid: DomId(7) }));
-        assert_eq!(parse(Kind::Release, b"\0"), Ok(Request::Release { domid: DomId(0) }));
+        assert_eq!(parse(Release, b"7\0"), Ok(Request::Release { domid: DomId(7) }));
+        assert_eq!(parse(Release, b"\0"), Ok(Request::Release { domid: DomId(0) }));
     }
 
     #[test]

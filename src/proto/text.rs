@@ -164,7 +164,7 @@ pub fn atoi(text: &[u8]) -> i32 {
 /// `atoi` stored in an unsigned variable: ports, feature masks, quota values.
 #[must_use]
 pub fn atoi_unsigned(text: &[u8]) -> u32 {
-    atoi(text).cast_unsigned()
+    u32::from_le_bytes(atoi(text).to_le_bytes())
 }
 
 /// Appends a number in decimal.

@@ -125,10 +125,8 @@ impl Options {
                 options.complain(format!("option {word} is unknown, ignored"));
                 continue;
             };
-            let takes = match found.meaning {
-                Meaning::Pointless(takes, _) => takes,
-                _ => Takes::Value,
-            };
+            let takes =
+                if let Meaning::Pointless(takes, _) = found.meaning { takes } else { Takes::Value };
             let value = match (takes, found.attached) {
                 (Takes::Nothing, _) => None,
                 (Takes::Value, Some(value)) => Some(value),
