@@ -24,4 +24,6 @@ extern crate std;
 
 pub mod proto;
 pub mod server;
+#[cfg(not(target_os = "none"))]
+pub mod sim;
 pub mod store;
