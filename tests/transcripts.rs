@@ -36,8 +36,10 @@
 //! server's heap), `discard 7 TEXT` (leaves out the next messages as long as they contain it), `old-xen` (Xen tells no changes and no unique ids), `console TEXT` (some line since the last such line
 //! says so), `loop N` ... `end` (the lines between, N times, `%i` being the round).
 
-use std::collections::{BTreeMap, VecDeque};
-use std::fmt::Write as _;
+extern crate alloc;
+
+use alloc::collections::{BTreeMap, VecDeque};
+use core::fmt::Write as _;
 use std::path::Path;
 use xenstore_stubdom::proto::id::DomId;
 use xenstore_stubdom::proto::ring::Word;
@@ -301,7 +303,7 @@ impl Stage {
                     continue;
                 };
                 any += actor.client.read(piece);
-                actor.messages.extend(std::iter::from_fn(|| actor.client.next_message()));
+                actor.messages.extend(core::iter::from_fn(|| actor.client.next_message()));
             }
             self.simulation.settle();
             if any == 0 {
@@ -392,17 +394,7 @@ impl Stage {
             "read" | "unread" => {
                 self.actors.get_mut(&domid(1)?).ok_or("no such client")?.reads = words[0] == "read";
             }
-            "word" => {
-                let word = word(words[2])?;
-                let value = u32::try_from(number(4)?).map_err(|error| error.to_string())?;
-                let page = world.page(DomId(domid(1)?));
-                if words[3] == "=" {
-                    let got = page.word(word);
-                    return same(got == value, &got.to_string());
-                }
-                page.set_word(word, value);
-                return Ok(());
-            }
+            "word" => return self.word(words),
             "discard" => {
                 let actor = self.actors.get_mut(&domid(1)?).ok_or("no such client")?;
                 while actor.messages.front().is_some_and(|m| show(m).contains(words[2])) {
@@ -413,13 +405,29 @@ impl Stage {
                 self.console.extend(world.take_console());
                 let wanted = line["console".len()..].trim();
                 let found = self.console.iter().any(|line| line.contains(wanted));
-                let got = std::mem::take(&mut self.console).join("\n    ");
+                let got = core::mem::take(&mut self.console).join("\n    ");
                 return same(found, &got);
             }
             "go" => {}
             _ => return Err("what?".to_owned()),
         }
         self.run();
+        Ok(())
+    }
+
+    /// Looks at a word of a page, or stores one as the domain does.
+    fn word(&mut self, words: &[&str]) -> Outcome {
+        let [_, domid, name, what, value] = words else { return Err("five words".to_owned()) };
+        let (Ok(domid), Ok(value)) = (domid.parse(), value.parse::<u32>()) else {
+            return Err("domid and value are numbers".to_owned());
+        };
+        let page = self.simulation.world.page(DomId(domid));
+        let word = word(name)?;
+        if *what == "=" {
+            let got = page.word(word);
+            return same(got == value, &got.to_string());
+        }
+        page.set_word(word, value);
         Ok(())
     }
 

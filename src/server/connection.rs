@@ -26,17 +26,14 @@ pub(super) enum Fault {
     Indices,
     /// A header announced more than a payload may have.
     Oversize(u32),
+    /// A header of nothing but ones: firmware fills its rings with them when it is done, so perhaps the
+    /// indices were seen while they were being zeroed.
+    Ones,
 }
 
 impl From<BadIndices> for Fault {
     fn from(_: BadIndices) -> Self {
         Self::Indices
-    }
-}
-
-impl From<Oversize> for Fault {
-    fn from(oversize: Oversize) -> Self {
-        Self::Oversize(oversize.0)
     }
 }
 
@@ -93,8 +90,6 @@ pub(super) struct Connection<R> {
     pub(super) privileged: bool,
     /// The feature bits that the domain has been shown.
     pub(super) features: u32,
-    /// The domain whose rights it has besides its own (SET_TARGET).
-    pub(super) target: Option<DomId>,
     /// Our end of the event channel; `None` if it could not be bound.
     pub(super) port: Option<EvtchnPort>,
     pub(super) ring: R,
@@ -124,7 +119,6 @@ impl<R: RingPage> Connection<R> {
             domid,
             privileged: false,
             features: features::OFFERED,
-            target: None,
             port,
             ring,
             assembler: Assembler::new(),
@@ -151,9 +145,19 @@ impl<R: RingPage> Connection<R> {
     /// What belongs to the next request stays in the ring.
     pub(super) fn receive(&mut self) -> Result<bool, Fault> {
         let mut pass = Requests::open(&self.ring)?;
-        let result = Self::assemble(&mut self.assembler, &self.ring, &mut pass);
-        self.must_notify |= pass.close(&mut self.ring);
-        Ok(result?)
+        let was_empty = self.assembler.is_empty();
+        match Self::assemble(&mut self.assembler, &self.ring, &mut pass) {
+            Ok(is_complete) => {
+                self.must_notify |= pass.close(&mut self.ring);
+                Ok(is_complete)
+            }
+            // What cannot be followed is not taken from the ring either.
+            Err(Oversize(u32::MAX)) if was_empty => {
+                self.assembler.clear();
+                Err(Fault::Ones)
+            }
+            Err(Oversize(len)) => Err(Fault::Oversize(len)),
+        }
     }
 
     fn assemble(
@@ -197,11 +201,6 @@ impl<R: RingPage> Connection<R> {
             || (!self.queue.is_empty() && ring::has_space(&self.ring))
     }
 
-    /// Whether impossible indices were seen and it is too early to look again.
-    pub(super) fn waits_in_doubt(&self, now_ms: u64) -> bool {
-        self.doubt.is_some_and(|doubt| now_ms < doubt.until_ms)
-    }
-
     /// The indices make sense.
     pub(super) fn trust(&mut self) {
         self.doubt = None;
@@ -210,6 +209,10 @@ impl<R: RingPage> Connection<R> {
     /// The indices make no sense.
     pub(super) fn doubt(&mut self, now_ms: u64) -> Verdict {
         let tries = self.doubt.map_or(0, |doubt| doubt.tries);
+        if self.doubt.is_some_and(|doubt| now_ms < doubt.until_ms) {
+            // A signal made the server look again early; only the passing of time counts.
+            return Verdict::Wait;
+        }
         if tries >= DOUBT_TRIES {
             return Verdict::Condemned;
         }

@@ -196,6 +196,10 @@ impl<P: Platform> Server<P> {
                 Ok(Reply::Done)
             }
             [b"max"] => Ok(self.list_maxima()),
+            [b"max", b"-r"] => {
+                self.store.reset_peaks();
+                Ok(self.list_maxima())
+            }
             [domid] => self.list_usage(text::domid(domid).ok_or(XsError::EINVAL)?),
             _ => Err(XsError::EINVAL),
         }

@@ -24,6 +24,9 @@ use alloc::vec::Vec;
 /// Replies up to this size are never refused for memory.
 const SHORT_REPLY: usize = 16;
 
+/// The loss of events is reported at most once in this time.
+const DROP_LINE_PAUSE_MS: u64 = 10_000;
+
 /// What a request that succeeded answers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Reply {
@@ -151,8 +154,7 @@ impl<P: Platform> Server<P> {
         let grammar = Grammar { features: asker.features, privileged: asker.privileged };
         let request = Request::parse(kind, payload, grammar)?;
         let in_transaction = !ignores_tx && asker.tx != TxId::NONE;
-        let (platform, store) = (&mut self.platform, &self.store);
-        if !memory::admits(platform, store, &request, in_transaction, payload.len()) {
+        if !self.admits(&request, in_transaction, payload.len()) {
             return Err(XsError::ENOMEM);
         }
         self.pay_for_write(asker, &request);
@@ -225,6 +227,13 @@ impl<P: Platform> Server<P> {
         // A burst's worth of memory is given back.
         events.shrink_to(64);
         *self.store.events() = events;
+        let dropped = self.store.dropped_events();
+        if dropped != self.dropped_before && self.now_ms >= self.next_drop_line_ms {
+            let more = dropped.saturating_sub(self.dropped_before);
+            self.platform.log(format_args!("{more} watch events dropped, no memory is left"));
+            self.dropped_before = dropped;
+            self.next_drop_line_ms = self.now_ms.saturating_add(DROP_LINE_PAUSE_MS);
+        }
     }
 
     /// Queues one event.

@@ -177,11 +177,12 @@ impl<P: Platform> Server<P> {
             self.ports.remove(&old);
             self.platform.unbind(old);
         }
-        if !is_connected {
-            return;
-        }
-        match self.platform.bind(domid, remote_port) {
-            Ok(port) => {
+        let bound =
+            if is_connected { self.platform.bind(domid, remote_port).map(Some) } else { Ok(None) };
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        match bound {
+            Ok(None) => {}
+            Ok(Some(port)) => {
                 connection.port = Some(port);
                 self.ports.insert(port, id);
             }
@@ -200,6 +201,10 @@ impl<P: Platform> Server<P> {
         let mut released = Released::default();
         connection.forget_messages(&mut released);
         ring::reset(&mut connection.ring);
+        if connection.is_connected() && connection.features & features::ERROR != 0 {
+            // What was wrong with the ring before is over.
+            connection.ring.store(Word::Error, 0);
+        }
         if connection.ring.load(Word::Connection) != 0 {
             // The client starts the moment that it sees this, so the empty ring must be visible before.
             connection.ring.barrier();
@@ -245,11 +250,9 @@ impl<P: Platform> Server<P> {
     pub(super) fn set_target(&mut self, domid: DomId, target: DomId) -> Answer {
         let id = self.connection_of(domid).ok_or(XsError::ENOENT)?;
         self.connection_of(target).ok_or(XsError::ENOENT)?;
-        let connection = self.connections.get_mut(&id).ok_or(XsError::ENOENT)?;
-        if !connection.is_connected() {
+        if !self.connections.get(&id).is_some_and(|connection| connection.is_connected()) {
             return Err(XsError::EINVAL);
         }
-        connection.target = Some(target);
         self.store.set_target(id, Some(target));
         Ok(Reply::Done)
     }
@@ -351,12 +354,8 @@ impl<P: Platform> Server<P> {
         let Some(domain) = self.domains.remove(&domid) else { return };
         // First of all it gets no events any more, not even about its own nodes.
         let connection = domain.connection.and_then(|id| self.detach(id));
-        for (id, other) in &mut self.connections {
-            if other.target == Some(domid) {
-                other.target = None;
-                self.store.set_target(*id, None);
-            }
-        }
+        // Others lose the rights that they had as its emulators, too.
+        self.give_headroom();
         self.store.forget(domid);
         if let Some(port) = connection.as_ref().and_then(|connection| connection.port) {
             self.ports.remove(&port);

@@ -4,10 +4,10 @@
 //! at something may go on where others are refused, out of a reserve that nothing else touches; so an
 //! administrator can always look around and clean up.
 
+use super::Server;
 use super::platform::Platform;
 use crate::proto::request::Request;
 use crate::proto::wire::PAYLOAD_MAX;
-use crate::store::Store;
 
 /// Kept for requests that free memory or only look.
 const STANDING_RESERVE: usize = 128 * 1024;
@@ -18,6 +18,9 @@ const RESERVE_FOR_FREEING: usize = 64 * 1024;
 /// The most that the server itself needs around a request: the request, its reply, and the
 /// bookkeeping of a new connection or some queued messages.
 const OWN_WORST_CASE: usize = 4 * PAYLOAD_MAX;
+
+/// What the store may usually allocate for events and transactions of one request.
+const HEADROOM_WISH: usize = 512 * 1024;
 
 /// Below this nothing is even read.
 const READ_NEEDS: usize = 2 * PAYLOAD_MAX;
@@ -69,22 +72,38 @@ fn appetite(request: &Request<'_>, in_transaction: bool) -> Appetite {
     }
 }
 
-/// Whether there is memory for a request.
-pub(super) fn admits<P: Platform>(
-    platform: &mut P,
-    store: &Store,
-    request: &Request<'_>,
-    in_transaction: bool,
-    payload_len: usize,
-) -> bool {
-    let needed = match appetite(request, in_transaction) {
-        Appetite::Frees => OWN_WORST_CASE,
-        Appetite::Looks => OWN_WORST_CASE.saturating_add(RESERVE_FOR_FREEING),
-        Appetite::Grows => OWN_WORST_CASE
-            .saturating_add(STANDING_RESERVE)
-            .saturating_add(store.worst_case_bytes(payload_len)),
-    };
-    platform.reserve(needed)
+impl<P: Platform> Server<P> {
+    /// Whether there is memory for a request. If so, the store knows how much it may use.
+    pub(super) fn admits(
+        &mut self,
+        request: &Request<'_>,
+        in_transaction: bool,
+        payload_len: usize,
+    ) -> bool {
+        let needed = match appetite(request, in_transaction) {
+            Appetite::Frees => OWN_WORST_CASE,
+            Appetite::Looks => OWN_WORST_CASE.saturating_add(RESERVE_FOR_FREEING),
+            Appetite::Grows => OWN_WORST_CASE
+                .saturating_add(STANDING_RESERVE)
+                .saturating_add(self.store.worst_case_bytes(payload_len)),
+        };
+        let admitted = self.platform.reserve(needed);
+        self.limit_store(needed);
+        admitted
+    }
+
+    /// Lets the store use what is there for something that no request asked for.
+    pub(super) fn give_headroom(&mut self) {
+        self.limit_store(OWN_WORST_CASE);
+    }
+
+    /// Tells the store how much it may allocate for what has no bound of its own, besides `needed`.
+    fn limit_store(&mut self, needed: usize) {
+        let _ = self.platform.reserve(needed.saturating_add(HEADROOM_WISH));
+        let heap = self.platform.heap();
+        let free = heap.size.saturating_sub(heap.used);
+        self.store.set_headroom(free.saturating_sub(needed));
+    }
 }
 
 /// Whether there is memory to read a request from a ring at all.

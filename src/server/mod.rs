@@ -82,6 +82,9 @@ pub struct Server<P: Platform> {
     started_ms: u64,
     next_rescan_ms: u64,
     warned_of_unknown_states: bool,
+    /// Events that the store had dropped when that was last reported.
+    dropped_before: u64,
+    next_drop_line_ms: u64,
     line_budget: LineBudget,
     switches: Switches,
 }
@@ -122,6 +125,8 @@ impl<P: Platform> Server<P> {
             started_ms: now_ms,
             next_rescan_ms: now_ms,
             warned_of_unknown_states: false,
+            dropped_before: 0,
+            next_drop_line_ms: now_ms,
             line_budget: LineBudget::default(),
             switches: Switches::default(),
         };

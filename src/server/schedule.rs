@@ -158,7 +158,7 @@ impl<P: Platform> Server<P> {
         let now_ms = self.now_ms;
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.is_ready = false;
-        if connection.is_connected() && !connection.waits_in_doubt(now_ms) {
+        if connection.is_connected() {
             let mut released = Released::default();
             connection.queue.expire(now_ms, &mut released);
             self.settle_released(id, released);
@@ -271,6 +271,11 @@ impl<P: Platform> Server<P> {
             Fault::Indices => {
                 if connection.doubt(self.now_ms) == Verdict::Condemned {
                     self.ignore(id, RingError::RingIndex);
+                }
+            }
+            Fault::Ones => {
+                if connection.doubt(self.now_ms) == Verdict::Condemned {
+                    self.ignore(id, RingError::Protocol);
                 }
             }
             Fault::Oversize(len) => {

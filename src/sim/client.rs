@@ -72,7 +72,7 @@ impl Client {
     pub fn read(&mut self, limit: usize) -> usize {
         let cons = self.page.word(Word::RspCons);
         let available = self.page.word(Word::RspProd).wrapping_sub(cons);
-        let taken = (available as usize).min(limit);
+        let taken = (available.min(RING_SIZE) as usize).min(limit);
         let mut index = cons;
         for _ in 0..taken {
             self.inbox.push(self.page.response(index));

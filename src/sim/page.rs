@@ -10,11 +10,11 @@ const PAGE_SIZE: usize = 4096;
 
 /// One holder's view of a page. Clones are views of the same page.
 #[derive(Clone, Debug)]
-pub struct SimPage(Rc<RefCell<Vec<u8>>>);
+pub struct SimPage(Rc<RefCell<Vec<u8>>>, Rc<RefCell<Vec<u8>>>);
 
 impl Default for SimPage {
     fn default() -> Self {
-        Self(Rc::new(RefCell::new(alloc::vec![0; PAGE_SIZE])))
+        Self(Rc::new(RefCell::new(alloc::vec![0; PAGE_SIZE])), Rc::default())
     }
 }
 
@@ -43,6 +43,12 @@ impl SimPage {
         self.0.borrow()[RSP_OFFSET + (index % RING_SIZE) as usize]
     }
 
+    /// Bytes that the client will write, without a signal, just before the server says for the next time that
+    /// it has taken something: the client sees a server that is still busy.
+    pub fn write_before_next_take(&self, bytes: &[u8]) {
+        self.1.borrow_mut().extend_from_slice(bytes);
+    }
+
     /// As the firmware of an HVM guest when it is done: both rings filled, all indices zero.
     pub fn firmware_reset(&self) {
         self.0.borrow_mut()[..2 * RSP_OFFSET].fill(0xff);
@@ -58,6 +64,14 @@ impl RingPage for SimPage {
     }
 
     fn store(&mut self, word: Word, value: u32) {
+        if word == Word::ReqCons {
+            let mut prod = self.word(Word::ReqProd);
+            for byte in core::mem::take(&mut *self.1.borrow_mut()) {
+                self.put_request(prod, byte);
+                prod = prod.wrapping_add(1);
+            }
+            self.set_word(Word::ReqProd, prod);
+        }
         self.set_word(word, value);
     }
 

@@ -35,7 +35,7 @@ struct State {
     domains: BTreeMap<DomId, Domain>,
     next_unique_id: u64,
     /// The server's ports and what they lead to.
-    ports: BTreeMap<EvtchnPort, DomId>,
+    ports: BTreeMap<EvtchnPort, (DomId, u32)>,
     next_port: u32,
     events: VecDeque<Event>,
     changed: BTreeSet<DomId>,
@@ -167,7 +167,7 @@ impl World {
     /// A domain signals the server, if they are connected.
     pub fn signal(&self, domid: DomId) {
         let mut state = self.state();
-        let ports = state.ports.iter().filter(|(_, peer)| **peer == domid);
+        let ports = state.ports.iter().filter(|(_, (peer, _))| *peer == domid);
         let events = ports.map(|(port, _)| Event::Port(*port)).collect::<Vec<_>>();
         state.events.extend(events);
     }
@@ -249,19 +249,25 @@ impl Platform for SimPlatform {
         }
         let port = EvtchnPort(state.next_port);
         state.next_port += 1;
-        state.ports.insert(port, domid);
+        state.ports.insert(port, (domid, remote_port));
         // Xen marks a freshly bound port as pending.
         state.events.push_back(Event::Port(port));
         Ok(port)
     }
 
     fn unbind(&mut self, port: EvtchnPort) {
-        self.0.state().ports.remove(&port);
+        let mut state = self.0.state();
+        if let Some((domid, remote_port)) = state.ports.remove(&port) {
+            // The other end can be bound again.
+            if let Some(domain) = state.domains.get_mut(&domid) {
+                domain.offers.insert(remote_port);
+            }
+        }
     }
 
     fn notify(&mut self, port: EvtchnPort) {
         let mut state = self.0.state();
-        if let Some(domid) = state.ports.get(&port).copied() {
+        if let Some((domid, _)) = state.ports.get(&port).copied() {
             if let Some(domain) = state.domains.get_mut(&domid) {
                 domain.signals += 1;
             }
@@ -288,7 +294,8 @@ impl Platform for SimPlatform {
     }
 
     fn heap(&self) -> HeapStats {
-        HeapStats::default()
+        let free = self.0.state().heap_free;
+        HeapStats { used: 0, size: free, limit: free }
     }
 
     fn log(&mut self, line: fmt::Arguments<'_>) {
