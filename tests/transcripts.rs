@@ -3,7 +3,7 @@
 //!
 //! # The files
 //! A file holds conversations, each against a fresh server. `#` starts a comment line. Domain 0 is privileged
-//! and connected; it and every other client reads its ring all the time unless told otherwise.
+//! and connected; it and every other client reads its ring whenever the server signals, unless told otherwise.
 //!
 //! ```text
 //! == title                   a conversation begins
@@ -148,6 +148,10 @@ struct Actor {
     client: Client,
     messages: VecDeque<Message>,
     reads: bool,
+    /// Signals from the server that it has acted upon: without a new one it does not look at its ring.
+    signals: u64,
+    /// It has not seen its ring empty since.
+    is_awake: bool,
     /// Type and id of requests without a reply yet.
     asked: VecDeque<(u32, u32, u32)>,
 }
@@ -181,8 +185,14 @@ impl Stage {
     }
 
     fn enter(&mut self, domid: u16, client: Client) {
-        let actor =
-            Actor { client, messages: VecDeque::new(), reads: true, asked: VecDeque::new() };
+        let actor = Actor {
+            client,
+            messages: VecDeque::new(),
+            reads: true,
+            signals: 0,
+            is_awake: true,
+            asked: VecDeque::new(),
+        };
         self.actors.insert(domid, actor);
     }
 
@@ -265,10 +275,16 @@ impl Stage {
         while !rest.is_empty() {
             let piece = self.piece().min(rest.len());
             let actor = self.actors.get_mut(&domid).ok_or("no such client")?;
+            let before = actor.client.page().word(Word::ReqCons);
+            let signals = self.simulation.world.signals(DomId(domid));
             let written = actor.client.write(&rest[..piece]);
             rest = &rest[written..];
             if runs {
                 self.simulation.settle();
+            }
+            let was_taken = actor.client.page().word(Word::ReqCons) != before;
+            if was_taken && signals == self.simulation.world.signals(DomId(domid)) {
+                return Err("a client that waits for room was not signalled".to_owned());
             }
             if written == 0 {
                 if !runs {
@@ -302,7 +318,14 @@ impl Stage {
                 let Some(actor) = self.actors.get_mut(domid).filter(|actor| actor.reads) else {
                     continue;
                 };
-                any += actor.client.read(piece);
+                let signals = self.simulation.world.signals(DomId(*domid));
+                actor.is_awake |= core::mem::replace(&mut actor.signals, signals) != signals;
+                if !actor.is_awake {
+                    continue;
+                }
+                let read = actor.client.read(piece);
+                actor.is_awake = read > 0;
+                any += read;
                 actor.messages.extend(core::iter::from_fn(|| actor.client.next_message()));
             }
             self.simulation.settle();
@@ -392,7 +415,9 @@ impl Stage {
             }
             "send" => return self.write(domid(1)?, &unescape(words[2])?, true),
             "read" | "unread" => {
-                self.actors.get_mut(&domid(1)?).ok_or("no such client")?.reads = words[0] == "read";
+                let actor = self.actors.get_mut(&domid(1)?).ok_or("no such client")?;
+                actor.reads = words[0] == "read";
+                actor.is_awake |= actor.reads;
             }
             "word" => return self.word(words),
             "discard" => {

@@ -10,11 +10,23 @@ const PAGE_SIZE: usize = 4096;
 
 /// One holder's view of a page. Clones are views of the same page.
 #[derive(Clone, Debug)]
-pub struct SimPage(Rc<RefCell<Vec<u8>>>, Rc<RefCell<Vec<u8>>>);
+pub struct SimPage {
+    bytes: Rc<RefCell<Vec<u8>>>,
+    late: Rc<RefCell<Late>>,
+}
+
+/// What a client writes at the worst moment.
+#[derive(Debug, Default)]
+struct Late {
+    bytes: Vec<u8>,
+    skipped: usize,
+    /// The server has stored an index, and no barrier made sure that the client can see it.
+    is_unseen: bool,
+}
 
 impl Default for SimPage {
     fn default() -> Self {
-        Self(Rc::new(RefCell::new(alloc::vec![0; PAGE_SIZE])), Rc::default())
+        Self { bytes: Rc::new(RefCell::new(alloc::vec![0; PAGE_SIZE])), late: Rc::default() }
     }
 }
 
@@ -23,35 +35,62 @@ impl SimPage {
     #[must_use]
     pub fn word(&self, word: Word) -> u32 {
         let mut bytes = [0; 4];
-        bytes.copy_from_slice(&self.0.borrow()[word as usize..][..4]);
+        bytes.copy_from_slice(&self.bytes.borrow()[word as usize..][..4]);
         u32::from_le_bytes(bytes)
     }
 
     /// Stores a word; any word, as a client can.
     pub fn set_word(&self, word: Word, value: u32) {
-        self.0.borrow_mut()[word as usize..][..4].copy_from_slice(&value.to_le_bytes());
+        self.bytes.borrow_mut()[word as usize..][..4].copy_from_slice(&value.to_le_bytes());
     }
 
     /// As the client: puts a byte into the request ring at a free-running index.
     pub fn put_request(&self, index: u32, byte: u8) {
-        self.0.borrow_mut()[(index % RING_SIZE) as usize] = byte;
+        self.bytes.borrow_mut()[(index % RING_SIZE) as usize] = byte;
     }
 
     /// As the client: reads a byte of the response ring at a free-running index.
     #[must_use]
     pub fn response(&self, index: u32) -> u8 {
-        self.0.borrow()[RSP_OFFSET + (index % RING_SIZE) as usize]
+        self.bytes.borrow()[RSP_OFFSET + (index % RING_SIZE) as usize]
     }
 
-    /// Bytes that the client will write, without a signal, just before the server says for the next time that
-    /// it has taken something: the client sees a server that is still busy.
-    pub fn write_before_next_take(&self, bytes: &[u8]) {
-        self.1.borrow_mut().extend_from_slice(bytes);
+    /// Bytes that the client will write right after the server has found the ring empty, but before the client
+    /// can see that the server has taken everything. So it sends no signal: it believes the server busy.
+    /// The first `skipped` such moments pass unused.
+    pub fn write_unnoticed(&self, bytes: &[u8], skipped: usize) {
+        let mut late = self.late.borrow_mut();
+        late.bytes.extend_from_slice(bytes);
+        late.skipped = skipped;
+    }
+
+    /// Those bytes, if there was no such moment.
+    #[must_use]
+    pub fn take_unwritten(&self) -> Vec<u8> {
+        core::mem::take(&mut self.late.borrow_mut().bytes)
+    }
+
+    /// Writes those bytes if this is the moment.
+    fn write_late(&self) {
+        let prod = self.word(Word::ReqProd);
+        let mut late = self.late.borrow_mut();
+        if late.is_unseen && prod == self.word(Word::ReqCons) {
+            if late.skipped > 0 {
+                late.skipped -= 1;
+                return;
+            }
+            let mut index = prod;
+            for byte in core::mem::take(&mut late.bytes) {
+                self.put_request(index, byte);
+                index = index.wrapping_add(1);
+            }
+            self.set_word(Word::ReqProd, index);
+        }
     }
 
     /// As the firmware of an HVM guest when it is done: both rings filled, all indices zero.
     pub fn firmware_reset(&self) {
-        self.0.borrow_mut()[..2 * RSP_OFFSET].fill(0xff);
+        self.bytes.borrow_mut()[..2 * RSP_OFFSET].fill(0xff);
         for word in [Word::ReqCons, Word::ReqProd, Word::RspCons, Word::RspProd] {
             self.set_word(word, 0);
         }
@@ -60,29 +99,28 @@ impl SimPage {
 
 impl RingPage for SimPage {
     fn load(&self, word: Word) -> u32 {
-        self.word(word)
+        let value = self.word(word);
+        if word == Word::ReqProd {
+            self.write_late();
+        }
+        value
     }
 
     fn store(&mut self, word: Word, value: u32) {
-        if word == Word::ReqCons {
-            let mut prod = self.word(Word::ReqProd);
-            for byte in core::mem::take(&mut *self.1.borrow_mut()) {
-                self.put_request(prod, byte);
-                prod = prod.wrapping_add(1);
-            }
-            self.set_word(Word::ReqProd, prod);
-        }
+        self.late.borrow_mut().is_unseen |= word == Word::ReqCons;
         self.set_word(word, value);
     }
 
     fn copy_request(&self, offset: usize, into: &mut [u8]) {
-        into.copy_from_slice(&self.0.borrow()[..RSP_OFFSET][offset..][..into.len()]);
+        into.copy_from_slice(&self.bytes.borrow()[..RSP_OFFSET][offset..][..into.len()]);
     }
 
     fn copy_response(&mut self, offset: usize, from: &[u8]) {
-        let mut page = self.0.borrow_mut();
+        let mut page = self.bytes.borrow_mut();
         page[RSP_OFFSET..2 * RSP_OFFSET][offset..][..from.len()].copy_from_slice(from);
     }
 
-    fn barrier(&self) {}
+    fn barrier(&self) {
+        self.late.borrow_mut().is_unseen = false;
+    }
 }
