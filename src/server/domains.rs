@@ -61,6 +61,17 @@ impl<P: Platform> Server<P> {
         true
     }
 
+    /// As [`learn`](Self::learn), but on behalf of a guest: where Xen does not tell, it could make the server
+    /// remember every domid there is.
+    pub(super) fn learn_certain(&mut self, domid: DomId) {
+        if self.domains.contains_key(&domid) || !domid.is_ordinary() {
+            return;
+        }
+        if let DomainState::Exists { unique_id, .. } = self.ask(domid) {
+            self.track(domid, unique_id);
+        }
+    }
+
     fn track(&mut self, domid: DomId, unique_id: Option<u64>) {
         self.domains.insert(domid, Domain::new(unique_id));
         self.store.learn(domid);

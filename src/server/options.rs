@@ -73,9 +73,9 @@ const NO_DAEMON: &str = "a stub domain is no daemon";
 
 /// Short name or NUL, long name, meaning.
 const TABLE: [(char, &str, Meaning); 29] = [
-    ('e', "event", Meaning::Event),
-    ('m', "master-domid", Meaning::FirstDomain),
-    ('p', "priv-domid", Meaning::Privileged),
+    ('\0', "event", Meaning::Event),
+    ('\0', "master-domid", Meaning::FirstDomain),
+    ('\0', "priv-domid", Meaning::Privileged),
     ('E', "entry-nb", Meaning::Limit(Quota::Nodes)),
     ('S', "entry-size", Meaning::Limit(Quota::NodeSize)),
     ('W', "watch-nb", Meaning::Limit(Quota::Watches)),
