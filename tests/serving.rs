@@ -72,6 +72,19 @@ fn requests_that_wait_in_the_first_ring_at_the_start_are_served() {
 }
 
 #[test]
+fn a_wrong_port_is_named_and_the_server_goes_on() {
+    let world = xenstore_stubdom::sim::World::new();
+    world.create(DomId(0));
+    let server = xenstore_stubdom::server::Server::new(world.platform(), "--event 99 --bad");
+    let mut simulation = Simulation { world: world.clone(), server };
+    simulation.server.start();
+    assert_eq!(simulation.settle(), None);
+    let console = world.take_console().join("\n");
+    assert!(console.contains("EVTCHNOP_bind_interdomain failed with error 22"), "{console}");
+    assert!(console.contains("--bad is unknown"), "{console}");
+}
+
+#[test]
 fn a_missing_port_is_named_and_the_server_goes_on() {
     let world = xenstore_stubdom::sim::World::new();
     let server = xenstore_stubdom::server::Server::new(world.platform(), "");

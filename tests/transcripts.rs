@@ -33,7 +33,7 @@
 //! `revoke 7` and `grant 7` (grant entry 1), `sleep MS`, `word 7 NAME = N` (must be), `word 7 NAME := N` (the
 //! domain writes it), `signal 7`, `send 7 BYTES` (into its ring, whatever they are), `firmware 7` (the rings
 //! filled, the indices zeroed), `unread 7` and `read 7` (stops and starts reading), `memory BYTES` (left in the
-//! server's heap), `discard 7 TEXT` (leaves out the next messages as long as they contain it), `old-xen` (Xen tells no changes and no unique ids), `console TEXT` (some line since the last such line
+//! server's heap), `mute-xen` (Xen tells nothing about domains), `discard 7 TEXT` (leaves out the next messages as long as they contain it), `old-xen` (Xen tells no changes and no unique ids), `console TEXT` (some line since the last such line
 //! says so), `loop N` ... `end` (the lines between, N times, `%i` being the round).
 
 extern crate alloc;
@@ -408,6 +408,7 @@ impl Stage {
             "sleep" => self.simulation.sleep(number(1)?),
             "memory" => world.set_heap_free(usize::try_from(number(1)?).unwrap()),
             "old-xen" => world.set_tells_changes(false),
+            "mute-xen" => world.set_tells_states(false),
             "signal" => world.signal(DomId(domid(1)?)),
             "firmware" => {
                 world.page(DomId(domid(1)?)).firmware_reset();

@@ -1,9 +1,9 @@
 //! The command line: what the toolstack puts in front, and the administrator's text behind it.
 //!
 //! `init-xenstore-domain` passes `--event PORT`, then what was given to its `--param`. The options are those of
-//! xenstored as far as they mean something in a stub domain (`docs/man/xenstored.8`-style help text of
-//! the C server, and "C xenstored 4.22 behaviour"). Nothing on the command line can keep the
-//! server from starting: what is unknown or damaged is reported and left out.
+//! C xenstored 4.22 as far as they mean something in a stub domain; those that do not are named on the
+//! console. Nothing on the command line can keep the server from starting: what is unknown or damaged is
+//! reported and left out.
 
 use crate::proto::id::DomId;
 use crate::store::quota::{Quota, Quotas};

@@ -224,7 +224,9 @@ impl Queue {
         if self.messages.is_empty() {
             // A burst's worth of memory is given back; a connection at rest holds next to nothing.
             self.messages.shrink_to(4);
-            self.events = HashTable::new();
+            if self.events.capacity() > 16 {
+                self.events = HashTable::new();
+            }
             self.earliest_ms = None;
         }
     }

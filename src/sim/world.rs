@@ -41,6 +41,8 @@ struct State {
     changed: BTreeSet<DomId>,
     /// Xen tells which domains changed, and their unique ids.
     tells_changes: bool,
+    /// Xen tells anything about domains at all.
+    tells_states: bool,
     heap_free: usize,
     console: Vec<String>,
 }
@@ -64,6 +66,7 @@ impl Default for World {
             events: VecDeque::new(),
             changed: BTreeSet::new(),
             tells_changes: true,
+            tells_states: true,
             heap_free: usize::MAX,
             console: Vec::new(),
         })))
@@ -150,6 +153,11 @@ impl World {
         self.state().tells_changes = tells;
     }
 
+    /// Chooses whether the server may ask about domains at all.
+    pub fn set_tells_states(&self, tells: bool) {
+        self.state().tells_states = tells;
+    }
+
     /// Chooses how many bytes the server's heap has left.
     pub fn set_heap_free(&self, bytes: usize) {
         self.state().heap_free = bytes;
@@ -205,6 +213,9 @@ impl World {
 
 impl State {
     fn domain_state(&self, domid: DomId) -> DomainState {
+        if !self.tells_states {
+            return DomainState::Unknown;
+        }
         self.domains.get(&domid).map_or(DomainState::Gone, |domain| DomainState::Exists {
             shutdown: domain.shutdown,
             unique_id: self.tells_changes.then_some(domain.unique_id),
@@ -280,7 +291,7 @@ impl Platform for SimPlatform {
 
     fn next_change(&mut self) -> Change {
         let mut state = self.0.state();
-        if !state.tells_changes {
+        if !state.tells_changes || !state.tells_states {
             return Change::Unsupported;
         }
         match state.changed.pop_first() {
