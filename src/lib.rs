@@ -27,3 +27,7 @@ pub mod server;
 #[cfg(not(target_os = "none"))]
 pub mod sim;
 pub mod store;
+
+#[cfg(any(test, target_os = "none"))]
+#[expect(unsafe_code, reason = "the real world: hypercalls, page tables, memory shared with others")]
+pub mod xen;

@@ -1,0 +1,64 @@
+// Where the processor goes on an exception or an event.
+//
+// An exception is the end: each stub brings the stack into the form of `Frame` (src/xen/traps.rs) and
+// calls Rust, which reports and shuts the domain down. Nothing returns.
+//
+// An event needs no work here. Its only purpose is to end `hlt`; the main loop looks at the event words
+// itself. Xen repeats the interrupt as long as events are pending and interrupts are on, so
+// the handler returns with them off.
+
+.set RFLAGS_IF,     0x200
+.set FRAME_RFLAGS,  16              // rip, cs, rflags, rsp, ss, from the stack pointer up
+
+.section .text.traps, "ax"
+.global event_upcall
+.type event_upcall, @function
+event_upcall:
+    and     qword ptr [rsp + FRAME_RFLAGS], ~RFLAGS_IF
+    iretq
+.size event_upcall, . - event_upcall
+
+// One stub of 16 bytes per exception, so that stub n stands at exception_stubs + 16 * n.
+.balign 16
+.global exception_stubs
+.type exception_stubs, @function
+exception_stubs:
+.set vector, 0
+.rept 32
+    .balign 16
+    // The processor pushes an error code for these (Intel SDM volume 3, table 6-1); for the others
+    // a zero takes its place.
+    .if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)
+    push    0
+    .endif
+    push    vector
+    jmp     exception
+    .set vector, vector + 1
+.endr
+.balign 16
+.size exception_stubs, . - exception_stubs
+
+.type exception, @function
+exception:
+    cld
+    push    rax
+    push    rbx
+    push    rcx
+    push    rdx
+    push    rsi
+    push    rdi
+    push    rbp
+    push    r8
+    push    r9
+    push    r10
+    push    r11
+    push    r12
+    push    r13
+    push    r14
+    push    r15
+    mov     rdi, rsp
+    and     rsp, ~15
+    xor     ebp, ebp
+    call    {report}
+    ud2
+.size exception, . - exception
