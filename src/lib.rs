@@ -29,5 +29,8 @@ pub mod sim;
 pub mod store;
 
 #[cfg(any(test, target_os = "none"))]
-#[expect(unsafe_code, reason = "the real world: hypercalls, page tables, memory shared with others")]
+#[expect(
+    unsafe_code,
+    reason = "the real world: hypercalls, page tables, memory shared with others"
+)]
 pub mod xen;

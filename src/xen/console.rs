@@ -93,8 +93,7 @@ impl Console {
     }
 }
 
-static CONSOLE: Mutex<Console> =
-    Mutex::new(Console { ring: None, line: Line::new(), lost: 0 });
+static CONSOLE: Mutex<Console> = Mutex::new(Console { ring: None, line: Line::new(), lost: 0 });
 
 /// Opens the PV console.
 pub(super) fn attach(page: SharedPage, port: u32) {

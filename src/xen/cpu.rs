@@ -1,11 +1,26 @@
 //! Instructions of the processor that have no name in `core`.
 
 use core::arch::asm;
-use core::arch::x86_64::{__cpuid_count, CpuidResult, _rdtsc};
+use core::arch::x86_64::{_rdtsc, CpuidResult};
+
+/// The low and the high half of a word.
+pub(super) fn halves(word: u64) -> [u32; 2] {
+    #[expect(clippy::cast_possible_truncation, reason = "cut in halves on purpose")]
+    [word as u32, (word >> 32) as u32]
+}
 
 /// CPUID.
 pub(super) fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
-    __cpuid_count(leaf, subleaf)
+    let (eax, ebx, ecx, edx): (u32, u64, u32, u32);
+    // SAFETY: every 64-bit processor has the instruction, and it changes these four registers only. The
+    // compiler keeps rbx for itself, so it is put back.
+    unsafe {
+        asm!("mov {rbx}, rbx", "cpuid", "xchg {rbx}, rbx", rbx = out(reg) ebx,
+             inout("eax") leaf => eax, inout("ecx") subleaf => ecx, out("edx") edx,
+             options(nomem, nostack, preserves_flags));
+    }
+    let [ebx, _] = halves(ebx);
+    CpuidResult { eax, ebx, ecx, edx }
 }
 
 /// The time stamp counter.

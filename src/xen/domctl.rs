@@ -27,8 +27,7 @@ pub(super) enum Domctls {
 
 /// Asks, and returns the answer or a positive errno.
 fn ask(cmd: u32, interface_version: u32, domain: DomId) -> Result<Domctl, i32> {
-    let mut argument =
-        Domctl { cmd, interface_version, domain: domain.0, ..Default::default() };
+    let mut argument = Domctl { cmd, interface_version, domain: domain.0, ..Default::default() };
     // SAFETY: (1) the two commands of this file take no addresses; (2) they only answer questions.
     match unsafe { hypercall::perform_on_memory(&mut argument) } {
         Ok(_) => Ok(argument),
@@ -39,12 +38,9 @@ fn ask(cmd: u32, interface_version: u32, domain: DomId) -> Result<Domctl, i32> {
 impl Domctls {
     /// Finds out what this Xen has, by asking about domain 0, and says so on the console.
     pub(super) fn probe() -> Self {
-        let stable = match ask(GET_DOMAIN_STATE, 0, DomId(0)) {
-            Ok(_) => {
-                console::line(format_args!("xen: domain states by get_domain_state"));
-                return Self::State;
-            }
-            Err(code) => code,
+        let Err(stable) = ask(GET_DOMAIN_STATE, 0, DomId(0)) else {
+            console::line(format_args!("xen: domain states by get_domain_state"));
+            return Self::State;
         };
         // EACCES means another version, anything else that this was the right one.
         for version in VERSIONS {

@@ -79,12 +79,12 @@ fn take_lowest(word: &mut u64) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::boxed::Box;
-    use std::vec::Vec;
+    use alloc::vec::Vec;
+    use core::mem::MaybeUninit;
 
-    fn shared_info() -> Box<SharedInfo> {
+    fn shared_info() -> SharedInfo {
         // SAFETY: all fields are integers, for which zero bytes are a value.
-        unsafe { Box::<SharedInfo>::new_zeroed().assume_init() }
+        unsafe { MaybeUninit::<SharedInfo>::zeroed().assume_init() }
     }
 
     /// What Xen does.
@@ -102,10 +102,10 @@ mod tests {
         let info = shared_info();
         let mut scan = Scan::default();
         assert_eq!(scan.next(&info), None);
-        let ports: Vec<u32> = (0..PORTS).step_by(7).chain([PORTS - 1]).collect();
+        let ports: Vec<u32> = (0..PORTS).step_by(7).collect();
         ports.iter().for_each(|&p| signal(&info, p));
         let got: Vec<u32> = core::iter::from_fn(|| scan.next(&info)).collect();
-        assert_eq!(got, ports);
+        assert!(got == ports && got.ends_with(&[PORTS - 1]));
         assert!(info.evtchn_pending.iter().all(|w| w.load(Ordering::SeqCst) == 0));
     }
 

@@ -50,9 +50,7 @@ impl Frames {
     pub fn give(&mut self, frame: usize) {
         let index = frame / PER_WORD;
         let bit = 1 << (frame % PER_WORD);
-        if let Some(word) = self.words.get_mut(index)
-            && *word & bit == 0
-        {
+        if let Some(word) = self.words.get_mut(index).filter(|word| **word & bit == 0) {
             *word |= bit;
             self.free += 1;
             self.hint = self.hint.min(index);
@@ -93,8 +91,8 @@ impl Frames {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::boxed::Box;
-    use std::vec;
+    use alloc::boxed::Box;
+    use alloc::vec;
 
     fn frames(words: usize, free: impl Iterator<Item = usize>) -> Frames {
         let mut frames = Frames::new(Box::leak(vec![u64::MAX; words].into_boxed_slice()));

@@ -25,8 +25,7 @@ struct Window {
     next: usize,
 }
 
-static WINDOW: Mutex<Window> =
-    Mutex::new(Window { free: Vec::new(), next: SHARED_INFO_PAGE + 1 });
+static WINDOW: Mutex<Window> = Mutex::new(Window { free: Vec::new(), next: SHARED_INFO_PAGE + 1 });
 
 /// Maps `struct shared_info`.
 pub(super) fn map_shared_info() -> Result<&'static SharedInfo, PlatformError> {

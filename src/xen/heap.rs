@@ -56,7 +56,7 @@ struct Slab {
     /// Blocks that have been handed out at least once; those behind are not in `free`.
     fresh: u16,
 }
-const _: () = assert!(size_of::<Slab>() <= HEADER && HEADER.is_multiple_of(SMALL_ALIGN));
+const _: () = assert!(size_of::<Slab>() <= HEADER && HEADER % SMALL_ALIGN == 0);
 
 const SLAB: Layout = match Layout::from_size_align(PAGE_SIZE, PAGE_SIZE) {
     Ok(layout) => layout,
@@ -140,11 +140,9 @@ impl Heap {
     pub fn allocate(&mut self, layout: Layout) -> *mut u8 {
         let block = match class_of(layout) {
             Some(class) => self.allocate_small(class).inspect(|_| self.used += SIZES[class]),
-            None => self
-                .holes
-                .allocate_first_fit(layout)
-                .ok()
-                .inspect(|_| self.used += rounded(layout)),
+            None => {
+                self.holes.allocate_first_fit(layout).ok().inspect(|_| self.used += rounded(layout))
+            }
         };
         block.map_or(null_mut(), NonNull::as_ptr)
     }
@@ -280,8 +278,8 @@ const fn capacity(class: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::alloc::{alloc, dealloc};
-    use std::vec::Vec;
+    use alloc::alloc::{alloc, dealloc};
+    use alloc::vec::Vec;
 
     /// Runs `test` on a heap of `pages` pages, given to it in two halves.
     fn with_heap(pages: usize, test: impl FnOnce(&mut Heap)) {
@@ -312,7 +310,7 @@ mod tests {
         }
         assert_eq!(class_of(Layout::from_size_align(SMALL_MAX + 1, 1).unwrap()), None);
         assert_eq!(class_of(Layout::from_size_align(16, 32).unwrap()), None);
-        assert!((0..SIZES.len()).all(|c| capacity(c) >= 2 && SIZES[c].is_multiple_of(SMALL_ALIGN)));
+        assert!((0..SIZES.len()).all(|c| capacity(c) >= 2 && SIZES[c] % SMALL_ALIGN == 0));
     }
 
     #[test]
@@ -336,7 +334,7 @@ mod tests {
                     if block.is_null() {
                         continue;
                     }
-                    assert!(block.addr().is_multiple_of(align));
+                    assert!(block.addr() % align == 0);
                     let mark = u8::try_from(round % 251).unwrap();
                     // SAFETY: a fresh block of that size.
                     unsafe { block.write_bytes(mark, layout.size()) };

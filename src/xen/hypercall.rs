@@ -36,7 +36,7 @@ pub(super) fn choose_instruction() {
 /// 2. What else the call does to this domain's memory is argued by the caller.
 unsafe fn raw(number: u64, args: [u64; 3]) -> i64 {
     let [a, b, c] = args;
-    let result: u64;
+    let result: i64;
     if AMD.load(Ordering::Relaxed) {
         // SAFETY: (1, 2) by contract; Xen may change the argument registers and nothing else.
         unsafe {
@@ -52,7 +52,7 @@ unsafe fn raw(number: u64, args: [u64; 3]) -> i64 {
                  options(nostack));
         }
     }
-    result.cast_signed()
+    result
 }
 
 /// Turns a raw answer into a result.

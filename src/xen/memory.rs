@@ -17,6 +17,7 @@
 use super::abi::memory::{
     CurrentReservation, E820Entry, GetMemoryMap, MaximumReservation, PopulatePhysmap,
 };
+use super::abi::start_info::{HvmModlistEntry, HvmStartInfo};
 use super::abi::xen::errno;
 use super::frames::{Frames, PER_WORD};
 use super::heap::Heap;
@@ -46,7 +47,7 @@ const TABLE_RESERVE: usize = 8;
 const CHUNK: usize = 64;
 
 /// Entries of a memory map that are looked at.
-const MAP_MAX: usize = 32;
+const MAP_MAX: u32 = 32;
 
 /// Bits of a page table entry (Intel SDM volume 3, 4.5).
 const PRESENT: u64 = 1;
@@ -68,7 +69,7 @@ unsafe impl Sync for StaticTable {}
 static DIRECT_PDPT: StaticTable = StaticTable(UnsafeCell::new([0; ENTRIES]));
 static DIRECT_PD: StaticTable = StaticTable(UnsafeCell::new([0; ENTRIES]));
 
-// SAFETY: `linker.ld` and `boot/head.S` define these symbols; only their addresses are used.
+// `linker.ld` and `boot/head.S` define these symbols; only their addresses are used.
 unsafe extern "C" {
     safe static image_start: [u8; 0];
     safe static image_end: [u8; 0];
@@ -132,7 +133,7 @@ impl Occupied {
 /// # Safety
 /// Runs once, first of this file; `image_base` is where `boot/head.S` found the image.
 pub(super) unsafe fn find(image_base: usize) -> Result<(), PlatformError> {
-    let mut entries = [E820Entry::default(); MAP_MAX];
+    let mut entries = [E820Entry::default(); MAP_MAX as usize];
     let map = memory_map(&mut entries)?;
     let nothing = |call| PlatformError { call, code: errno::EINVAL };
     let ram = layout::ram_around(map, image_base / PAGE_SIZE)
@@ -219,9 +220,8 @@ const OUT_OF_FRAMES: PlatformError =
     PlatformError { call: "page table without a free frame", code: errno::ENOMEM };
 
 /// Reads the memory map of the domain.
-fn memory_map(entries: &mut [E820Entry; MAP_MAX]) -> Result<&[E820Entry], PlatformError> {
-    let mut argument =
-        GetMemoryMap { nr_entries: MAP_MAX as u32, buffer: entries.as_mut_ptr() };
+fn memory_map(entries: &mut [E820Entry; MAP_MAX as usize]) -> Result<&[E820Entry], PlatformError> {
+    let mut argument = GetMemoryMap { nr_entries: MAP_MAX, buffer: entries.as_mut_ptr() };
     // SAFETY: (1) the buffer has the number of entries that it says; (2) nothing is unmapped.
     unsafe { hypercall::perform_on_memory(&mut argument) }?;
     Ok(entries.get(..argument.nr_entries as usize).unwrap_or_default())
@@ -372,11 +372,7 @@ impl Memory {
 #[must_use]
 pub fn figures() -> Figures {
     let memory = MEMORY.lock();
-    Figures {
-        populated: memory.populated,
-        maximum: memory.limit,
-        free: memory.frames.free(),
-    }
+    Figures { populated: memory.populated, maximum: memory.limit, free: memory.frames.free() }
 }
 
 /// Maps a page that Xen or the domain builder put somewhere outside the RAM.
@@ -417,6 +413,25 @@ pub(super) fn copy_physical(address: u64, into: &mut [u8]) -> bool {
     inside
 }
 
+/// A structure of the domain builder's, copied out of populated memory; `None` if it is not there.
+pub(super) fn read_physical<T: Plain>(address: u64) -> Option<T> {
+    let mut value = T::default();
+    let bytes = core::ptr::from_mut(&mut value).cast::<u8>();
+    // SAFETY: the bytes of `value`, which nobody else uses; by `Plain` any bytes will do.
+    let bytes = unsafe { core::slice::from_raw_parts_mut(bytes, size_of::<T>()) };
+    copy_physical(address, bytes).then_some(value)
+}
+
+/// A structure for which any bytes are a value.
+///
+/// # Safety
+/// Only integers, and no padding.
+pub(super) unsafe trait Plain: Default + Copy {}
+// SAFETY: only integers; the assertions on its size leave no room for padding.
+unsafe impl Plain for HvmStartInfo {}
+// SAFETY: as above.
+unsafe impl Plain for HvmModlistEntry {}
+
 /// The allocator of the image.
 #[derive(Debug)]
 struct Allocator;
@@ -450,10 +465,7 @@ unsafe impl GlobalAlloc for Allocator {
         let block = heap.allocate(layout);
         // Enough for the block wherever its alignment puts it, or for a slab.
         let slack = layout.align().max(PAGE_SIZE);
-        if block.is_null()
-            && let Some(bytes) = layout.size().checked_add(slack)
-            && grow(&mut heap, bytes)
-        {
+        if block.is_null() && grow(&mut heap, layout.size().saturating_add(slack)) {
             return heap.allocate(layout);
         }
         block

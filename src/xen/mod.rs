@@ -22,7 +22,10 @@
 //! The files without hardware in them are compiled for the host's tests, too.
 
 // A page holds many things of different alignment; casts here follow checked addresses.
-#![expect(clippy::cast_ptr_alignment, reason = "pages are cast to what Xen or the processor has there")]
+#![expect(
+    clippy::cast_ptr_alignment,
+    reason = "pages are cast to what Xen or the processor has there"
+)]
 
 pub mod abi;
 pub mod frames;
@@ -30,13 +33,13 @@ pub mod heap;
 pub mod layout;
 pub mod shared_page;
 
-pub mod evtchn;
 #[cfg(target_os = "none")]
 pub mod console;
 #[cfg(target_os = "none")]
 mod cpu;
 #[cfg(target_os = "none")]
 mod domctl;
+pub mod evtchn;
 #[cfg(target_os = "none")]
 pub mod gnttab;
 #[cfg(target_os = "none")]

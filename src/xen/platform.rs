@@ -8,9 +8,7 @@ use super::gnttab::GrantedPage;
 use super::start::Machine;
 use super::{console, cpu, hypercall, memory};
 use crate::proto::id::{DomId, EvtchnPort};
-use crate::server::platform::{
-    Change, DomainState, Event, HeapStats, Platform, PlatformError,
-};
+use crate::server::platform::{Change, DomainState, Event, HeapStats, Platform, PlatformError};
 use core::fmt;
 
 /// The world of a xenstore domain.

@@ -36,7 +36,7 @@ impl SharedPage {
 
     /// The word at an offset, as an atomic.
     fn word(&self, offset: usize) -> &AtomicU32 {
-        assert!(offset.is_multiple_of(4) && offset < PAGE_SIZE, "a word outside the page");
+        assert!(offset % 4 == 0 && offset < PAGE_SIZE, "a word outside the page");
         // SAFETY: the assertion keeps it inside the page that `new` was promised.
         let address = unsafe { self.base.add(offset) };
         // SAFETY: valid and aligned, and all accesses to words in this program are atomic.
@@ -77,17 +77,20 @@ impl SharedPage {
         let len = from.len().min(PAGE_SIZE.saturating_sub(offset));
         let head = head_len(offset, len);
         let (head, rest) = from[..len].split_at(head);
-        let (chunks, tail) = rest.as_chunks::<CHUNK>();
+        let chunks = rest.chunks_exact(CHUNK);
+        let tail = chunks.remainder();
         let mut at = offset;
         for &byte in head {
             self.write_byte(at, byte);
             at += 1;
         }
-        for &chunk in chunks {
+        for chunk in chunks {
+            let mut bytes = [0; CHUNK];
+            bytes.copy_from_slice(chunk);
             // SAFETY: `at` advances by what was copied and stays below the clipped end.
             let to = unsafe { self.base.add(at) };
             // SAFETY: inside the page, and behind the head `at` is a multiple of 8.
-            unsafe { to.cast::<u64>().write_volatile(u64::from_le_bytes(chunk)) };
+            unsafe { to.cast::<u64>().write_volatile(u64::from_le_bytes(bytes)) };
             at += CHUNK;
         }
         for &byte in tail {
@@ -150,8 +153,9 @@ impl RingPage for SharedPage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::alloc::{Layout, alloc_zeroed, dealloc};
-    use std::vec;
+    use alloc::alloc::{alloc_zeroed, dealloc};
+    use alloc::vec;
+    use core::alloc::Layout;
 
     const LAYOUT: Layout = Layout::new::<Aligned>();
 

@@ -30,7 +30,7 @@ global_asm!(
     rust_entry = sym rust_entry,
 );
 
-// SAFETY: the binary defines it with the macro `xen_entry`, which checks the type.
+// The binary defines it with the macro `xen_entry`, which checks the type.
 unsafe extern "Rust" {
     safe fn xen_program(machine: Machine, command_line: &'static str) -> !;
 }
@@ -112,35 +112,21 @@ impl StartInfo {
     /// Copies it out of memory that is about to be used for other things.
     fn read(address: u64) -> Result<Self, PlatformError> {
         let bad = |call| PlatformError { call, code: super::abi::xen::errno::EINVAL };
-        let mut raw = [0; size_of::<HvmStartInfo>()];
-        if !memory::copy_physical(address, &mut raw) {
-            return Err(bad("start info outside memory"));
-        }
-        let word = |at: usize| u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
-        let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
-        use core::mem::offset_of;
-        if word(offset_of!(HvmStartInfo, magic)) != MAGIC {
+        let info: HvmStartInfo =
+            memory::read_physical(address).ok_or(bad("start info outside memory"))?;
+        if info.magic != MAGIC {
             return Err(bad("start info without its magic number"));
         }
-        let count = word(offset_of!(HvmStartInfo, nr_modules)) as usize;
-        let list = long(offset_of!(HvmStartInfo, modlist_paddr));
         let mut modules = [Occupied::default(); MODULES_MAX];
-        for (slot, index) in modules.iter_mut().zip(0..count as u64) {
-            let mut entry = [0; size_of::<HvmModlistEntry>()];
-            if memory::copy_physical(list + index * entry.len() as u64, &mut entry) {
-                let [start, size, ..] = words(&entry);
+        for (slot, index) in modules.iter_mut().zip(0..u64::from(info.nr_modules)) {
+            let at = info.modlist_paddr + index * size_of::<HvmModlistEntry>() as u64;
+            if let Some(HvmModlistEntry { paddr, size, .. }) = memory::read_physical(at) {
+                let [start, size] = [paddr, size].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
                 *slot = Occupied { start, size };
             }
         }
-        let command_line = command_line(long(offset_of!(HvmStartInfo, cmdline_paddr)));
-        Ok(Self { command_line, modules })
+        Ok(Self { command_line: command_line(info.cmdline_paddr), modules })
     }
-}
-
-/// The first two 64-bit words of an entry.
-fn words(bytes: &[u8; 32]) -> [usize; 2] {
-    let (chunks, _) = bytes.as_chunks::<8>();
-    [chunks[0], chunks[1]].map(|c| usize::try_from(u64::from_le_bytes(c)).unwrap_or(usize::MAX))
 }
 
 /// Copies the command line to a place of its own; empty if there is none or it is not text.

@@ -49,11 +49,14 @@ const EXCEPTION_NAMES: [&str; 22] = [
 const DOUBLE_FAULT: usize = 8;
 const PAGE_FAULT: usize = 14;
 
+/// Bytes of a task state segment.
+const TSS_SIZE: u8 = 104;
+
 const IST_STACK_SIZE: usize = 0x2000;
 
 global_asm!(include_str!("../../boot/traps.S"), report = sym report_fault);
 
-// SAFETY: `boot/traps.S` defines these symbols; only their addresses are used.
+// `boot/traps.S` defines these symbols; only their addresses are used.
 unsafe extern "C" {
     safe static event_upcall: [u8; 0];
     safe static exception_stubs: [u8; 0];
@@ -102,7 +105,7 @@ struct Tables {
     /// Null, code, data, and two words for the TSS.
     gdt: [u64; 5],
     /// The TSS as 32-bit words: the IST pointers start at byte 36.
-    tss: [u32; 26],
+    tss: [u32; TSS_SIZE as usize / 4],
 }
 const _: () = assert!(UPCALL_VECTOR as usize == EXCEPTIONS);
 
@@ -113,7 +116,7 @@ static TABLES: TablesCell = TablesCell(UnsafeCell::new(Tables {
     idt: [[0; 2]; EXCEPTIONS + 1],
     // As in boot/head.S: flat, 64-bit code and data, accessed bits set.
     gdt: [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0, 0],
-    tss: [0; 26],
+    tss: [0; TSS_SIZE as usize / 4],
 }));
 
 /// An interrupt gate: present, type 14 (interrupts go off), our code segment.
@@ -132,10 +135,7 @@ const fn gate(handler: u64, ist: u64) -> [u64; 2] {
 /// The two words of a descriptor of an available 64-bit TSS.
 const fn tss_descriptor(base: u64, limit: u64) -> [u64; 2] {
     const PRESENT_TSS: u64 = 0x89 << 40;
-    [
-        limit | ((base & 0x00ff_ffff) << 16) | PRESENT_TSS | ((base & 0xff00_0000) << 32),
-        base >> 32,
-    ]
+    [limit | ((base & 0x00ff_ffff) << 16) | PRESENT_TSS | ((base & 0xff00_0000) << 32), base >> 32]
 }
 
 /// The operand of `lgdt` and `lidt`.
@@ -145,11 +145,16 @@ struct TablePointer {
     base: u64,
 }
 
+impl TablePointer {
+    fn of<T>(table: &T) -> Self {
+        let limit = u16::try_from(size_of::<T>() - 1).unwrap_or(u16::MAX);
+        Self { limit, base: core::ptr::from_ref(table).addr() as u64 }
+    }
+}
+
 /// The low and high 32 bits of the address just above a stack.
 fn top_of(stack: &'static IstStack) -> [u32; 2] {
-    let top = (stack.0.get().addr() + IST_STACK_SIZE) as u64;
-    #[expect(clippy::cast_possible_truncation, reason = "cut in halves on purpose")]
-    [top as u32, (top >> 32) as u32]
+    cpu::halves((stack.0.get().addr() + IST_STACK_SIZE) as u64)
 }
 
 /// Fills in the tables and loads them.
@@ -162,9 +167,9 @@ pub(super) unsafe fn init() {
     let [first, second] = [top_of(&PAGE_FAULT_STACK), top_of(&DOUBLE_FAULT_STACK)];
     tables.tss[9..13].copy_from_slice(&[first[0], first[1], second[0], second[1]]);
     // No I/O permission map: its offset lies behind the segment's limit.
-    tables.tss[25] = (size_of_val(&tables.tss) as u32) << 16;
+    tables.tss[25] = u32::from(TSS_SIZE) << 16;
     let tss = tables.tss.as_ptr().addr() as u64;
-    tables.gdt[3..5].copy_from_slice(&tss_descriptor(tss, size_of_val(&tables.tss) as u64 - 1));
+    tables.gdt[3..5].copy_from_slice(&tss_descriptor(tss, u64::from(TSS_SIZE) - 1));
 
     let stubs = (&raw const exception_stubs).addr() as u64;
     for (vector, slot) in tables.idt[..EXCEPTIONS].iter_mut().enumerate() {
@@ -177,14 +182,8 @@ pub(super) unsafe fn init() {
     }
     tables.idt[usize::from(UPCALL_VECTOR)] = gate((&raw const event_upcall).addr() as u64, 0);
 
-    let gdt = TablePointer {
-        limit: (size_of_val(&tables.gdt) - 1) as u16,
-        base: tables.gdt.as_ptr().addr() as u64,
-    };
-    let idt = TablePointer {
-        limit: (size_of_val(&tables.idt) - 1) as u16,
-        base: tables.idt.as_ptr().addr() as u64,
-    };
+    let gdt = TablePointer::of(&tables.gdt);
+    let idt = TablePointer::of(&tables.idt);
     // SAFETY: the tables are static and complete; the selectors in use mean the same in the new GDT.
     unsafe {
         asm!("lgdt [{gdt}]", "lidt [{idt}]", "ltr {tss:x}",
