@@ -8,6 +8,8 @@
 //! | `bad-index` | an honest READ; then `req_prod` 2000 ahead of `req_cons` | `error` becomes 2, no reply comes |
 //! | `oversize` | an honest READ; then a header with a length of 4097 | `error` becomes 3, no reply comes |
 //! | `idle` | nothing | never: it stays until it is destroyed |
+//! | `heap` | takes memory until there is none, checks and returns it, twice | the second round gets as much |
+//! | `fault=KIND` | `panic`, `read-only`, `execute`, `stack` or `null` | never: it crashes with a report |
 //!
 //! The last line on the console is the verdict: `verdict: pass` or `verdict: fail: reason`.
 
@@ -43,6 +45,9 @@ mod client {
     /// How long an answer may take.
     const PATIENCE_MS: u64 = 10_000;
 
+    /// Time between two looks at the page when no event comes.
+    const LOOK_EVERY_MS: u64 = 100;
+
     /// The guest's end of its ring.
     pub(super) struct Client {
         pub(super) machine: Machine,
@@ -73,10 +78,12 @@ mod client {
                 if let Some(found) = look(&mut self.page) {
                     return Ok(found);
                 }
-                if self.machine.now_ms() >= deadline {
+                let now = self.machine.now_ms();
+                if now >= deadline {
                     return Err(format!("no {what} within {PATIENCE_MS} ms"));
                 }
-                self.machine.wait(Some(deadline));
+                // A server that gives a ring up need not signal that.
+                self.machine.wait(Some(now + LOOK_EVERY_MS));
             }
         }
 
@@ -174,8 +181,11 @@ mod image {
     use super::client::{Client, XS_READ, XS_WRITE, header};
     use alloc::format;
     use alloc::string::String;
-    use xenstore_stubdom::proto::ring::{RingError, Word};
+    use alloc::vec::Vec;
+    use xenstore_stubdom::proto::ring::{RingError, RingPage, Word};
     use xenstore_stubdom::xen::start::Machine;
+    use xenstore_stubdom::xen::traps::{Fault, provoke};
+    use xenstore_stubdom::xen::{console, memory};
 
     xenstore_stubdom::xen_entry!(main);
 
@@ -207,6 +217,8 @@ mod image {
             "bad-index" => bad_index(client),
             "oversize" => oversize(client),
             "idle" => idle(client),
+            "heap" => heap(client),
+            _ if role.starts_with("fault=") => fault(role),
             _ => Err(format!("unknown role \"{role}\"")),
         }
     }
@@ -247,7 +259,6 @@ mod image {
     /// Waits for the server to give the ring up, and then makes sure that it stays silent.
     fn expect_loss(client: &mut Client, error: RingError, before: u32) -> Result<(), String> {
         let found = client.until("word `error` other than 0", |page| {
-            use xenstore_stubdom::proto::ring::RingPage;
             Some(page.load(Word::Error)).filter(|&value| value != 0)
         })?;
         if found != error as u32 {
@@ -262,6 +273,66 @@ mod image {
             Ok(())
         } else {
             Err(String::from("a reply came all the same"))
+        }
+    }
+
+    /// Blocks of these sizes are taken in turn: small ones, a page's neighbourhood, large ones.
+    const BLOCKS: [usize; 6] = [24, 100, 1000, 4096, 5000, 100_000];
+
+    /// Takes memory until there is none and returns how many bytes that was.
+    fn fill() -> Result<usize, String> {
+        let mut blocks: Vec<Vec<u8>> = Vec::new();
+        let mut total = 0;
+        loop {
+            let mut block = Vec::new();
+            let size = BLOCKS[blocks.len() % BLOCKS.len()];
+            if blocks.try_reserve(1).is_err() || block.try_reserve_exact(size).is_err() {
+                break;
+            }
+            block.resize(size, mark(blocks.len()));
+            total += size;
+            blocks.push(block);
+        }
+        let spoiled =
+            blocks.iter().enumerate().find(|(i, block)| block.iter().any(|&b| b != mark(*i)));
+        match spoiled {
+            Some((index, _)) => Err(format!("block {index} was overwritten")),
+            None => Ok(total),
+        }
+    }
+
+    /// What a block is filled with.
+    fn mark(index: usize) -> u8 {
+        u8::try_from(index % 251).unwrap_or_default()
+    }
+
+    fn heap(client: &mut Client) -> Result<(), String> {
+        let mut totals = [0; 2];
+        for total in &mut totals {
+            let start = client.machine.now_ms();
+            *total = fill()?;
+            console::both(format_args!(
+                "heap: {total} bytes in {} ms, then {:?}, {:?}",
+                client.machine.now_ms() - start,
+                memory::heap(),
+                memory::figures()
+            ));
+        }
+        if totals[1] >= totals[0] / 10 * 9 {
+            Ok(())
+        } else {
+            Err(format!("then only {}", totals[1]))
+        }
+    }
+
+    fn fault(role: &str) -> Result<(), String> {
+        match role {
+            "fault=panic" => provoke(Fault::Panic),
+            "fault=read-only" => provoke(Fault::WriteReadOnly),
+            "fault=execute" => provoke(Fault::ExecuteData),
+            "fault=stack" => provoke(Fault::StackOverflow),
+            "fault=null" => provoke(Fault::Null),
+            _ => Err(format!("unknown {role}")),
         }
     }
 

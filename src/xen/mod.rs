@@ -53,7 +53,7 @@ pub mod start;
 #[cfg(target_os = "none")]
 mod time;
 #[cfg(target_os = "none")]
-mod traps;
+pub mod traps;
 
 /// `DOMID_SELF`, as the structures of [`abi`] have it.
 #[cfg(target_os = "none")]

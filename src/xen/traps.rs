@@ -62,6 +62,12 @@ unsafe extern "C" {
     safe static exception_stubs: [u8; 0];
 }
 
+// `linker.ld` defines these; only their addresses are used.
+unsafe extern "C" {
+    safe static stack_guard: [u8; 0];
+    safe static stack_bottom: [u8; 0];
+}
+
 /// What `boot/traps.S` leaves on the stack.
 #[repr(C)]
 struct Frame {
@@ -207,6 +213,10 @@ extern "C" fn report_fault(frame: &Frame) -> ! {
         frame.error,
         cpu::fault_address()
     ));
+    let guard = (&raw const stack_guard).addr() as u64..(&raw const stack_bottom).addr() as u64;
+    if guard.contains(&cpu::fault_address()) {
+        report.line(format_args!("  that is the page below the stack: too deep a recursion"));
+    }
     let f = frame;
     report.line(format_args!(
         "  rip {:016x} rsp {:016x} rflags {:08x} cs {:x} ss {:x}",
@@ -271,6 +281,44 @@ fn crash() -> ! {
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     let mut report = Report::begin();
-    report.line(format_args!("fatal: {info}"));
+    let message = info.message();
+    match info.location() {
+        Some(place) => report.line(format_args!("fatal: panic at {place}: {message}")),
+        None => report.line(format_args!("fatal: panic: {message}")),
+    }
     crash()
+}
+
+/// Mistakes that [`provoke`] makes.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// A panic.
+    Panic,
+    /// A write to read-only data.
+    WriteReadOnly,
+    /// A jump into data.
+    ExecuteData,
+    /// Recursion without end.
+    StackOverflow,
+    /// A read at address 0.
+    Null,
+}
+
+/// Makes a mistake on purpose, so that a test can see the report and the end of the domain.
+pub fn provoke(fault: Fault) -> ! {
+    static READ_ONLY: u64 = 0x1122_3344_5566_7788;
+    match fault {
+        Fault::Panic => panic!("on purpose"),
+        Fault::WriteReadOnly => {
+            // SAFETY: none of these returns: the page tables do not let it happen.
+            unsafe { asm!("mov qword ptr [{}], 0", in(reg) &raw const READ_ONLY) }
+        }
+        // SAFETY: as above.
+        Fault::ExecuteData => unsafe { asm!("jmp {}", in(reg) TABLES.0.get()) },
+        // SAFETY: as above; the guard page ends it.
+        Fault::StackOverflow => unsafe { asm!("2: push 0", "jmp 2b") },
+        // SAFETY: as above.
+        Fault::Null => unsafe { asm!("mov al, [0]", out("al") _) },
+    }
+    panic!("{fault:?} went unnoticed")
 }
