@@ -50,8 +50,7 @@ pub mod memory;
 pub mod platform;
 #[cfg(target_os = "none")]
 pub mod start;
-#[cfg(target_os = "none")]
-mod time;
+pub mod time;
 #[cfg(target_os = "none")]
 pub mod traps;
 

@@ -6,16 +6,19 @@ use super::abi::hvm::{
     PARAM_STORE_EVTCHN, PARAM_STORE_PFN, SetParam,
 };
 use super::abi::start_info::{HvmModlistEntry, HvmStartInfo, MAGIC};
+use super::abi::vcpu::SetSingleshotTimer;
 use super::abi::version::ExtraVersion;
 use super::abi::xen::{SharedInfo, VIRQ_TIMER};
 use super::evtchn::{self, Scan};
 use super::memory::{self, Occupied};
 use super::shared_page::SharedPage;
-use super::{DOMID_SELF, console, cpu, gnttab, hypercall, time, traps};
+use super::time::{self, NS_PER_MS};
+use super::{DOMID_SELF, console, cpu, gnttab, hypercall, traps};
 use crate::proto::id::EvtchnPort;
 use crate::server::platform::PlatformError;
 use alloc::string::String;
 use core::arch::global_asm;
+use core::cell::Cell;
 use core::fmt;
 use core::sync::atomic::Ordering;
 
@@ -71,7 +74,8 @@ extern "C" fn rust_entry(start_info: u64, image_base: usize) -> ! {
     let shared = expect(gnttab::map_shared_info());
     open_console(shared);
     let timer = expect(start_events(shared));
-    let machine = Machine { shared, scan: Scan::default(), timer, armed_ms: None };
+    let machine =
+        Machine { shared, scan: Scan::default(), timer, armed_ms: None, latest_ms: Cell::new(0) };
     xen_program(machine, info.command_line)
 }
 
@@ -195,13 +199,18 @@ pub struct Machine {
     timer: u32,
     /// The moment that the timer is set to.
     armed_ms: Option<u64>,
+    /// The latest moment that was told.
+    latest_ms: Cell<u64>,
 }
 
 impl Machine {
     /// Milliseconds since Xen booted; never goes back.
     #[must_use]
     pub fn now_ms(&self) -> u64 {
-        time::to_ms(time::now_ns(&self.shared.vcpu_info[0].time))
+        let now = time::now_ns(&self.shared.vcpu_info[0].time, cpu::tsc) / NS_PER_MS;
+        // Xen adjusts its scale now and then, which may take a hair back.
+        self.latest_ms.set(self.latest_ms.get().max(now));
+        self.latest_ms.get()
     }
 
     /// The next port with news, without waiting.
@@ -225,7 +234,11 @@ impl Machine {
                 return;
             }
             if self.armed_ms != Some(deadline) {
-                if !time::set_timer(deadline) {
+                let timeout_abs_ns = deadline.saturating_mul(NS_PER_MS);
+                // A moment that has passed meanwhile makes the event come at once.
+                let mut timer = SetSingleshotTimer { timeout_abs_ns, flags: 0 };
+                if let Err(error) = hypercall::perform(&mut timer) {
+                    console::line(format_args!("xen: {error}"));
                     return;
                 }
                 self.armed_ms = Some(deadline);
