@@ -135,13 +135,11 @@ impl Occupied {
 pub(super) unsafe fn find(image_base: usize) -> Result<(), PlatformError> {
     let mut entries = [E820Entry::default(); MAP_MAX as usize];
     let map = memory_map(&mut entries)?;
-    let nothing = |call| PlatformError { call, code: errno::EINVAL };
-    let ram = layout::ram_around(map, image_base / PAGE_SIZE)
-        .ok_or(nothing("XENMEM_memory_map (no RAM around the image)"))?;
-    let foreign = layout::unused_gib(map, cpu::cpuid(0x8000_0008, 0).eax & 0xff)
-        .ok_or(nothing("XENMEM_memory_map (no unused GiB)"))?;
     let owned = pages(&mut CurrentReservation { domid: DOMID_SELF })?;
     let maximum = pages(&mut MaximumReservation { domid: DOMID_SELF })?;
+    let ram = layout::ram(map, image_base / PAGE_SIZE, maximum);
+    let foreign = layout::unused_gib(map, &ram, cpu::cpuid(0x8000_0008, 0).eax & 0xff)
+        .ok_or(PlatformError { call: "XENMEM_memory_map (no unused GiB)", code: errno::EINVAL })?;
 
     let mut memory = MEMORY.lock();
     memory.image_base = image_base;
