@@ -3,17 +3,34 @@
 // An exception is the end: each stub brings the stack into the form of `Frame` (src/xen/traps.rs) and
 // calls Rust, which reports and shuts the domain down. Nothing returns.
 //
-// An event needs no work here. Its only purpose is to end `hlt`; the main loop looks at the event words
-// itself. Xen repeats the interrupt as long as events are pending and interrupts are on, so
-// the handler returns with them off.
+// An event needs no work here. Its only purpose is to end `sleep_until_event`, the one place where
+// interrupts are on; the main loop looks at the event words itself. Xen repeats the interrupt as long as
+// events are pending and interrupts are on, so the handler returns with them off.
 
 .set RFLAGS_IF,     0x200
-.set FRAME_RFLAGS,  16              // rip, cs, rflags, rsp, ss, from the stack pointer up
+.set FRAME_RIP,     0               // what an interrupt pushes, from the stack pointer up:
+.set FRAME_RFLAGS,  16              // rip, cs, rflags, rsp, ss
 
 .section .text.traps, "ax"
+
+// `sti` takes effect behind the next instruction, so an event that is pending already ends the
+// `hlt` at once. That holds only if nothing comes between the two: an exit to the hypervisor
+// there may lose the delay, and the interrupt then arrives ahead of `hlt`, which with interrupts off would stop
+// the vCPU for good (seen on QEMU). Hence the handler always goes on behind the `hlt`.
+.global sleep_until_event
+.type sleep_until_event, @function
+sleep_until_event:
+    sti
+    hlt
+awake:
+    cli
+    ret
+.size sleep_until_event, . - sleep_until_event
+
 .global event_upcall
 .type event_upcall, @function
 event_upcall:
+    mov     qword ptr [rsp + FRAME_RIP], offset awake
     and     qword ptr [rsp + FRAME_RFLAGS], ~RFLAGS_IF
     iretq
 .size event_upcall, . - event_upcall

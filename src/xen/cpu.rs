@@ -48,14 +48,6 @@ pub(super) fn random() -> Option<u64> {
     })
 }
 
-/// Sleeps until an interrupt, which is let in just for that.
-pub(super) fn sleep() {
-    // SAFETY: the only interrupt is the event upcall, whose handler returns with interrupts off
-    // again and touches nothing else. `sti` takes effect behind the next instruction, so one that
-    // is pending already ends the `hlt` at once.
-    unsafe { asm!("sti", "hlt", "cli", options(nostack)) }
-}
-
 /// Stops for good.
 pub(super) fn halt() -> ! {
     loop {

@@ -15,7 +15,7 @@
 //! | `domctl` | what Xen says of other domains |
 //! | `platform` | [`crate::server::platform::Platform`] on top of all that |
 //!
-//! Invariants after `start`: interrupts are off except inside [`cpu::sleep`], so nothing here is
+//! Invariants after `start`: interrupts are off except inside `sleep_until_event` of `boot/traps.S`, so nothing here is
 //! ever interrupted and no lock is ever contended; every page that is mapped is populated; no page is
 //! both writable and executable.
 //!

@@ -244,7 +244,7 @@ impl Machine {
                 self.armed_ms = Some(deadline);
             }
         }
-        cpu::sleep();
+        traps::sleep_until_event();
     }
 
     /// Signals the peer of a port. A peer that is gone is not an error.

@@ -62,6 +62,12 @@ unsafe extern "C" {
     safe static exception_stubs: [u8; 0];
 }
 
+// `boot/traps.S` defines it too; it changes nothing but the flags.
+unsafe extern "C" {
+    /// Sleeps until there is an event. Returns at once if one is pending, with interrupts off as before.
+    pub(super) safe fn sleep_until_event();
+}
+
 // `linker.ld` defines these; only their addresses are used.
 unsafe extern "C" {
     safe static stack_guard: [u8; 0];
