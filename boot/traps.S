@@ -1,11 +1,14 @@
 // Where the processor goes on an exception or an event.
 //
-// An exception is the end: each stub brings the stack into the form of `Frame` (src/xen/traps.rs) and
-// calls Rust, which reports and shuts the domain down. Nothing returns.
+// An exception is the end: each stub brings the stack into the form of `Frame` (src/xen/traps.rs)
+// and calls Rust, which reports and shuts the domain down. Nothing returns.
 //
 // An event needs no work here. Its only purpose is to end `sleep_until_event`, the one place where
 // interrupts are on; the main loop looks at the event words itself. Xen repeats the interrupt as long as
 // events are pending and interrupts are on, so the handler returns with them off.
+
+// Bit n is set if exception n has no error code: all but 8, 10 to 14, 17, 21, 29 and 30.
+.set NO_ERROR_CODE, 0x9fdd82ff
 
 .set RFLAGS_IF,     0x200
 .set FRAME_RIP,     0               // what an interrupt pushes, from the stack pointer up:
@@ -15,8 +18,8 @@
 
 // `sti` takes effect behind the next instruction, so an event that is pending already ends the
 // `hlt` at once. That holds only if nothing comes between the two: an exit to the hypervisor
-// there may lose the delay, and the interrupt then arrives ahead of `hlt`, which with interrupts off would stop
-// the vCPU for good (seen on QEMU). Hence the handler always goes on behind the `hlt`.
+// there may lose the delay, and the interrupt then arrives ahead of `hlt`, which with interrupts off
+// would stop the vCPU for good (seen on QEMU). Hence the handler always goes on behind the `hlt`.
 .global sleep_until_event
 .type sleep_until_event, @function
 sleep_until_event:
@@ -45,7 +48,7 @@ exception_stubs:
     .balign 16
     // The processor pushes an error code for these (Intel SDM volume 3, table 6-1); for the others
     // a zero takes its place.
-    .if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)
+    .if (1 << vector) & NO_ERROR_CODE
     push    0
     .endif
     push    vector

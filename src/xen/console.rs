@@ -100,17 +100,20 @@ pub(super) fn attach(page: SharedPage, port: u32) {
     CONSOLE.lock().ring = Some(Ring { page, port });
 }
 
-/// Prints a line on the PV console.
+/// Prints a line on the PV console. A line printed by what is being printed is dropped: with one vCPU,
+/// waiting for the lock would be for ever.
 pub fn line(line: fmt::Arguments<'_>) {
-    CONSOLE.lock().print(line);
+    if let Some(mut console) = CONSOLE.try_lock() {
+        console.print(line);
+    }
 }
 
 /// Prints a line on the PV console and on the hypervisor's.
 pub fn both(line: fmt::Arguments<'_>) {
-    let mut console = CONSOLE.lock();
-    console.print(line);
-    let text = console.line.format(line);
-    hypervisor(text);
+    if let Some(mut console) = CONSOLE.try_lock() {
+        console.print(line);
+        hypervisor(console.line.format(line));
+    }
 }
 
 /// Prints a line on both consoles, whatever was going on.

@@ -105,7 +105,7 @@ impl GrantedPage {
     }
 }
 
-/// Makes a slot free again. It is dropped and never used again if the list has no room, which `map` rules out.
+/// Makes a slot free again. Without room in the list, which `map` rules out, it would be used no more.
 fn give_back(slot: usize) {
     let mut window = WINDOW.lock();
     if window.free.len() < window.free.capacity() {

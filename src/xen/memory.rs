@@ -377,8 +377,9 @@ pub fn figures() -> Figures {
 pub(super) fn map_special(frame: u64) -> Result<NonNull<u8>, PlatformError> {
     let frame = usize::try_from(frame).unwrap_or(usize::MAX);
     let mut memory = MEMORY.lock();
-    if frame < memory.limit || frame >= memory.foreign.max(1 << 20) {
-        return Err(PlatformError { call: "special page inside the RAM", code: errno::EINVAL });
+    let foreign = memory.foreign..memory.foreign + FOREIGN_PAGES;
+    if frame < memory.limit || foreign.contains(&frame) || frame >= (HEAP - DIRECT) / PAGE_SIZE {
+        return Err(PlatformError { call: "no such special page", code: errno::EINVAL });
     }
     memory.map(DIRECT + frame * PAGE_SIZE, frame).ok_or(OUT_OF_FRAMES)?;
     Ok(direct(frame * PAGE_SIZE))

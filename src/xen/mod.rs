@@ -8,7 +8,8 @@
 //! | `start` | from `boot/head.S` to the program, in order |
 //! | `hypercall`, `abi` | the hypercall instruction; structures of the public headers |
 //! | `cpu` | instructions without a name in `core` |
-//! | `layout`, `frames`, `memory`, `heap` | what memory there is, which is free, page tables, the allocator |
+//! | `layout`, `frames` | what memory there is, and which of it is free |
+//! | `memory`, `heap` | page tables, the allocator |
 //! | `console`, `traps` | lines for people; faults and panics |
 //! | `evtchn`, `time` | events and sleep; clock and one-shot timer |
 //! | `gnttab`, `shared_page` | other domains' pages |
