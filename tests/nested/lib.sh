@@ -9,6 +9,7 @@ logs=/var/log/xen/console
 step() { echo "== $*"; }
 pass() { passed=$((passed + 1)); echo "ok      $*"; }
 fail() { failed=$((failed + 1)); echo "FAIL    $*"; }
+# skip DESCRIPTION: what this server cannot show is said and counted, never passed over.
 skip() { skipped=$((skipped + 1)); echo "skip    $*"; }
 
 # check DESCRIPTION COMMAND...: the command has to succeed within a minute.
@@ -30,6 +31,13 @@ expect() {
     *) fail "$description: '$*' gives status $result" ;;
     esac
     case $expected:$result in 0:0 | refused:[1-9]*) ;; *) sed 's/^/        /' /run/check.log ;; esac
+}
+
+# ours DESCRIPTION: true if our server runs; the check that follows makes sense for no other.
+ours() {
+    [ "$server" = ours ] && return
+    skip "$1 (not with $server)"
+    false
 }
 
 # limited SECONDS COMMAND...: with a time limit, also if the command is a function.
@@ -57,6 +65,9 @@ wait_for() {
 seconds() { cut -d . -f 1 /proc/uptime; }
 
 finish() {
+    if [ "$server" = ours ]; then
+        refuse "the stub domain reported no panic" grep -qiE 'panic|fatal' $logs/guest-Xenstore.log
+    fi
     echo "== $passed passed, $failed failed, $skipped skipped"
     [ $failed = 0 ]
     exit
@@ -67,7 +78,7 @@ finish() {
 server_domid() { xenstore-read /tool/xenstored/domid 2>/dev/null; }
 
 # What the stub domain has printed so far.
-server_console() { cat $logs/guest-Xenstore.log; }
+server_console() { tr -d '\r' <$logs/guest-Xenstore.log; }
 
 server_ports() { lsevtchn "$(server_domid)" | wc -l; }
 
@@ -105,10 +116,10 @@ make_guest() {
 
 # make_test_guest NAME CMDLINE: an xl config for our own test guest.
 make_test_guest() {
-    make_guest "$1" 16 "kernel='/root/test-guest'" "ramdisk=''" "cmdline='$2'"
+    make_guest "$1" 16 "kernel='/guest/test-guest'" "ramdisk=''" "cmdline='$2'"
 }
 
-guest_log() { cat "$logs/guest-$1.log" 2>/dev/null; }
+guest_log() { tr -d '\r' 2>/dev/null <"$logs/guest-$1.log"; }
 guest_domid() { xl domid "$1" 2>/dev/null; }
 
 # times_ready NAME: how often guests of this name have come up.
@@ -126,15 +137,17 @@ more_ready() { [ "$(times_ready "$1")" -ge "$2" ]; }
 
 # guest_run NAME SCRIPT: runs SCRIPT in the guest, prints what it prints, returns its status.
 guest_run() {
-    requests=$((${requests:-0} + 1))
+    # Not a variable: requests of background processes count, too.
+    echo >>/run/requests
+    number=$(wc -l </run/requests)
     tty=$(xenstore-read "/local/domain/$(guest_domid "$1")/console/tty") || return 125
-    echo "$requests.$$ $(printf '%s' "$2" | base64 | tr -d '\n')" >"$tty"
-    wait_for 60 guest_has_ended "$1" $requests.$$ || { echo "guest_run: no answer from $1"; return 124; }
-    guest_log "$1" | tr -d '\r' | awk -v n="$requests.$$" '
-        $0 == "guest: end " n " " $4 { exit }
+    echo "$number $(printf '%s' "$2" | base64 | tr -d '\n')" >"$tty"
+    wait_for 60 guest_has_ended "$1" "$number" || { echo "guest_run: no answer from $1"; return 124; }
+    guest_log "$1" | awk -v n="$number" '
+        $1 == "guest:" && $2 == "end" && $3 == n { exit }
         inside
-        $0 == "guest: begin " n { inside = 1 }'
-    return "$(guest_log "$1" | tr -d '\r' | awk -v n="$requests.$$" '$1 " " $2 " " $3 == "guest: end " n { print $4 }')"
+        $1 == "guest:" && $2 == "begin" && $3 == n { inside = 1 }'
+    return "$(guest_log "$1" | awk -v n="$number" '$1 == "guest:" && $2 == "end" && $3 == n { print $4 }')"
 }
 
 guest_has_ended() { guest_log "$1" | grep -q "^guest: end $2 "; }
@@ -142,3 +155,21 @@ guest_has_ended() { guest_log "$1" | grep -q "^guest: end $2 "; }
 # wait_gone NAME: until no domain has this name, as after a shutdown.
 wait_gone() { wait_for 60 no_domain "$1"; }
 no_domain() { ! xl domid "$1" >/dev/null 2>&1; }
+
+# ---- below the tools -------------------------------------------------------------------------------
+
+# raw_request TYPE PAYLOAD: sends one request on dom0's ring and prints the reply's payload, such as the
+# error's name, which the tools do not show. PAYLOAD is given as printf's %b takes it.
+raw_request() {
+    printf %b "$2" >/run/payload
+    length=$(wc -c </run/payload)
+    {
+        printf %b "$(printf '\\0%o\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0%o\\0%o\\0\\0' "$1" $((length % 256)) $((length / 256)))"
+        cat /run/payload
+    } >/run/request
+    # One process has to hold the device open from the request to the reply.
+    timeout 30 sh -c 'exec 3<>/dev/xen/xenbus; cat /run/request >&3; dd bs=4096 count=1 <&3 2>/dev/null' |
+        tail -c +17 | tr -d '\0'
+}
+
+no_process() { ! kill -0 "$1" 2>/dev/null; }
