@@ -36,11 +36,12 @@ need_package_lists() {
         setup_failed "this distribution's package lists name no xen-hypervisor-*-amd64 (on Ubuntu it is in universe)"
 }
 
-# need_host_packages COMMAND=PACKAGE...: installs the packages whose command is missing.
+# need_host_packages COMMAND=PACKAGES...: installs the packages whose command is missing.
 need_host_packages() {
     local pair missing=()
     for pair in "$@"; do
-        command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
+        # shellcheck disable=SC2206 # several packages are several words
+        command -v "${pair%%=*}" >/dev/null || missing+=(${pair#*=})
     done
     [ ${#missing[@]} = 0 ] && return
     command -v apt-get >/dev/null || setup_failed "needed and not found: ${missing[*]} (only Debian and Ubuntu are supported)"
