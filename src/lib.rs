@@ -1,3 +1,36 @@
-//! The xenstore of a Xen host as a stub domain.
+//! The xenstore of a Xen host as a stub domain: memory-safe, `no_std`, and able to replace itself
+//! while the guests keep running.
+//!
+//! Layers, in order of dependency; an arrow points at what a layer may name:
+//!
+//! ```text
+//!     main.rs ──► xen ──┐
+//!                       ├──► server ──► store ──► proto
+//!     tests ───► sim ───┘
+//! ```
+//!
+//! * [`proto`]: bytes. Wire messages, ring arithmetic. No state, no I/O.
+//! * [`store`]: state. Nodes, permissions, transactions, watches, quotas. No I/O, no clock.
+//! * [`server`]: who, when, how much. Connections, dispatch, domains, CONTROL. Talks to the world
+//!   through [`server::platform::Platform`] and [`proto::ring::RingPage`] only.
+//! * `xen`: the real world, on the bare target only; the one place with `unsafe`.
+//! * `sim`: the simulated world, on the host only.
+
 #![no_std]
+
 extern crate alloc;
+#[cfg(not(target_os = "none"))]
+extern crate std;
+
+pub mod proto;
+pub mod server;
+#[cfg(not(target_os = "none"))]
+pub mod sim;
+pub mod store;
+
+#[cfg(any(test, target_os = "none"))]
+#[expect(
+    unsafe_code,
+    reason = "the real world: hypercalls, page tables, memory shared with others"
+)]
+pub mod xen;

@@ -1,0 +1,84 @@
+// Where the processor goes on an exception or an event.
+//
+// An exception is the end: each stub brings the stack into the form of `Frame` (src/xen/traps.rs)
+// and calls Rust, which reports and shuts the domain down. Nothing returns.
+//
+// An event needs no work here. Its only purpose is to end `sleep_until_event`, the one place where
+// interrupts are on; the main loop looks at the event words itself. Xen repeats the interrupt as long as
+// events are pending and interrupts are on, so the handler returns with them off.
+
+// Bit n is set if exception n has no error code: all but 8, 10 to 14, 17, 21, 29 and 30.
+.set NO_ERROR_CODE, 0x9fdd82ff
+
+.set RFLAGS_IF,     0x200
+.set FRAME_RIP,     0               // what an interrupt pushes, from the stack pointer up:
+.set FRAME_RFLAGS,  16              // rip, cs, rflags, rsp, ss
+
+.section .text.traps, "ax"
+
+// `sti` takes effect behind the next instruction, so an event that is pending already ends the
+// `hlt` at once. That holds only if nothing comes between the two: an exit to the hypervisor
+// there may lose the delay, and the interrupt then arrives ahead of `hlt`, which with interrupts off
+// would stop the vCPU for good (seen on QEMU). Hence the handler always goes on behind the `hlt`.
+.global sleep_until_event
+.type sleep_until_event, @function
+sleep_until_event:
+    sti
+    hlt
+awake:
+    cli
+    ret
+.size sleep_until_event, . - sleep_until_event
+
+.global event_upcall
+.type event_upcall, @function
+event_upcall:
+    mov     qword ptr [rsp + FRAME_RIP], offset awake
+    and     qword ptr [rsp + FRAME_RFLAGS], ~RFLAGS_IF
+    iretq
+.size event_upcall, . - event_upcall
+
+// One stub of 16 bytes per exception, so that stub n stands at exception_stubs + 16 * n.
+.balign 16
+.global exception_stubs
+.type exception_stubs, @function
+exception_stubs:
+.set vector, 0
+.rept 32
+    .balign 16
+    // The processor pushes an error code for these (Intel SDM volume 3, table 6-1); for the others
+    // a zero takes its place.
+    .if (1 << vector) & NO_ERROR_CODE
+    push    0
+    .endif
+    push    vector
+    jmp     exception
+    .set vector, vector + 1
+.endr
+.balign 16
+.size exception_stubs, . - exception_stubs
+
+.type exception, @function
+exception:
+    cld
+    push    rax
+    push    rbx
+    push    rcx
+    push    rdx
+    push    rsi
+    push    rdi
+    push    rbp
+    push    r8
+    push    r9
+    push    r10
+    push    r11
+    push    r12
+    push    r13
+    push    r14
+    push    r15
+    mov     rdi, rsp
+    and     rsp, ~15
+    xor     ebp, ebp
+    call    {report}
+    ud2
+.size exception, . - exception

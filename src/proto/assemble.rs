@@ -1,0 +1,152 @@
+//! Puts a request together from fragments.
+//!
+//! A ring or socket delivers bytes in pieces of any size; a request may be cut anywhere, its header
+//! included. The assembler never reads anything by itself: it says how many bytes it wants next
+//! and takes what it is given, and it holds at most one request.
+
+use super::wire::{HEADER_SIZE, Header, PAYLOAD_MAX};
+use alloc::vec::Vec;
+
+/// The header announced a payload of more than [`PAYLOAD_MAX`] bytes. There is no way to find the next
+/// message after that, so it costs the connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Oversize(pub u32);
+
+/// Payloads up to this size keep their buffer for the next request; a larger buffer is given back, so
+/// that thousands of quiet connections hold no more than this each.
+const KEEP_BYTES: usize = 256;
+
+/// One request in the making.
+#[derive(Debug, Default)]
+pub struct Assembler {
+    /// Header bytes received so far; only the first `header_len` count.
+    header: [u8; HEADER_SIZE],
+    header_len: usize,
+    payload: Vec<u8>,
+}
+
+impl Assembler {
+    /// An assembler at the start of a message.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many bytes are missing until the header, or after that the payload, is complete.
+    /// 0 exactly if a whole request is there.
+    ///
+    /// # Errors
+    /// [`Oversize`] if the complete header announces too long a payload.
+    pub fn wanted(&self) -> Result<usize, Oversize> {
+        let missing = HEADER_SIZE.saturating_sub(self.header_len);
+        if missing > 0 {
+            return Ok(missing);
+        }
+        let announced = Header::from_bytes(&self.header).len;
+        match usize::try_from(announced) {
+            Ok(len) if len <= PAYLOAD_MAX => Ok(len.saturating_sub(self.payload.len())),
+            _ => Err(Oversize(announced)),
+        }
+    }
+
+    /// Takes the next bytes; never more than [`wanted`](Self::wanted) said, the rest is ignored.
+    ///
+    /// # Errors
+    /// [`Oversize`] as for `wanted`, after a header has been completed by these bytes.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), Oversize> {
+        let wanted = self.wanted()?;
+        let bytes = bytes.get(..wanted).unwrap_or(bytes);
+        if self.header_len < HEADER_SIZE {
+            for (to, from) in self.header.iter_mut().skip(self.header_len).zip(bytes) {
+                *to = *from;
+            }
+            self.header_len = self.header_len.saturating_add(bytes.len()).min(HEADER_SIZE);
+            self.wanted()?;
+        } else {
+            self.payload.extend_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    /// The complete request, if it is.
+    #[must_use]
+    pub fn complete(&self) -> Option<(Header, &[u8])> {
+        match self.wanted() {
+            Ok(0) => Some((Header::from_bytes(&self.header), &self.payload)),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing of a next request has arrived yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.header_len == 0
+    }
+
+    /// The bytes received so far of the request in the making, header first.
+    #[must_use]
+    pub fn partial(&self) -> (&[u8], &[u8]) {
+        (self.header.get(..self.header_len).unwrap_or(&[]), &self.payload)
+    }
+
+    /// Forgets the current request and starts over.
+    pub fn clear(&mut self) {
+        self.header_len = 0;
+        if self.payload.capacity() > KEEP_BYTES {
+            self.payload = Vec::new();
+        } else {
+            self.payload.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(len: usize) -> Vec<u8> {
+        let header = Header { kind: 2, req_id: 7, tx_id: 0, len: u32::try_from(len).unwrap() };
+        let mut bytes = header.to_bytes().to_vec();
+        bytes.extend((0..len).map(|i| u8::try_from(i % 251).unwrap()));
+        bytes
+    }
+
+    #[test]
+    fn any_cut_gives_the_same_request() {
+        let bytes = message(40);
+        for first in 0..bytes.len() {
+            for second in first..bytes.len() {
+                let mut assembler = Assembler::new();
+                for part in [&bytes[..first], &bytes[first..second], &bytes[second..]] {
+                    let mut part = part;
+                    while !part.is_empty() {
+                        let n = assembler.wanted().unwrap().min(part.len());
+                        assembler.push(&part[..n]).unwrap();
+                        part = &part[n..];
+                    }
+                }
+                let (header, payload) = assembler.complete().unwrap();
+                assert_eq!((header.req_id, payload), (7, &bytes[HEADER_SIZE..]));
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_payload_is_complete_at_once() {
+        let mut assembler = Assembler::new();
+        assembler.push(&message(0)).unwrap();
+        assert!(assembler.complete().is_some());
+        assembler.clear();
+        assert!(assembler.is_empty());
+        assert_eq!(assembler.complete(), None);
+    }
+
+    #[test]
+    fn the_largest_payload_is_legal_and_one_more_is_not() {
+        for (len, legal) in [(4096, true), (4097, false), (0x8000_0000, false), (u32::MAX, false)] {
+            let header = Header { kind: 2, req_id: 0, tx_id: 0, len };
+            let result = Assembler::new().push(&header.to_bytes());
+            assert_eq!(result, if legal { Ok(()) } else { Err(Oversize(len)) });
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The protocol as bytes: what a message looks like, how a ring page is laid out, what the words on
+//! the wire are called.
+//!
+//! Nothing here keeps state between messages of different connections, performs I/O, or knows what a
+//! node is. Identifiers that every layer shares live here too, since this is the lowest layer.
+//!
+//! Sources: `docs/misc/xenstore.txt`, `docs/misc/xenstore-ring.txt` and
+//! `xen/include/public/io/xs_wire.h` of Xen.
+
+#![forbid(unsafe_code)]
+// Nothing that a client sends may reach a panic: whoever wants one here has to say why.
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::indexing_slicing
+)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
+pub mod assemble;
+pub mod error;
+pub mod id;
+pub mod request;
+pub mod ring;
+pub mod text;
+pub mod wire;

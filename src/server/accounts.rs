@@ -1,0 +1,76 @@
+//! Who is charged for what waits in queues.
+//!
+//! * The receiver of a message pays for its bytes until it has read it or it has been dropped.
+//! * The sender of a request has one unit outstanding until its reply and all events that it caused have been
+//!   read or dropped. So nobody can make the server queue without bound for others.
+//!
+//! Nothing is charged for privileged domains ("C xenstored 4.22 behaviour").
+
+use super::Server;
+use super::connection::Suspension;
+use super::platform::Platform;
+use super::queue::{CauseId, Released};
+use crate::proto::id::ConnId;
+use crate::store::quota::Quota;
+
+/// A request of which something still waits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cause {
+    /// Who asked. If that connection is gone, so is its account.
+    connection: ConnId,
+    /// How many messages wait, and one for the request while it is being handled.
+    waiting: usize,
+}
+
+impl<P: Platform> Server<P> {
+    /// Starts charging for a request of this connection; `None` if it is privileged.
+    pub(super) fn open_cause(&mut self, id: ConnId) -> Option<CauseId> {
+        let connection = self.connections.get(&id)?;
+        if connection.privileged {
+            return None;
+        }
+        self.store.charge(connection.domid, Quota::Outstanding, 1);
+        let cause = CauseId(self.next_cause);
+        self.next_cause = self.next_cause.wrapping_add(1);
+        self.causes.insert(cause, Cause { connection: id, waiting: 1 });
+        Some(cause)
+    }
+
+    /// One more message waits because of this request.
+    pub(super) fn hold_cause(&mut self, cause: Option<CauseId>) {
+        if let Some(cause) = cause.and_then(|cause| self.causes.get_mut(&cause)) {
+            cause.waiting = cause.waiting.saturating_add(1);
+        }
+    }
+
+    /// One thing less waits because of this request.
+    pub(super) fn drop_cause(&mut self, id: CauseId) {
+        let Some(cause) = self.causes.get_mut(&id) else { return };
+        cause.waiting = cause.waiting.saturating_sub(1);
+        if cause.waiting > 0 {
+            return;
+        }
+        let asker = cause.connection;
+        self.causes.remove(&id);
+        let Some(connection) = self.connections.get(&asker) else { return };
+        self.store.refund(connection.domid, Quota::Outstanding, 1);
+        if connection.suspension == Some(Suspension::Outstanding) {
+            self.mark_ready(asker);
+        }
+    }
+
+    /// Settles the accounts after messages to `receiver` were written or dropped.
+    pub(super) fn settle_released(&mut self, receiver: ConnId, released: Released) {
+        if let Some(connection) = self.connections.get_mut(&receiver) {
+            if !connection.privileged && released.bytes > 0 {
+                self.store.refund(connection.domid, Quota::Memory, released.bytes);
+            }
+            let expired = released.expired as u64;
+            connection.figures.dropped_events =
+                connection.figures.dropped_events.saturating_add(expired);
+        }
+        for cause in released.causes {
+            self.drop_cause(cause);
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! One connection: a ring, its event channel, the request in the making and the messages that wait.
+//!
+//! Nothing here knows what a request means or who else is connected. Every access to the page is one pass
+//! over a snapshot of its indices (`proto::ring`).
+
+use super::queue::{Queue, Released};
+use super::rate::WriteCredit;
+use crate::proto::assemble::{Assembler, Oversize};
+use crate::proto::id::{DomId, EvtchnPort};
+use crate::proto::ring::{
+    self, BadIndices, RING_SIZE, Requests, Responses, RingError, RingPage, Word,
+};
+use crate::proto::wire::features;
+
+/// How often impossible indices are looked at again before they cost the connection: the firmware of an HVM
+/// guest zeroes the four words one by one, and the server may look just then.
+const DOUBT_TRIES: u32 = 5;
+
+/// The pause before each of those looks.
+const DOUBT_PAUSE_MS: u64 = 10;
+
+/// What is wrong with a ring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Fault {
+    /// The indices make no sense; it may pass.
+    Indices,
+    /// A header announced more than a payload may have.
+    Oversize(u32),
+    /// A header of nothing but ones: firmware fills its rings with them when it is done, so perhaps the
+    /// indices were seen while they were being zeroed.
+    Ones,
+}
+
+impl From<BadIndices> for Fault {
+    fn from(_: BadIndices) -> Self {
+        Self::Indices
+    }
+}
+
+/// Whether a connection is served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum State {
+    /// It is.
+    Connected,
+    /// The ring is neither read nor written any more; the domain stays introduced.
+    Ignored,
+}
+
+/// Why a ring is not read although there may be something in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Suspension {
+    /// Too many requests whose answers and events are not all read yet.
+    Outstanding,
+    /// The domain holds as much memory as it may, or the server has none left.
+    Memory,
+    /// It writes faster than others can commit their transactions; until this moment.
+    Rate(u64),
+}
+
+/// Impossible indices were seen.
+#[derive(Clone, Copy, Debug)]
+struct Doubt {
+    tries: u32,
+    until_ms: u64,
+}
+
+/// What a second look at impossible indices led to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Verdict {
+    /// Look again later.
+    Wait,
+    /// No honest client takes so long.
+    Condemned,
+}
+
+/// Figures for the administrator.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Figures {
+    pub(super) requests: u64,
+    pub(super) events: u64,
+    pub(super) dropped_events: u64,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Connection<R> {
+    /// Who is behind it.
+    pub(super) domid: DomId,
+    /// May do everything and is bound by no quota.
+    pub(super) privileged: bool,
+    /// The feature bits that the domain has been shown.
+    pub(super) features: u32,
+    /// Our end of the event channel; `None` if it could not be bound.
+    pub(super) port: Option<EvtchnPort>,
+    pub(super) ring: R,
+    pub(super) assembler: Assembler,
+    pub(super) queue: Queue,
+    state: State,
+    doubt: Option<Doubt>,
+    /// The peer has to be told that bytes were taken or put.
+    pub(super) must_notify: bool,
+    /// It is in the list of connections to be served.
+    pub(super) is_ready: bool,
+    /// It has been served since the last look before sleeping.
+    pub(super) was_served: bool,
+    pub(super) suspension: Option<Suspension>,
+    /// When to serve it even if nobody signals; what the server's list of timers has for it.
+    pub(super) wake_at_ms: Option<u64>,
+    pub(super) credit: WriteCredit,
+    pub(super) figures: Figures,
+    /// Until then its misbehaviour is not logged again.
+    pub(super) quiet_until_ms: u64,
+}
+
+impl<R: RingPage> Connection<R> {
+    /// A connection whose ring has not been touched yet.
+    pub(super) fn new(domid: DomId, ring: R, port: Option<EvtchnPort>, queue: Queue) -> Self {
+        Self {
+            domid,
+            privileged: false,
+            features: features::OFFERED,
+            port,
+            ring,
+            assembler: Assembler::new(),
+            queue,
+            state: State::Connected,
+            doubt: None,
+            must_notify: false,
+            is_ready: false,
+            was_served: false,
+            suspension: None,
+            wake_at_ms: None,
+            credit: WriteCredit::default(),
+            figures: Figures::default(),
+            quiet_until_ms: 0,
+        }
+    }
+
+    /// Whether it is served.
+    pub(super) fn is_connected(&self) -> bool {
+        self.state == State::Connected
+    }
+
+    /// Reads from the ring until the request is complete or nothing is left. `Ok(true)` if it is complete.
+    /// What belongs to the next request stays in the ring.
+    pub(super) fn receive(&mut self) -> Result<bool, Fault> {
+        let mut pass = Requests::open(&self.ring)?;
+        let was_empty = self.assembler.is_empty();
+        match Self::assemble(&mut self.assembler, &self.ring, &mut pass) {
+            Ok(is_complete) => {
+                self.must_notify |= pass.close(&mut self.ring);
+                Ok(is_complete)
+            }
+            // What cannot be followed is not taken from the ring either.
+            Err(Oversize(u32::MAX)) if was_empty => {
+                self.assembler.clear();
+                Err(Fault::Ones)
+            }
+            Err(Oversize(len)) => Err(Fault::Oversize(len)),
+        }
+    }
+
+    fn assemble(
+        assembler: &mut Assembler,
+        ring: &R,
+        pass: &mut Requests,
+    ) -> Result<bool, Oversize> {
+        let mut buffer = [0; RING_SIZE as usize];
+        loop {
+            let wanted = assembler.wanted()?.min(buffer.len());
+            if wanted == 0 {
+                return Ok(true);
+            }
+            let taken = pass.take(ring, buffer.get_mut(..wanted).unwrap_or(&mut []));
+            if taken == 0 {
+                return Ok(false);
+            }
+            assembler.push(buffer.get(..taken).unwrap_or(&[]))?;
+        }
+    }
+
+    /// Writes waiting messages until all are written or the ring is full to its last byte.
+    pub(super) fn send(&mut self, released: &mut Released) -> Result<(), Fault> {
+        if self.queue.is_empty() {
+            return Ok(());
+        }
+        let Self { queue, ring, .. } = self;
+        let mut pass = Responses::open(ring)?;
+        queue.write(|bytes| pass.put(ring, bytes), released);
+        self.must_notify |= pass.close(ring);
+        Ok(())
+    }
+
+    /// For the look before sleeping: whether the client did something that no signal may announce.
+    pub(super) fn has_work(&self) -> bool {
+        if !self.is_connected() || self.doubt.is_some() {
+            return false;
+        }
+        self.ring.barrier();
+        (self.suspension.is_none() && ring::has_requests(&self.ring))
+            || (!self.queue.is_empty() && ring::has_space(&self.ring))
+    }
+
+    /// The indices make sense.
+    pub(super) fn trust(&mut self) {
+        self.doubt = None;
+    }
+
+    /// The indices make no sense.
+    pub(super) fn doubt(&mut self, now_ms: u64) -> Verdict {
+        let tries = self.doubt.map_or(0, |doubt| doubt.tries);
+        if self.doubt.is_some_and(|doubt| now_ms < doubt.until_ms) {
+            // A signal made the server look again early; only the passing of time counts.
+            return Verdict::Wait;
+        }
+        if tries >= DOUBT_TRIES {
+            return Verdict::Condemned;
+        }
+        let until_ms = now_ms.saturating_add(DOUBT_PAUSE_MS);
+        self.doubt = Some(Doubt { tries: tries.saturating_add(1), until_ms });
+        Verdict::Wait
+    }
+
+    /// Stops serving it, and says why in the page if the domain knows the word.
+    pub(super) fn ignore(&mut self, why: RingError, released: &mut Released) {
+        if self.features & features::ERROR != 0 {
+            self.ring.store(Word::Error, why as u32);
+        }
+        self.state = State::Ignored;
+        self.forget_messages(released);
+    }
+
+    /// Drops the request in the making and everything that waits.
+    pub(super) fn forget_messages(&mut self, released: &mut Released) {
+        self.assembler.clear();
+        self.queue.clear(released);
+        self.doubt = None;
+        self.suspension = None;
+    }
+
+    /// When it wants to be served even if nobody signals.
+    pub(super) fn next_look_ms(&self) -> Option<u64> {
+        if !self.is_connected() {
+            return None;
+        }
+        let rate = match self.suspension {
+            Some(Suspension::Rate(until)) => Some(until),
+            Some(Suspension::Outstanding | Suspension::Memory) | None => None,
+        };
+        let doubt = self.doubt.map(|doubt| doubt.until_ms);
+        [rate, doubt, self.queue.earliest_ms()].into_iter().flatten().min()
+    }
+}

@@ -1,0 +1,303 @@
+//! One request from its header to its reply.
+//!
+//! The order of checks, and of what is queued, is that of the C server ("C xenstored 4.22 behaviour"): type, privilege,
+//! transaction, grammar, then the handler; the events that a request causes are queued ahead of its own
+//! reply, except the first event of a new watch, which follows it.
+//!
+//! A handler returns its answer, so none can end without one (XSA-481). It may destroy any connection, its
+//! own too (XSA-425): it holds no reference to one, and whoever goes on afterwards looks it up again.
+
+use super::Server;
+use super::connection::Connection;
+use super::memory;
+use super::platform::Platform;
+use super::queue::{CauseId, MESSAGE_OVERHEAD, Payload};
+use crate::proto::error::XsError;
+use crate::proto::id::{ConnId, DomId, TxId};
+use crate::proto::request::{Grammar, Request};
+use crate::proto::wire::{Header, Kind, PAYLOAD_MAX};
+use crate::store::Caller;
+use crate::store::quota::Quota;
+use alloc::borrow::Cow;
+use alloc::vec::Vec;
+
+/// Replies up to this size are never refused for memory.
+const SHORT_REPLY: usize = 16;
+
+/// The loss of events is reported at most once in this time.
+const DROP_LINE_PAUSE_MS: u64 = 10_000;
+
+/// What a request that succeeded answers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Reply {
+    /// `OK`.
+    Done,
+    /// These bytes.
+    Data(Vec<u8>),
+    /// `OK`, and behind it the first event of the new watch, with this payload.
+    Watching(Vec<u8>),
+}
+
+/// What a handler returns.
+pub(super) type Answer = Result<Reply, XsError>;
+
+/// The facts about a caller that handlers use.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asker {
+    pub(super) id: ConnId,
+    pub(super) tx: TxId,
+    pub(super) domid: DomId,
+    pub(super) privileged: bool,
+    pub(super) features: u32,
+}
+
+impl Asker {
+    /// The caller as the store knows it.
+    pub(super) fn caller(self) -> Caller {
+        Caller { conn: self.id, tx: self.tx }
+    }
+}
+
+/// Whether only the privileged domain may send this.
+fn is_privileged_only(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Control
+            | Kind::Introduce
+            | Kind::Release
+            | Kind::IsDomainIntroduced
+            | Kind::Resume
+            | Kind::SetTarget
+            | Kind::SetFeature
+            | Kind::GetQuota
+            | Kind::SetQuota
+    )
+}
+
+/// Whether a request changes the store at once, outside a transaction.
+fn is_write(request: &Request<'_>) -> bool {
+    matches!(
+        request,
+        Request::Write { .. }
+            | Request::Mkdir { .. }
+            | Request::Rm { .. }
+            | Request::SetPerms { .. }
+    )
+}
+
+/// The payload of an ERROR message, which needs no memory.
+fn error_payload(error: XsError) -> &'static [u8] {
+    match error {
+        XsError::EINVAL => b"EINVAL\0",
+        XsError::EACCES => b"EACCES\0",
+        XsError::EEXIST => b"EEXIST\0",
+        XsError::EISDIR => b"EISDIR\0",
+        XsError::ENOENT => b"ENOENT\0",
+        XsError::ENOMEM => b"ENOMEM\0",
+        XsError::ENOSPC => b"ENOSPC\0",
+        XsError::EIO => b"EIO\0",
+        XsError::ENOTEMPTY => b"ENOTEMPTY\0",
+        XsError::ENOSYS => b"ENOSYS\0",
+        XsError::EROFS => b"EROFS\0",
+        XsError::EBUSY => b"EBUSY\0",
+        XsError::EAGAIN => b"EAGAIN\0",
+        XsError::EISCONN => b"EISCONN\0",
+        XsError::E2BIG => b"E2BIG\0",
+        XsError::EPERM => b"EPERM\0",
+    }
+}
+
+impl<P: Platform> Server<P> {
+    /// Handles the complete request of a connection.
+    pub(super) fn execute(&mut self, id: ConnId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.figures.requests = connection.figures.requests.saturating_add(1);
+        // Out of the connection, since the connection may not outlive the request.
+        let mut assembler = core::mem::take(&mut connection.assembler);
+        if let Some((header, payload)) = assembler.complete() {
+            let cause = self.open_cause(id);
+            let answer = self.answer(id, header, payload);
+            self.deliver_events(cause);
+            self.queue_answer(id, header, answer, cause);
+            if let Some(cause) = cause {
+                self.drop_cause(cause);
+            }
+        }
+        assembler.clear();
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.assembler = assembler;
+        }
+        self.watch_soft_memory(id);
+    }
+
+    /// Checks a request in the order that clients know, and has it handled.
+    fn answer(&mut self, id: ConnId, header: Header, payload: &[u8]) -> Answer {
+        let kind = Kind::from_number(header.kind)
+            .filter(|kind| !matches!(kind, Kind::WatchEvent | Kind::Error))
+            .ok_or(XsError::ENOSYS)?;
+        let connection = self.connections.get(&id).ok_or(XsError::EIO)?;
+        let asker = Asker {
+            id,
+            tx: TxId(header.tx_id),
+            domid: connection.domid,
+            privileged: connection.privileged,
+            features: connection.features,
+        };
+        self.trace_request(asker, kind, payload);
+        if is_privileged_only(kind) && !asker.privileged {
+            return Err(XsError::EACCES);
+        }
+        let ignores_tx = matches!(kind, Kind::Watch | Kind::Unwatch);
+        if !ignores_tx && asker.tx != TxId::NONE && !self.store.has_transaction(id, asker.tx) {
+            return Err(XsError::ENOENT);
+        }
+        let grammar = Grammar { features: asker.features, privileged: asker.privileged };
+        let request = Request::parse(kind, payload, grammar)?;
+        let in_transaction = !ignores_tx && asker.tx != TxId::NONE;
+        if !self.admits(&request, in_transaction, payload.len()) {
+            return Err(XsError::ENOMEM);
+        }
+        self.pay_for_write(asker, &request);
+        self.handle(asker, &request)
+    }
+
+    /// Charges the write-rate limit for what can make others' transactions fail.
+    fn pay_for_write(&mut self, asker: Asker, request: &Request<'_>) {
+        if asker.privileged {
+            return;
+        }
+        let open = self.store.open_transactions();
+        let disturbs = if let Request::TransactionEnd { commit } = request {
+            *commit && open > 1
+        } else {
+            asker.tx == TxId::NONE && is_write(request) && open > 0
+        };
+        if !disturbs {
+            return;
+        }
+        let guests = self.guests();
+        if let Some(connection) = self.connections.get_mut(&asker.id) {
+            connection.credit.pay(self.now_ms, guests);
+        }
+    }
+
+    /// Queues the reply to a request.
+    fn queue_answer(&mut self, id: ConnId, header: Header, answer: Answer, cause: Option<CauseId>) {
+        let (answer, first_event) = match answer {
+            Ok(Reply::Done) => (Ok(Cow::Borrowed(&b"OK\0"[..])), None),
+            Ok(Reply::Watching(event)) => (Ok(Cow::Borrowed(&b"OK\0"[..])), Some(event)),
+            Ok(Reply::Data(bytes)) if bytes.len() > PAYLOAD_MAX => (Err(XsError::E2BIG), None),
+            Ok(Reply::Data(bytes)) => (Ok(Cow::Owned(bytes)), None),
+            Err(error) => (Err(error), None),
+        };
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if !connection.is_connected() {
+            return;
+        }
+        let fits = |payload: &Payload| {
+            let cost = payload.len().saturating_add(MESSAGE_OVERHEAD);
+            connection.privileged
+                || payload.len() <= SHORT_REPLY
+                || self.store.allows(connection.domid, Quota::Memory, cost)
+        };
+        let answer = answer
+            .and_then(|payload| if fits(&payload) { Ok(payload) } else { Err(XsError::ENOMEM) });
+        let (kind, payload): (u32, Payload) = match answer {
+            Ok(payload) => (header.kind, payload),
+            Err(error) => (Kind::Error.number(), Cow::Borrowed(error_payload(error))),
+        };
+        if !connection.privileged {
+            let cost = payload.len().saturating_add(MESSAGE_OVERHEAD);
+            self.store.charge(connection.domid, Quota::Memory, cost);
+        }
+        let len = u32::try_from(payload.len()).unwrap_or(0);
+        connection.queue.push_reply(Header { kind, len, ..header }, payload, cause);
+        self.hold_cause(cause);
+        if let Some(event) = first_event {
+            self.deliver(id, event, cause);
+        }
+    }
+
+    /// Queues the events that the store has gathered.
+    pub(super) fn deliver_events(&mut self, cause: Option<CauseId>) {
+        let mut events = core::mem::take(self.store.events());
+        for event in events.drain(..) {
+            self.deliver(event.conn, event.payload, cause);
+        }
+        // A burst's worth of memory is given back.
+        events.shrink_to(64);
+        *self.store.events() = events;
+        let dropped = self.store.dropped_events();
+        if dropped != self.dropped_before && self.now_ms >= self.next_drop_line_ms {
+            let more = dropped.saturating_sub(self.dropped_before);
+            self.platform.log(format_args!("{more} watch events dropped, no memory is left"));
+            self.dropped_before = dropped;
+            self.next_drop_line_ms = self.now_ms.saturating_add(DROP_LINE_PAUSE_MS);
+        }
+    }
+
+    /// Queues one event.
+    fn deliver(&mut self, id: ConnId, payload: Vec<u8>, cause: Option<CauseId>) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if !connection.is_connected()
+            || payload.len() > PAYLOAD_MAX
+            || connection.queue.swallows(&payload)
+        {
+            return;
+        }
+        let cost = payload.len().saturating_add(MESSAGE_OVERHEAD);
+        let has_room = memory::can_queue(&mut self.platform, payload.len());
+        let may_have =
+            connection.privileged || self.store.allows(connection.domid, Quota::Memory, cost);
+        if !has_room || !may_have {
+            self.drop_undeliverable(id);
+            return;
+        }
+        connection.figures.events = connection.figures.events.saturating_add(1);
+        let deadline_ms = if connection.privileged {
+            None
+        } else {
+            self.store.charge(connection.domid, Quota::Memory, cost);
+            self.options.watch_event_timeout_ms.map(|ms| self.now_ms.saturating_add(ms))
+        };
+        connection.queue.push_event(payload, cause, deadline_ms);
+        self.hold_cause(cause);
+        self.mark_ready(id);
+    }
+
+    /// An event for which there is no memory: for a guest that is its own fault, for the
+    /// privileged domain the administrator has to know.
+    fn drop_undeliverable(&mut self, id: ConnId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.figures.dropped_events = connection.figures.dropped_events.saturating_add(1);
+        if connection.privileged {
+            self.guest_log(id, format_args!("watch event dropped, no memory is left"));
+        }
+    }
+
+    /// Warns, without consequences, about a domain that makes the server hold much.
+    fn watch_soft_memory(&mut self, id: ConnId) {
+        let Some(connection) = self.connections.get(&id).filter(|c| !c.privileged) else { return };
+        if !self.store.allows(connection.domid, Quota::Memory, 0) {
+            self.guest_log(id, format_args!("holds more memory than it may"));
+            return;
+        }
+        let Some((used, _)) = self.store.usage(connection.domid, Quota::Memory) else { return };
+        let soft = self.store.quota(Some(connection.domid), Quota::SoftMemory).unwrap_or(0);
+        if soft != 0 && used > soft {
+            self.guest_log(id, format_args!("holds {used} bytes, the soft limit is {soft}"));
+        }
+    }
+
+    /// How many domains share the income of the write-rate limit.
+    pub(super) fn guests(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// The connection's facts that `CONTROL` shows.
+    pub(super) fn connections_in_order(&self) -> Vec<(ConnId, &Connection<P::Ring>)> {
+        let mut all = self.connections.iter().map(|(id, c)| (*id, &**c)).collect::<Vec<_>>();
+        all.sort_unstable_by_key(|(id, _)| *id);
+        all
+    }
+}

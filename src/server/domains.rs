@@ -1,0 +1,429 @@
+//! The domains that the server knows, from their introduction to their death.
+//!
+//! A domain is *tracked* from the first time anybody names it while it exists, *introduced* while it has a
+//! connection (which may be ignored), and *destroyed* when Xen says that it is dead or the toolstack
+//! releases it. Two domains that had the same domid are told apart by Xen's unique id where there is one.
+//! Order and events are those of the C server ("C xenstored 4.22 behaviour"; `docs/misc/xenstore.txt`,
+//! INTRODUCE and the following).
+
+use super::Server;
+use super::connection::Connection;
+use super::dispatch::{Answer, Reply};
+use super::platform::{Change, DomainState, Platform};
+use super::queue::{Queue, Released};
+use crate::proto::error::XsError;
+use crate::proto::id::{ConnId, DomId, EvtchnPort};
+use crate::proto::ring::{self, RingPage, Word};
+use crate::proto::wire::features;
+use crate::store::{Party, Special};
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt::Write;
+
+/// How many changed domains are asked for in one scan: more than can exist.
+const CHANGES_PER_SCAN: usize = 1 << 16;
+
+/// A domain that the server knows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Domain {
+    /// What tells it from another domain with the same domid, as far as Xen says.
+    pub(super) unique_id: Option<u64>,
+    /// The feature bits that it is, or will be, shown.
+    pub(super) features: u32,
+    /// Its connection; with one it counts as introduced.
+    pub(super) connection: Option<ConnId>,
+    /// Its shutdown has been announced.
+    pub(super) shutdown_reported: bool,
+}
+
+impl Domain {
+    fn new(unique_id: Option<u64>) -> Self {
+        Self { unique_id, features: features::OFFERED, connection: None, shutdown_reported: false }
+    }
+}
+
+impl<P: Platform> Server<P> {
+    /// Whether the server knows the domain, after asking Xen if it does not.
+    pub(super) fn learn(&mut self, domid: DomId) -> bool {
+        if self.domains.contains_key(&domid) {
+            return true;
+        }
+        if !domid.is_ordinary() {
+            return false;
+        }
+        let unique_id = match self.ask(domid) {
+            DomainState::Gone => return false,
+            DomainState::Exists { unique_id, .. } => unique_id,
+            DomainState::Unknown => None,
+        };
+        self.track(domid, unique_id);
+        true
+    }
+
+    /// As [`learn`](Self::learn), but on behalf of a guest: where Xen does not tell, it could make the server
+    /// remember every domid there is.
+    pub(super) fn learn_certain(&mut self, domid: DomId) {
+        if self.domains.contains_key(&domid) || !domid.is_ordinary() {
+            return;
+        }
+        if let DomainState::Exists { unique_id, .. } = self.ask(domid) {
+            self.track(domid, unique_id);
+        }
+    }
+
+    fn track(&mut self, domid: DomId, unique_id: Option<u64>) {
+        self.domains.insert(domid, Domain::new(unique_id));
+        self.store.learn(domid);
+    }
+
+    /// The privileged domain is known from the start, whether or not it is connected.
+    pub(super) fn know_privileged(&mut self) {
+        self.domains.insert(self.options.privileged, Domain::new(None));
+    }
+
+    /// Asks Xen about a domain.
+    fn ask(&mut self, domid: DomId) -> DomainState {
+        let state = self.platform.domain_state(domid);
+        if state == DomainState::Unknown && !self.warned_of_unknown_states {
+            self.warned_of_unknown_states = true;
+            self.platform.log(format_args!(
+                "Xen does not tell this domain about others: a dead domain is noticed only when the \
+                 toolstack releases it"
+            ));
+        }
+        state
+    }
+
+    /// The connection of an introduced domain.
+    fn connection_of(&self, domid: DomId) -> Option<ConnId> {
+        self.domains.get(&domid)?.connection
+    }
+
+    // ---- requests ----
+
+    /// INTRODUCE: maps the ring and binds the port of a new domain, or starts over with a known one.
+    pub(super) fn introduce(&mut self, domid: DomId, port: u32) -> Answer {
+        if port == 0 || !domid.is_ordinary() {
+            return Err(XsError::EINVAL);
+        }
+        let unique_id = match self.ask(domid) {
+            DomainState::Exists { unique_id, .. } => unique_id,
+            // Mapping its page will tell.
+            DomainState::Gone | DomainState::Unknown => None,
+        };
+        if self.is_replaced(domid, unique_id) {
+            self.destroy(domid);
+        }
+        if let Some(id) = self.connection_of(domid) {
+            self.reintroduce(id, domid, port);
+            return Ok(Reply::Done);
+        }
+        let id = self.open(domid, port, unique_id)?;
+        if domid != self.options.privileged {
+            self.store.fire_special(Special::IntroduceDomain, domid, true);
+            self.deliver_events(None);
+        }
+        self.start_over(id);
+        Ok(Reply::Done)
+    }
+
+    /// Maps the ring, binds the port and makes the connection.
+    fn open(&mut self, domid: DomId, port: u32, unique_id: Option<u64>) -> Result<ConnId, XsError> {
+        let mut page = match self.platform.map_ring(domid) {
+            Ok(page) => page,
+            Err(error) => {
+                let what = "its ring cannot be mapped";
+                self.platform.log(format_args!("domain {domid}: {what}: {error}"));
+                return Err(XsError::EINVAL);
+            }
+        };
+        // A domain builder may know better than the toolstack.
+        let remote_port = match page.load(Word::EvtchnPort) {
+            0 => port,
+            better => better,
+        };
+        let bound = match self.platform.bind(domid, remote_port) {
+            Ok(bound) => bound,
+            Err(error) => {
+                let what = "its event channel cannot be bound";
+                self.platform
+                    .log(format_args!("domain {domid}: {what} (port {remote_port}): {error}"));
+                return Err(XsError::EINVAL);
+            }
+        };
+        if !self.domains.contains_key(&domid) {
+            self.track(domid, unique_id);
+        }
+        let features = self.domains.get(&domid).map_or(features::OFFERED, |domain| domain.features);
+        page.store(Word::ServerFeatures, features);
+        let mut connection =
+            Connection::new(domid, page, Some(bound), Queue::new(self.platform.hash_seed()));
+        connection.features = features;
+        connection.privileged = domid == self.options.privileged;
+        Ok(self.attach(connection, bound))
+    }
+
+    /// Enters a new connection everywhere.
+    fn attach(&mut self, connection: Connection<P::Ring>, port: EvtchnPort) -> ConnId {
+        let id = ConnId(self.next_connection);
+        // 2^32 introductions take longer than any host lives.
+        self.next_connection = self.next_connection.wrapping_add(1);
+        let (domid, privileged) = (connection.domid, connection.privileged);
+        self.ports.insert(port, id);
+        self.connections.insert(id, Box::new(connection));
+        self.store.connect(id, Party { domid, target: None, privileged });
+        if let Some(domain) = self.domains.get_mut(&domid) {
+            domain.connection = Some(id);
+        }
+        id
+    }
+
+    /// INTRODUCE of a domain that is introduced: a new port, and everything else as at the beginning.
+    /// An ignored connection stays ignored.
+    fn reintroduce(&mut self, id: ConnId, domid: DomId, remote_port: u32) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let is_connected = connection.is_connected();
+        if let Some(old) = connection.port.take() {
+            self.ports.remove(&old);
+            self.platform.unbind(old);
+        }
+        let bound =
+            if is_connected { self.platform.bind(domid, remote_port).map(Some) } else { Ok(None) };
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        match bound {
+            Ok(None) => {}
+            Ok(Some(port)) => {
+                connection.port = Some(port);
+                self.ports.insert(port, id);
+            }
+            // The request succeeds nevertheless: stock toolstacks rely on that.
+            Err(error) => self.platform.log(format_args!(
+                "domain {domid}: its new event channel cannot be bound (port {remote_port}): {error}"
+            )),
+        }
+        self.start_over(id);
+    }
+
+    /// Empties the ring and drops everything the domain had set up, then tells it if it waits for that.
+    fn start_over(&mut self, id: ConnId) {
+        self.store.reset(id);
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let mut released = Released::default();
+        connection.forget_messages(&mut released);
+        ring::reset(&mut connection.ring);
+        if connection.is_connected() && connection.features & features::ERROR != 0 {
+            // What was wrong with the ring before is over.
+            connection.ring.store(Word::Error, 0);
+        }
+        if connection.ring.load(Word::Connection) != 0 {
+            // The client starts the moment that it sees this, so the empty ring must be visible before.
+            connection.ring.barrier();
+            connection.ring.store(Word::Connection, 0);
+            if let Some(port) = connection.port {
+                self.platform.notify(port);
+            }
+        }
+        self.settle_released(id, released);
+        self.mark_ready(id);
+    }
+
+    /// RELEASE: as if the domain had died. The privileged domain cannot be released.
+    pub(super) fn release(&mut self, domid: DomId) -> Answer {
+        self.must_be_introduced(domid)?;
+        self.destroy(domid);
+        Ok(Reply::Done)
+    }
+
+    /// RESUME: the next shutdown of the domain is announced again.
+    pub(super) fn resume_domain(&mut self, domid: DomId) -> Answer {
+        self.must_be_introduced(domid)?;
+        if let Some(domain) = self.domains.get_mut(&domid) {
+            domain.shutdown_reported = false;
+        }
+        Ok(Reply::Done)
+    }
+
+    fn must_be_introduced(&self, domid: DomId) -> Result<ConnId, XsError> {
+        if domid == self.options.privileged {
+            return Err(XsError::EINVAL);
+        }
+        self.connection_of(domid).ok_or(XsError::ENOENT)
+    }
+
+    /// IS_DOMAIN_INTRODUCED.
+    pub(super) fn is_introduced(&self, domid: DomId) -> Reply {
+        let introduced = domid == DomId::SELF || self.connection_of(domid).is_some();
+        Reply::Data(if introduced { b"T\0".to_vec() } else { b"F\0".to_vec() })
+    }
+
+    /// SET_TARGET: the first domain gets the rights of the second, whose devices it emulates.
+    pub(super) fn set_target(&mut self, domid: DomId, target: DomId) -> Answer {
+        let id = self.connection_of(domid).ok_or(XsError::ENOENT)?;
+        self.connection_of(target).ok_or(XsError::ENOENT)?;
+        if !self.connections.get(&id).is_some_and(|connection| connection.is_connected()) {
+            return Err(XsError::EINVAL);
+        }
+        self.store.set_target(id, Some(target));
+        Ok(Reply::Done)
+    }
+
+    // ---- start, shutdown and death ----
+
+    /// Serves the domain that the toolstack named on the command line. Its ring is not reset: requests may wait in
+    /// it. Its kernel starts with the first event it gets, so that one comes last.
+    pub(super) fn open_first(&mut self) {
+        let domid = self.options.first_domain;
+        let Some(port) = self.options.event_port else {
+            self.platform.log(format_args!(
+                "option --event is missing: domain {domid} is not served until it is introduced"
+            ));
+            return;
+        };
+        let unique_id = match self.ask(domid) {
+            DomainState::Exists { unique_id, .. } => unique_id,
+            DomainState::Gone | DomainState::Unknown => None,
+        };
+        if let Some(domain) = self.domains.get_mut(&domid) {
+            domain.unique_id = unique_id;
+        }
+        let Ok(id) = self.open(domid, port, unique_id) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.ring.store(Word::Connection, 0);
+        if let Some(port) = connection.port {
+            self.platform.notify(port);
+        }
+        self.mark_ready(id);
+    }
+
+    /// Finds out what became of the domains after Xen said that something did.
+    pub(super) fn scan_domains(&mut self) {
+        let mut announced = None;
+        for _ in 0..CHANGES_PER_SCAN {
+            match self.platform.next_change() {
+                Change::Domain(domid, state) => self.domain_changed(domid, state, &mut announced),
+                Change::Done => break,
+                Change::Unsupported => {
+                    let tracked = self.domains.keys().copied().collect::<Vec<_>>();
+                    for domid in tracked {
+                        let state = self.ask(domid);
+                        self.domain_changed(domid, state, &mut announced);
+                    }
+                    break;
+                }
+            }
+        }
+        // One plain event for all that shut down, with the last of them.
+        self.announce_shutdown(&mut announced, Plain::Yes);
+    }
+
+    /// Acts on the state of one domain. `announced` is a domain whose shutdown has been seen but not announced yet.
+    fn domain_changed(&mut self, domid: DomId, state: DomainState, announced: &mut Option<DomId>) {
+        let Some(domain) = self.domains.get(&domid) else { return };
+        let is_introduced = domain.connection.is_some();
+        match state {
+            DomainState::Unknown => {}
+            DomainState::Exists { shutdown, unique_id } if !self.is_replaced(domid, unique_id) => {
+                let Some(domain) = self.domains.get_mut(&domid) else { return };
+                domain.unique_id = domain.unique_id.or(unique_id);
+                if shutdown && is_introduced && !domain.shutdown_reported {
+                    domain.shutdown_reported = true;
+                    self.announce_shutdown(announced, Plain::No);
+                    *announced = Some(domid);
+                }
+            }
+            DomainState::Exists { .. } | DomainState::Gone => {
+                // The plain event of a death stands for those before it.
+                if is_introduced {
+                    self.announce_shutdown(announced, Plain::No);
+                }
+                self.destroy(domid);
+            }
+        }
+    }
+
+    fn announce_shutdown(&mut self, announced: &mut Option<DomId>, plain: Plain) {
+        if let Some(domid) = announced.take() {
+            self.store.fire_special(Special::ReleaseDomain, domid, plain == Plain::Yes);
+            self.deliver_events(None);
+        }
+    }
+
+    /// Whether another domain has this domid now.
+    fn is_replaced(&self, domid: DomId, unique_id: Option<u64>) -> bool {
+        let known = self.domains.get(&domid).and_then(|domain| domain.unique_id);
+        matches!((known, unique_id), (Some(known), Some(now)) if known != now)
+    }
+
+    /// Removes a domain and everything it has. The privileged domain is never removed: without
+    /// it there is no host.
+    fn destroy(&mut self, domid: DomId) {
+        if domid == self.options.privileged {
+            self.platform.log(format_args!("domain {domid} is gone; it was the privileged one"));
+            return;
+        }
+        let Some(domain) = self.domains.remove(&domid) else { return };
+        // First of all it gets no events any more, not even about its own nodes.
+        let connection = domain.connection.and_then(|id| self.detach(id));
+        // Others lose the rights that they had as its emulators, too.
+        self.give_headroom();
+        self.store.forget(domid);
+        if let Some(port) = connection.as_ref().and_then(|connection| connection.port) {
+            self.ports.remove(&port);
+            self.platform.unbind(port);
+        }
+        // This unmaps the page.
+        drop(connection);
+        if domain.connection.is_some() {
+            self.store.fire_special(Special::ReleaseDomain, domid, true);
+        }
+        self.deliver_events(None);
+    }
+
+    /// Whether connections, domains, ports and the store agree; what does not is added to `findings`.
+    pub(super) fn check_connections(&self, findings: &mut String) {
+        let mut claim = |holds: bool, what: &str, domid: DomId| {
+            if !holds {
+                // Writing to a string does not fail.
+                let _ = writeln!(findings, "domain {domid}: {what}");
+            }
+        };
+        for (domid, domain) in &self.domains {
+            claim(self.store.knows(*domid), "unknown to the store", *domid);
+            let connection = domain.connection.and_then(|id| self.connections.get(&id));
+            let is_whole = domain.connection.is_none() || connection.is_some();
+            claim(is_whole, "its connection is missing", *domid);
+        }
+        for (id, connection) in &self.connections {
+            let domid = connection.domid;
+            claim(self.connection_of(domid) == Some(*id), "has a stray connection", domid);
+            let listed = connection.port.is_none_or(|port| self.ports.get(&port) == Some(id));
+            claim(listed, "its port is not listed", domid);
+            let known = self.store.party(*id).is_some() == connection.is_connected();
+            claim(known, "the store does not agree on its connection", domid);
+        }
+        for domid in self.store.domids() {
+            claim(self.domains.contains_key(&domid), "known to the store only", domid);
+        }
+    }
+
+    /// Takes a connection out of everything but the hypervisor.
+    fn detach(&mut self, id: ConnId) -> Option<Box<Connection<P::Ring>>> {
+        self.store.disconnect(id);
+        let mut connection = self.connections.remove(&id)?;
+        if let Some(at_ms) = connection.wake_at_ms {
+            self.timers.remove(&(at_ms, id));
+        }
+        let mut released = Released::default();
+        connection.forget_messages(&mut released);
+        self.settle_released(id, released);
+        Some(connection)
+    }
+}
+
+/// Whether a `@releaseDomain` without domid goes with the one that has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Plain {
+    Yes,
+    No,
+}

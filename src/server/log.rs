@@ -1,0 +1,90 @@
+//! What goes to the console, and what guests can make appear there.
+
+use super::Server;
+use super::dispatch::Asker;
+use super::platform::Platform;
+use crate::proto::id::{ConnId, TxId};
+use crate::proto::wire::Kind;
+use core::fmt;
+
+/// A guest's doings give at most one line in this time.
+const GUEST_PAUSE_MS: u64 = 10_000;
+
+/// All guests together give at most so many lines in that time.
+const LINES_PER_PAUSE: u32 = 30;
+
+/// The budget for lines that guests cause.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct LineBudget {
+    since_ms: u64,
+    used: u32,
+    left_out: u32,
+}
+
+/// The switches of `CONTROL log`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Switches {
+    pub(super) on: bool,
+    pub(super) each: [(&'static str, bool); 5],
+}
+
+impl Default for Switches {
+    fn default() -> Self {
+        // The names and defaults of the C server; tracing as such is off.
+        let each = [("obj", true), ("io", true), ("wrl", false), ("acc", false), ("tdb", false)];
+        Self { on: false, each }
+    }
+}
+
+impl Switches {
+    /// Whether this kind of line is wanted.
+    pub(super) fn wants(&self, name: &str) -> bool {
+        self.on && self.each.iter().any(|(each, wanted)| *each == name && *wanted)
+    }
+
+    /// Turns a switch; `false` if there is none of that name.
+    pub(super) fn set(&mut self, name: &[u8], wanted: bool) -> bool {
+        match self.each.iter_mut().find(|(each, _)| each.as_bytes() == name) {
+            Some((_, state)) => {
+                *state = wanted;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+impl<P: Platform> Server<P> {
+    /// Prints a line about a connection that its domain can cause at will, within limits.
+    pub(super) fn guest_log(&mut self, id: ConnId, line: fmt::Arguments<'_>) {
+        let now_ms = self.now_ms;
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let budget = &mut self.line_budget;
+        if now_ms.saturating_sub(budget.since_ms) >= GUEST_PAUSE_MS {
+            if budget.left_out > 0 {
+                let lines = budget.left_out;
+                self.platform.log(format_args!("{lines} lines about guests were left out"));
+            }
+            *budget = LineBudget { since_ms: now_ms, used: 0, left_out: 0 };
+        }
+        if now_ms < connection.quiet_until_ms || budget.used >= LINES_PER_PAUSE {
+            budget.left_out = budget.left_out.saturating_add(1);
+            return;
+        }
+        budget.used = budget.used.saturating_add(1);
+        connection.quiet_until_ms = now_ms.saturating_add(GUEST_PAUSE_MS);
+        let domid = connection.domid;
+        self.platform.log(format_args!("domain {domid}: {line}"));
+    }
+
+    /// Prints a request if the administrator wants to see them.
+    pub(super) fn trace_request(&mut self, asker: Asker, kind: Kind, payload: &[u8]) {
+        if !self.switches.wants("io") {
+            return;
+        }
+        let (domid, TxId(tx)) = (asker.domid, asker.tx);
+        // Its path, as far as it is printable.
+        let path = payload.split(|byte| *byte == 0).next().unwrap_or(&[]).escape_ascii();
+        self.platform.log(format_args!("domain {domid} tx {tx} {kind:?} {path}"));
+    }
+}

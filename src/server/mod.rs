@@ -1,0 +1,159 @@
+//! The service: who asks, when they are served, and how much they may have.
+//!
+//! A [`Server`] is one value that owns everything: the world behind [`platform::Platform`], the store, the connections.
+//! It runs to completion on one CPU:
+//!
+//! * `schedule`: one pass after the other; who is served when, and when to sleep.
+//! * `connection`, `queue`: bytes of one client, in and out.
+//! * `dispatch`, `handlers`: one request from its header to its reply.
+//! * `domains`: introduction, shutdown and death of domains.
+//! * `control`: what administrators ask.
+//! * `accounts`, `memory`, `rate`: who pays for what waits, and what is refused.
+//! * `options`: the command line. `log`: what goes to the console.
+#![forbid(unsafe_code)]
+// Nothing that a client sends may reach a panic: whoever wants one here has to say why.
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::indexing_slicing
+)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
+mod accounts;
+mod connection;
+mod control;
+mod dispatch;
+mod domains;
+mod handlers;
+mod log;
+mod memory;
+pub mod options;
+pub mod platform;
+mod queue;
+mod rate;
+mod schedule;
+
+pub use schedule::Pass;
+
+use crate::proto::id::{ConnId, DomId, EvtchnPort};
+use crate::store::Store;
+use accounts::Cause;
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::string::String;
+use alloc::vec::Vec;
+use connection::Connection;
+use core::fmt;
+use domains::Domain;
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+use log::{LineBudget, Switches};
+use options::Options;
+use platform::Platform;
+use queue::CauseId;
+
+/// A map whose hashes a guest cannot foresee.
+type Map<K, V> = HashMap<K, V, FixedState>;
+
+/// The whole xenstore service.
+pub struct Server<P: Platform> {
+    platform: P,
+    store: Store,
+    options: Options,
+    connections: Map<ConnId, Box<Connection<P::Ring>>>,
+    ports: Map<EvtchnPort, ConnId>,
+    domains: BTreeMap<DomId, Domain>,
+    /// Requests of which something still waits in a queue.
+    causes: Map<CauseId, Cause>,
+    /// Connections that may have work, in the order in which they get their turn.
+    ready: VecDeque<ConnId>,
+    /// Connections served since the last look before sleeping.
+    served: Vec<ConnId>,
+    /// Connections that are not read because they, or the server, have no memory left.
+    short_of_memory: Vec<ConnId>,
+    /// When a connection wants to be served even if nobody signals; one entry each at most.
+    timers: BTreeSet<(u64, ConnId)>,
+    next_connection: u32,
+    next_cause: u64,
+    /// The clock, read once a pass.
+    now_ms: u64,
+    started_ms: u64,
+    next_rescan_ms: u64,
+    warned_of_unknown_states: bool,
+    /// Events that the store had dropped when that was last reported.
+    dropped_before: u64,
+    next_drop_line_ms: u64,
+    line_budget: LineBudget,
+    switches: Switches,
+}
+
+impl<P: Platform> fmt::Debug for Server<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("connections", &self.connections.len())
+            .field("domains", &self.domains.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<P: Platform> Server<P> {
+    /// A server that has not started: it knows its command line and has an initial store.
+    pub fn new(mut platform: P, command_line: &str) -> Self {
+        let options = Options::parse(command_line);
+        for complaint in &options.complaints {
+            platform.log(format_args!("command line: {complaint}"));
+        }
+        let (seed, now_ms) = (platform.hash_seed(), platform.now_ms());
+        let store = Store::new(seed, options.privileged, options.quotas);
+        let mut server = Self {
+            platform,
+            store,
+            options,
+            connections: HashMap::with_hasher(FixedState::with_seed(seed)),
+            ports: HashMap::with_hasher(FixedState::with_seed(seed)),
+            domains: BTreeMap::new(),
+            causes: HashMap::with_hasher(FixedState::with_seed(seed)),
+            ready: VecDeque::new(),
+            served: Vec::new(),
+            short_of_memory: Vec::new(),
+            timers: BTreeSet::new(),
+            next_connection: 1,
+            next_cause: 0,
+            now_ms,
+            started_ms: now_ms,
+            next_rescan_ms: now_ms,
+            warned_of_unknown_states: false,
+            dropped_before: 0,
+            next_drop_line_ms: now_ms,
+            line_budget: LineBudget::default(),
+            switches: Switches::default(),
+        };
+        server.know_privileged();
+        server
+    }
+
+    /// Connects the first domain and lets it start. Call this once, before the first step.
+    pub fn start(&mut self) {
+        self.open_first();
+    }
+
+    /// Serves for ever.
+    pub fn run(&mut self) -> ! {
+        self.start();
+        loop {
+            self.step();
+        }
+    }
+
+    /// Checks everything against everything: the store against itself, and the connections against it.
+    ///
+    /// # Errors
+    /// What is wrong, one finding a line.
+    pub fn check(&self) -> Result<(), String> {
+        let mut findings = self.store.check().err().unwrap_or_default();
+        self.check_connections(&mut findings);
+        if findings.is_empty() { Ok(()) } else { Err(findings) }
+    }
+}

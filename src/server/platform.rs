@@ -1,0 +1,123 @@
+//! What the server needs from the world, as one trait.
+//!
+//! It is implemented twice: by `xen` with hypercalls, and by `sim` with a seed. The trait belongs to the
+//! server: if it ever grows a method that the simulated world cannot honour, the design is wrong.
+
+use crate::proto::id::{DomId, EvtchnPort};
+use crate::proto::ring::RingPage;
+use core::fmt;
+
+/// A refusal of the hypervisor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PlatformError {
+    /// The call that failed, by its public name (for example `GNTTABOP_map_grant_ref`).
+    pub call: &'static str,
+    /// The error, as a positive errno or GNTST number of that call.
+    pub code: i32,
+}
+
+impl fmt::Display for PlatformError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} failed with error {}", self.call, self.code)
+    }
+}
+
+/// Something that happened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// A peer signalled on this port.
+    Port(EvtchnPort),
+    /// Some domain came, went or shut down (VIRQ_DOM_EXC).
+    DomainChange,
+}
+
+/// What Xen says of one domain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DomainState {
+    /// No such domain, or all that is left is its structure (the state `dead`).
+    Gone,
+    /// The domain exists.
+    Exists {
+        /// It has shut down or crashed, and waits for the toolstack.
+        shutdown: bool,
+        /// Differs between two domains that had the same domid; `None` where Xen does not tell.
+        unique_id: Option<u64>,
+    },
+    /// Xen does not let this domain ask.
+    Unknown,
+}
+
+/// An answer to "which domain changed next?".
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// This one; ask again for more.
+    Domain(DomId, DomainState),
+    /// None any more.
+    Done,
+    /// This Xen has no such call: look at every domain with [`Platform::domain_state`].
+    Unsupported,
+}
+
+/// Figures of the memory that the server lives in, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct HeapStats {
+    /// Handed out.
+    pub used: usize,
+    /// Taken from the domain's memory so far, used or not.
+    pub size: usize,
+    /// What `size` can still grow to.
+    pub limit: usize,
+}
+
+/// The world as the server sees it.
+pub trait Platform {
+    /// A mapped ring page; unmapped when dropped.
+    type Ring: RingPage;
+
+    /// Milliseconds since some fixed moment; never goes back.
+    fn now_ms(&self) -> u64;
+
+    /// A key for hash tables that guests cannot guess; the same on every call.
+    fn hash_seed(&self) -> u64;
+
+    /// The next thing that happened, without waiting. Each signal is reported at least once
+    /// after it was sent; several signals on one port may be reported as one.
+    fn next_event(&mut self) -> Option<Event>;
+
+    /// Sleeps until something happens or `now_ms` reaches `deadline_ms`. Returns at once if something
+    /// has already happened; may return early for no reason.
+    fn wait(&mut self, deadline_ms: Option<u64>);
+
+    /// Maps the ring page of a domain (its grant entry 1).
+    ///
+    /// # Errors
+    /// The hypervisor's refusal, for example where the domain grants nothing.
+    fn map_ring(&mut self, domid: DomId) -> Result<Self::Ring, PlatformError>;
+
+    /// Binds a port of our own to `remote_port` of a domain.
+    ///
+    /// # Errors
+    /// The hypervisor's refusal, for example where the port is not offered to us.
+    fn bind(&mut self, domid: DomId, remote_port: u32) -> Result<EvtchnPort, PlatformError>;
+
+    /// Closes a port. Never fails; a port that is gone already is fine.
+    fn unbind(&mut self, port: EvtchnPort);
+
+    /// Signals the peer of a port. A peer that is gone is not an error.
+    fn notify(&mut self, port: EvtchnPort);
+
+    /// What Xen says of a domain.
+    fn domain_state(&mut self, domid: DomId) -> DomainState;
+
+    /// The next domain whose state changed since it was last reported here.
+    fn next_change(&mut self) -> Change;
+
+    /// Tries to have at least `bytes` of heap free, growing it where possible. `false` if fewer are.
+    fn reserve(&mut self, bytes: usize) -> bool;
+
+    /// The heap's figures.
+    fn heap(&self) -> HeapStats;
+
+    /// Prints one line on the console.
+    fn log(&mut self, line: fmt::Arguments<'_>);
+}

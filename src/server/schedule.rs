@@ -1,0 +1,310 @@
+//! Who is served when: one pass after the other, until nothing is left, then sleep.
+//!
+//! A pass collects what happened, serves each connection that may have work for at most
+//! [`REQUESTS_PER_PASS`] requests, and tells each peer at most once what was taken from and put into its ring.
+//! Linux guests save on signals: one that sees its last request not taken yet sends none for the next, and one
+//! that reads from a response ring that was not full sends none either (`docs/misc/xenstore-ring.txt`).
+//! So the rings served since the last sleep are looked at once more, behind a full barrier, before
+//! the next. An idle server sleeps without any deadline.
+
+use super::Server;
+use super::connection::{Fault, Suspension, Verdict};
+use super::memory;
+use super::platform::{Event, Platform};
+use super::queue::Released;
+use crate::proto::id::ConnId;
+use crate::proto::ring::RingError;
+use crate::store::quota::Quota;
+
+/// How many requests of one connection are handled before the others have their turn.
+const REQUESTS_PER_PASS: usize = 8;
+
+/// How many signals are collected in one pass, so that a storm of them cannot keep requests waiting.
+const EVENTS_PER_PASS: usize = 4096;
+
+/// How often all rings are looked at, for clients that forget to signal; only while awake anyway.
+const RESCAN_MS: u64 = 1000;
+
+/// What is left after a pass.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pass {
+    /// More work: another pass is due.
+    More,
+    /// Nothing, until something happens or the clock reaches this moment.
+    Idle(Option<u64>),
+}
+
+/// What the attempt to read a request gave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Read {
+    Complete,
+    /// Nothing to be had now.
+    Nothing,
+}
+
+impl<P: Platform> Server<P> {
+    /// One pass, and if nothing is left to do, sleep until something happens.
+    pub fn step(&mut self) {
+        if let Pass::Idle(deadline_ms) = self.pass() {
+            self.platform.wait(deadline_ms);
+        }
+    }
+
+    /// One pass over everything that may have work.
+    pub fn pass(&mut self) -> Pass {
+        self.now_ms = self.platform.now_ms();
+        self.collect_events();
+        self.collect_timers();
+        self.rescan();
+        // Those that become ready meanwhile wait for the next pass.
+        for _ in 0..self.ready.len() {
+            let Some(id) = self.ready.pop_front() else { break };
+            self.serve(id);
+        }
+        self.look_again();
+        if self.ready.is_empty() {
+            Pass::Idle(self.timers.first().map(|(at_ms, _)| *at_ms))
+        } else {
+            Pass::More
+        }
+    }
+
+    /// Has a connection served in the next pass.
+    pub(super) fn mark_ready(&mut self, id: ConnId) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            if !connection.is_ready && connection.is_connected() {
+                connection.is_ready = true;
+                self.ready.push_back(id);
+            }
+        }
+    }
+
+    /// Has a suspended ring looked at again.
+    pub(super) fn resume(&mut self, id: ConnId) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.suspension = None;
+        }
+        self.mark_ready(id);
+    }
+
+    fn collect_events(&mut self) {
+        let mut domains_changed = false;
+        for _ in 0..EVENTS_PER_PASS {
+            match self.platform.next_event() {
+                Some(Event::Port(port)) => {
+                    if let Some(id) = self.ports.get(&port).copied() {
+                        self.mark_ready(id);
+                    }
+                }
+                Some(Event::DomainChange) => domains_changed = true,
+                None => break,
+            }
+        }
+        // Before any request: a new domain must not meet what belongs to its dead predecessor.
+        if domains_changed {
+            self.scan_domains();
+        }
+    }
+
+    fn collect_timers(&mut self) {
+        while let Some((at_ms, id)) = self.timers.first().copied() {
+            if at_ms > self.now_ms {
+                break;
+            }
+            self.timers.pop_first();
+            if let Some(connection) = self.connections.get_mut(&id) {
+                connection.wake_at_ms = None;
+            }
+            self.mark_ready(id);
+        }
+    }
+
+    /// The net under lost signals.
+    fn rescan(&mut self) {
+        if self.now_ms < self.next_rescan_ms {
+            return;
+        }
+        self.next_rescan_ms = self.now_ms.saturating_add(RESCAN_MS);
+        for (id, connection) in &mut self.connections {
+            if !connection.is_ready && connection.has_work() {
+                connection.is_ready = true;
+                self.ready.push_back(*id);
+            }
+        }
+    }
+
+    /// The last look before sleeping.
+    fn look_again(&mut self) {
+        for id in core::mem::take(&mut self.served) {
+            let Some(connection) = self.connections.get_mut(&id) else { continue };
+            connection.was_served = false;
+            if connection.has_work() {
+                self.mark_ready(id);
+            }
+        }
+        if !self.ready.is_empty() {
+            return;
+        }
+        for id in core::mem::take(&mut self.short_of_memory) {
+            match self.suspension(id) {
+                Some(Suspension::Memory) => self.short_of_memory.push(id),
+                Some(Suspension::Outstanding | Suspension::Rate(_)) | None => self.resume(id),
+            }
+        }
+    }
+
+    /// Serves one connection within its budget.
+    fn serve(&mut self, id: ConnId) {
+        let now_ms = self.now_ms;
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.is_ready = false;
+        if connection.is_connected() {
+            let mut released = Released::default();
+            connection.queue.expire(now_ms, &mut released);
+            self.settle_released(id, released);
+            if let Err(fault) = self.exchange(id) {
+                self.blame(id, fault);
+            }
+        }
+        self.conclude(id);
+    }
+
+    /// Writes what waits, handles requests, writes what they gave.
+    fn exchange(&mut self, id: ConnId) -> Result<(), Fault> {
+        self.send(id)?;
+        let mut budget = REQUESTS_PER_PASS;
+        while self.read_request(id)? == Read::Complete {
+            self.execute(id);
+            budget = budget.saturating_sub(1);
+            if budget == 0 {
+                self.mark_ready(id);
+                break;
+            }
+        }
+        self.send(id)?;
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.trust();
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, id: ConnId) -> Result<(), Fault> {
+        let Some(connection) = self.connections.get_mut(&id) else { return Ok(()) };
+        if !connection.is_connected() {
+            return Ok(());
+        }
+        let mut released = Released::default();
+        let result = connection.send(&mut released);
+        self.settle_released(id, released);
+        result
+    }
+
+    fn read_request(&mut self, id: ConnId) -> Result<Read, Fault> {
+        let suspension = self.suspension(id);
+        let Some(connection) = self.connections.get_mut(&id) else { return Ok(Read::Nothing) };
+        if !connection.is_connected() {
+            return Ok(Read::Nothing);
+        }
+        let before = core::mem::replace(&mut connection.suspension, suspension);
+        if suspension == Some(Suspension::Memory) && before != suspension {
+            self.short_of_memory.push(id);
+        }
+        if suspension.is_some() {
+            return Ok(Read::Nothing);
+        }
+        Ok(if connection.receive()? { Read::Complete } else { Read::Nothing })
+    }
+
+    /// Why a ring must not be read now.
+    fn suspension(&mut self, id: ConnId) -> Option<Suspension> {
+        let guests = self.guests();
+        let connection = self.connections.get_mut(&id)?;
+        if !memory::can_read(&mut self.platform) {
+            return Some(Suspension::Memory);
+        }
+        if connection.privileged {
+            return None;
+        }
+        if !self.store.allows(connection.domid, Quota::Outstanding, 1) {
+            return Some(Suspension::Outstanding);
+        }
+        if !self.store.allows(connection.domid, Quota::Memory, 1) {
+            return Some(Suspension::Memory);
+        }
+        connection.credit.blocked_until(self.now_ms, guests).map(Suspension::Rate)
+    }
+
+    /// After a connection was served, or could not be: signal, timer, place in the lists.
+    fn conclude(&mut self, id: ConnId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if core::mem::take(&mut connection.must_notify) {
+            if let Some(port) = connection.port {
+                self.platform.notify(port);
+            }
+        }
+        if !connection.was_served {
+            connection.was_served = true;
+            self.served.push(id);
+        }
+        self.set_timer(id);
+    }
+
+    /// Brings the list of timers up to date with one connection.
+    pub(super) fn set_timer(&mut self, id: ConnId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let wanted = connection.next_look_ms();
+        if wanted == connection.wake_at_ms {
+            return;
+        }
+        if let Some(old) = core::mem::replace(&mut connection.wake_at_ms, wanted) {
+            self.timers.remove(&(old, id));
+        }
+        if let Some(new) = wanted {
+            self.timers.insert((new, id));
+        }
+    }
+
+    /// A ring is not as it should be.
+    fn blame(&mut self, id: ConnId, fault: Fault) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        match fault {
+            Fault::Indices => {
+                if connection.doubt(self.now_ms) == Verdict::Condemned {
+                    self.ignore(id, RingError::RingIndex);
+                }
+            }
+            Fault::Ones => {
+                if connection.doubt(self.now_ms) == Verdict::Condemned {
+                    self.ignore(id, RingError::Protocol);
+                }
+            }
+            Fault::Oversize(len) => {
+                self.guest_log(id, format_args!("a request announced {len} bytes of payload"));
+                self.ignore(id, RingError::Protocol);
+            }
+        }
+    }
+
+    /// Gives a ring up: nothing of its domain is served any more until it is released.
+    fn ignore(&mut self, id: ConnId, why: RingError) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let mut released = Released::default();
+        connection.ignore(why, &mut released);
+        if let Some(port) = connection.port.take() {
+            // The client may wait for the word that was just written. After that its
+            // signals must not wake the server any more.
+            self.platform.notify(port);
+            self.ports.remove(&port);
+            self.platform.unbind(port);
+        }
+        self.settle_released(id, released);
+        self.store.disconnect(id);
+        self.set_timer(id);
+        let why = match why {
+            RingError::Comm => "its event channel or page cannot be used",
+            RingError::RingIndex => "its ring indices are impossible",
+            RingError::Protocol => "it violated the protocol",
+        };
+        self.guest_log(id, format_args!("connection given up: {why}"));
+    }
+}

@@ -1,0 +1,89 @@
+//! The simulated world: hypervisor, domains and clients in memory, on the host only.
+//!
+//! Everything is deterministic: the clock moves when it is told to, and things happen in the order in which they
+//! were asked for.
+//!
+//! * `world`: the hypervisor's side, with what a test may do to it; implements `server::platform::Platform`.
+//! * `page`: a ring page that the server and a client share.
+//! * `client`: an honest client, which saves on signals as Linux does.
+#![forbid(unsafe_code)]
+
+mod client;
+mod page;
+mod world;
+
+pub use client::{Client, Message};
+pub use page::SimPage;
+pub use world::{SimPlatform, World};
+
+use crate::proto::id::DomId;
+use crate::server::{Pass, Server};
+use alloc::string::String;
+
+/// How many passes a server may take over what lies before it. More means that it runs in circles.
+const PASSES_MAX: usize = 100_000;
+
+/// A server in its world.
+#[derive(Debug)]
+pub struct Simulation {
+    /// The world, for the test to act on.
+    pub world: World,
+    /// The server.
+    pub server: Server<SimPlatform>,
+}
+
+impl Simulation {
+    /// A started server whose first domain is 0, and that domain's client.
+    #[must_use]
+    pub fn start(options: &str) -> (Self, Client) {
+        let world = World::new();
+        let port = world.create(DomId(0));
+        let command_line = alloc::format!("--event {port} {options}");
+        let mut server = Server::new(world.platform(), &command_line);
+        server.start();
+        let mut simulation = Self { world, server };
+        let _ = simulation.settle();
+        let client = simulation.client(DomId(0));
+        (simulation, client)
+    }
+
+    /// A client in a domain that exists.
+    #[must_use]
+    pub fn client(&self, domid: DomId) -> Client {
+        Client::new(self.world.clone(), domid)
+    }
+
+    /// Lets the server work until it would sleep; says until when, `None` for without end.
+    ///
+    /// # Panics
+    /// If the server never gets to that point.
+    pub fn settle(&mut self) -> Option<u64> {
+        for _ in 0..PASSES_MAX {
+            if let Pass::Idle(deadline_ms) = self.server.pass() {
+                return deadline_ms;
+            }
+        }
+        panic!("the server runs in circles");
+    }
+
+    /// Moves the clock in the steps that the server asks for, as if it slept in between.
+    pub fn sleep(&mut self, ms: u64) {
+        let end_ms = self.world.now_ms().saturating_add(ms);
+        loop {
+            match self.settle() {
+                Some(wake_ms) if wake_ms <= end_ms => self.world.set_clock(wake_ms),
+                _ => break,
+            }
+        }
+        self.world.set_clock(end_ms);
+        let _ = self.settle();
+    }
+
+    /// What is wrong with the server's own books.
+    ///
+    /// # Errors
+    /// The findings, one a line.
+    pub fn check(&self) -> Result<(), String> {
+        self.server.check()
+    }
+}

@@ -1,0 +1,126 @@
+//! A ring page in memory, shared by a server and a client.
+
+use crate::proto::ring::{RING_SIZE, RSP_OFFSET, RingPage, Word};
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+
+/// Bytes of a page.
+const PAGE_SIZE: usize = 4096;
+
+/// One holder's view of a page. Clones are views of the same page.
+#[derive(Clone, Debug)]
+pub struct SimPage {
+    bytes: Rc<RefCell<Vec<u8>>>,
+    late: Rc<RefCell<Late>>,
+}
+
+/// What a client writes at the worst moment.
+#[derive(Debug, Default)]
+struct Late {
+    bytes: Vec<u8>,
+    skipped: usize,
+    /// The server has stored an index, and no barrier made sure that the client can see it.
+    is_unseen: bool,
+}
+
+impl Default for SimPage {
+    fn default() -> Self {
+        Self { bytes: Rc::new(RefCell::new(alloc::vec![0; PAGE_SIZE])), late: Rc::default() }
+    }
+}
+
+impl SimPage {
+    /// Loads a word.
+    #[must_use]
+    pub fn word(&self, word: Word) -> u32 {
+        let mut bytes = [0; 4];
+        bytes.copy_from_slice(&self.bytes.borrow()[word as usize..][..4]);
+        u32::from_le_bytes(bytes)
+    }
+
+    /// Stores a word; any word, as a client can.
+    pub fn set_word(&self, word: Word, value: u32) {
+        self.bytes.borrow_mut()[word as usize..][..4].copy_from_slice(&value.to_le_bytes());
+    }
+
+    /// As the client: puts a byte into the request ring at a free-running index.
+    pub fn put_request(&self, index: u32, byte: u8) {
+        self.bytes.borrow_mut()[(index % RING_SIZE) as usize] = byte;
+    }
+
+    /// As the client: reads a byte of the response ring at a free-running index.
+    #[must_use]
+    pub fn response(&self, index: u32) -> u8 {
+        self.bytes.borrow()[RSP_OFFSET + (index % RING_SIZE) as usize]
+    }
+
+    /// Bytes that the client will write right after the server has found the ring empty, but before the client
+    /// can see that the server has taken everything. So it sends no signal: it believes the server busy.
+    /// The first `skipped` such moments pass unused.
+    pub fn write_unnoticed(&self, bytes: &[u8], skipped: usize) {
+        let mut late = self.late.borrow_mut();
+        late.bytes.extend_from_slice(bytes);
+        late.skipped = skipped;
+    }
+
+    /// Those bytes, if there was no such moment.
+    #[must_use]
+    pub fn take_unwritten(&self) -> Vec<u8> {
+        core::mem::take(&mut self.late.borrow_mut().bytes)
+    }
+
+    /// Writes those bytes if this is the moment.
+    fn write_late(&self) {
+        let prod = self.word(Word::ReqProd);
+        let mut late = self.late.borrow_mut();
+        if late.is_unseen && prod == self.word(Word::ReqCons) {
+            if late.skipped > 0 {
+                late.skipped -= 1;
+                return;
+            }
+            let mut index = prod;
+            for byte in core::mem::take(&mut late.bytes) {
+                self.put_request(index, byte);
+                index = index.wrapping_add(1);
+            }
+            self.set_word(Word::ReqProd, index);
+        }
+    }
+
+    /// As the firmware of an HVM guest when it is done: both rings filled, all indices zero.
+    pub fn firmware_reset(&self) {
+        self.bytes.borrow_mut()[..2 * RSP_OFFSET].fill(0xff);
+        for word in [Word::ReqCons, Word::ReqProd, Word::RspCons, Word::RspProd] {
+            self.set_word(word, 0);
+        }
+    }
+}
+
+impl RingPage for SimPage {
+    fn load(&self, word: Word) -> u32 {
+        let value = self.word(word);
+        if word == Word::ReqProd {
+            self.write_late();
+        }
+        value
+    }
+
+    fn store(&mut self, word: Word, value: u32) {
+        self.late.borrow_mut().is_unseen |= word == Word::ReqCons;
+        self.set_word(word, value);
+    }
+
+    fn copy_request(&self, offset: usize, into: &mut [u8]) {
+        into.copy_from_slice(&self.bytes.borrow()[..RSP_OFFSET][offset..][..into.len()]);
+    }
+
+    fn copy_response(&mut self, offset: usize, from: &[u8]) {
+        let mut page = self.bytes.borrow_mut();
+        page[RSP_OFFSET..2 * RSP_OFFSET][offset..][..from.len()].copy_from_slice(from);
+    }
+
+    fn barrier(&self) {
+        self.late.borrow_mut().is_unseen = false;
+    }
+}

@@ -1,0 +1,315 @@
+//! The hypervisor's side of the simulated world.
+
+use super::page::SimPage;
+use crate::proto::id::{DomId, EvtchnPort};
+use crate::server::platform::{Change, DomainState, Event, HeapStats, Platform, PlatformError};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::cell::{RefCell, RefMut};
+use core::fmt;
+
+/// The port that every simulated domain offers first.
+const FIRST_OFFER: u32 = 10;
+
+/// A simulated domain.
+#[derive(Debug)]
+struct Domain {
+    unique_id: u64,
+    page: SimPage,
+    /// The ring page is granted to the server.
+    granted: bool,
+    shutdown: bool,
+    /// Ports that the server may bind.
+    offers: BTreeSet<u32>,
+    next_offer: u32,
+    /// Signals from the server that it has got.
+    signals: u64,
+}
+
+/// Everything that the world consists of.
+#[derive(Debug)]
+struct State {
+    now_ms: u64,
+    domains: BTreeMap<DomId, Domain>,
+    next_unique_id: u64,
+    /// The server's ports and what they lead to.
+    ports: BTreeMap<EvtchnPort, (DomId, u32)>,
+    next_port: u32,
+    events: VecDeque<Event>,
+    changed: BTreeSet<DomId>,
+    /// Xen tells which domains changed, and their unique ids.
+    tells_changes: bool,
+    /// Xen tells anything about domains at all.
+    tells_states: bool,
+    heap_free: usize,
+    console: Vec<String>,
+}
+
+/// A handle of the world; clones are handles of the same.
+#[derive(Clone, Debug)]
+pub struct World(Rc<RefCell<State>>);
+
+/// What the server gets of the world.
+#[derive(Debug)]
+pub struct SimPlatform(World);
+
+impl Default for World {
+    fn default() -> Self {
+        Self(Rc::new(RefCell::new(State {
+            now_ms: 1000,
+            domains: BTreeMap::new(),
+            next_unique_id: 1,
+            ports: BTreeMap::new(),
+            next_port: 1,
+            events: VecDeque::new(),
+            changed: BTreeSet::new(),
+            tells_changes: true,
+            tells_states: true,
+            heap_free: usize::MAX,
+            console: Vec::new(),
+        })))
+    }
+}
+
+impl World {
+    /// A world without domains.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn state(&self) -> RefMut<'_, State> {
+        self.0.borrow_mut()
+    }
+
+    /// The server's access.
+    #[must_use]
+    pub fn platform(&self) -> SimPlatform {
+        SimPlatform(self.clone())
+    }
+
+    /// Makes a domain with a granted, empty ring page and an offered port; returns the port.
+    pub fn create(&self, domid: DomId) -> u32 {
+        let mut state = self.state();
+        let unique_id = state.next_unique_id;
+        state.next_unique_id += 1;
+        let domain = Domain {
+            unique_id,
+            page: SimPage::default(),
+            granted: true,
+            shutdown: false,
+            offers: BTreeSet::from([FIRST_OFFER]),
+            next_offer: FIRST_OFFER + 1,
+            signals: 0,
+        };
+        state.domains.insert(domid, domain);
+        FIRST_OFFER
+    }
+
+    /// Offers one more port of a domain to the server.
+    ///
+    /// # Panics
+    /// If there is no such domain.
+    pub fn offer(&self, domid: DomId) -> u32 {
+        let mut state = self.state();
+        let domain = state.domains.get_mut(&domid).expect("the domain exists");
+        let port = domain.next_offer;
+        domain.next_offer += 1;
+        domain.offers.insert(port);
+        port
+    }
+
+    /// Takes the grant of the ring page back, or gives it again.
+    pub fn set_granted(&self, domid: DomId, granted: bool) {
+        if let Some(domain) = self.state().domains.get_mut(&domid) {
+            domain.granted = granted;
+        }
+    }
+
+    /// The domain shuts down, or, resumed, is no longer shut down. Xen tells about the former.
+    pub fn set_shutdown(&self, domid: DomId, shutdown: bool) {
+        let mut state = self.state();
+        if let Some(domain) = state.domains.get_mut(&domid) {
+            domain.shutdown = shutdown;
+        }
+        if shutdown {
+            state.changed.insert(domid);
+            state.events.push_back(Event::DomainChange);
+        }
+    }
+
+    /// The domain dies.
+    pub fn destroy(&self, domid: DomId) {
+        let mut state = self.state();
+        state.domains.remove(&domid);
+        state.changed.insert(domid);
+        state.events.push_back(Event::DomainChange);
+    }
+
+    /// Chooses whether Xen tells which domains changed and their unique ids, as it does from 4.21 on.
+    pub fn set_tells_changes(&self, tells: bool) {
+        self.state().tells_changes = tells;
+    }
+
+    /// Chooses whether the server may ask about domains at all.
+    pub fn set_tells_states(&self, tells: bool) {
+        self.state().tells_states = tells;
+    }
+
+    /// Chooses how many bytes the server's heap has left.
+    pub fn set_heap_free(&self, bytes: usize) {
+        self.state().heap_free = bytes;
+    }
+
+    /// The page of a domain.
+    ///
+    /// # Panics
+    /// If there is no such domain.
+    #[must_use]
+    pub fn page(&self, domid: DomId) -> SimPage {
+        self.state().domains.get(&domid).expect("the domain exists").page.clone()
+    }
+
+    /// A domain signals the server, if they are connected.
+    pub fn signal(&self, domid: DomId) {
+        let mut state = self.state();
+        let ports = state.ports.iter().filter(|(_, (peer, _))| *peer == domid);
+        let events = ports.map(|(port, _)| Event::Port(*port)).collect::<Vec<_>>();
+        state.events.extend(events);
+    }
+
+    /// How many signals a domain has got from the server.
+    #[must_use]
+    pub fn signals(&self, domid: DomId) -> u64 {
+        self.state().domains.get(&domid).map_or(0, |domain| domain.signals)
+    }
+
+    /// How many ports the server has bound.
+    #[must_use]
+    pub fn bound_ports(&self) -> usize {
+        self.state().ports.len()
+    }
+
+    /// The clock.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        self.state().now_ms
+    }
+
+    /// Moves the clock; never back.
+    pub fn set_clock(&self, now_ms: u64) {
+        let mut state = self.state();
+        state.now_ms = state.now_ms.max(now_ms);
+    }
+
+    /// Takes the lines that the server has printed.
+    #[must_use]
+    pub fn take_console(&self) -> Vec<String> {
+        core::mem::take(&mut self.state().console)
+    }
+}
+
+impl State {
+    fn domain_state(&self, domid: DomId) -> DomainState {
+        if !self.tells_states {
+            return DomainState::Unknown;
+        }
+        self.domains.get(&domid).map_or(DomainState::Gone, |domain| DomainState::Exists {
+            shutdown: domain.shutdown,
+            unique_id: self.tells_changes.then_some(domain.unique_id),
+        })
+    }
+}
+
+impl Platform for SimPlatform {
+    type Ring = SimPage;
+
+    fn now_ms(&self) -> u64 {
+        self.0.now_ms()
+    }
+
+    fn hash_seed(&self) -> u64 {
+        0x5eed
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        self.0.state().events.pop_front()
+    }
+
+    fn wait(&mut self, deadline_ms: Option<u64>) {
+        if let Some(deadline_ms) = deadline_ms {
+            self.0.set_clock(deadline_ms);
+        }
+    }
+
+    fn map_ring(&mut self, domid: DomId) -> Result<SimPage, PlatformError> {
+        let state = self.0.state();
+        match state.domains.get(&domid) {
+            Some(domain) if domain.granted => Ok(domain.page.clone()),
+            _ => Err(PlatformError { call: "GNTTABOP_map_grant_ref", code: 3 }),
+        }
+    }
+
+    fn bind(&mut self, domid: DomId, remote_port: u32) -> Result<EvtchnPort, PlatformError> {
+        let mut state = self.0.state();
+        let offered = state.domains.get_mut(&domid).is_some_and(|d| d.offers.remove(&remote_port));
+        if !offered {
+            return Err(PlatformError { call: "EVTCHNOP_bind_interdomain", code: 22 });
+        }
+        let port = EvtchnPort(state.next_port);
+        state.next_port += 1;
+        state.ports.insert(port, (domid, remote_port));
+        // Xen marks a freshly bound port as pending.
+        state.events.push_back(Event::Port(port));
+        Ok(port)
+    }
+
+    fn unbind(&mut self, port: EvtchnPort) {
+        let mut state = self.0.state();
+        if let Some((domid, remote_port)) = state.ports.remove(&port) {
+            // The other end can be bound again.
+            if let Some(domain) = state.domains.get_mut(&domid) {
+                domain.offers.insert(remote_port);
+            }
+        }
+    }
+
+    fn notify(&mut self, port: EvtchnPort) {
+        let mut state = self.0.state();
+        if let Some((domid, _)) = state.ports.get(&port).copied() {
+            if let Some(domain) = state.domains.get_mut(&domid) {
+                domain.signals += 1;
+            }
+        }
+    }
+
+    fn domain_state(&mut self, domid: DomId) -> DomainState {
+        self.0.state().domain_state(domid)
+    }
+
+    fn next_change(&mut self) -> Change {
+        let mut state = self.0.state();
+        if !state.tells_changes || !state.tells_states {
+            return Change::Unsupported;
+        }
+        match state.changed.pop_first() {
+            Some(domid) => Change::Domain(domid, state.domain_state(domid)),
+            None => Change::Done,
+        }
+    }
+
+    fn reserve(&mut self, bytes: usize) -> bool {
+        bytes <= self.0.state().heap_free
+    }
+
+    fn heap(&self) -> HeapStats {
+        let free = self.0.state().heap_free;
+        HeapStats { used: 0, size: free, limit: free }
+    }
+
+    fn log(&mut self, line: fmt::Arguments<'_>) {
+        self.0.state().console.push(line.to_string());
+    }
+}

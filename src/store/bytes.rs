@@ -1,0 +1,70 @@
+//! Short byte strings without an allocation: most values and names of a xenstore are a few bytes.
+
+use alloc::boxed::Box;
+
+/// The longest string that is stored in place.
+const INLINE: usize = 22;
+
+/// An owned, immutable byte string.
+#[derive(Clone)]
+pub(super) enum Bytes {
+    /// In place: only the first `len` bytes count.
+    Inline { len: u8, bytes: [u8; INLINE] },
+    /// Everything longer.
+    Heap(Box<[u8]>),
+}
+
+impl Bytes {
+    /// The string without bytes.
+    pub(super) const EMPTY: Self = Self::Inline { len: 0, bytes: [0; INLINE] };
+
+    /// Copies a string.
+    pub(super) fn new(from: &[u8]) -> Self {
+        let mut bytes = [0; INLINE];
+        match (bytes.get_mut(..from.len()), u8::try_from(from.len())) {
+            (Some(to), Ok(len)) => {
+                to.copy_from_slice(from);
+                Self::Inline { len, bytes }
+            }
+            _ => Self::Heap(from.into()),
+        }
+    }
+
+    /// The bytes.
+    pub(super) fn get(&self) -> &[u8] {
+        match self {
+            Self::Inline { len, bytes } => bytes.get(..usize::from(*len)).unwrap_or(bytes),
+            Self::Heap(bytes) => bytes,
+        }
+    }
+
+    /// How many bytes.
+    pub(super) fn len(&self) -> usize {
+        self.get().len()
+    }
+}
+
+impl core::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{}", self.get().escape_ascii())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    #[test]
+    fn every_length_comes_back() {
+        for len in 0..100_u8 {
+            let bytes = vec![len; usize::from(len)];
+            assert_eq!(Bytes::new(&bytes).get(), &bytes[..]);
+        }
+    }
+
+    #[test]
+    fn a_string_costs_24_bytes() {
+        assert_eq!(size_of::<Bytes>(), 24);
+    }
+}

@@ -1,0 +1,130 @@
+//! What the store knows of each domain: its limits, what it uses of them, what it owns.
+//!
+//! Everything a guest makes the server hold is counted here, at the place where it is
+//! stored, so that the figures can be recounted from the data (see `check.rs`).
+
+use super::quota::{Quota, Quotas};
+use crate::proto::id::DomId;
+use alloc::vec::Vec;
+use foldhash::fast::FixedState;
+use hashbrown::{HashMap, HashSet};
+
+/// A tracked domain.
+#[derive(Debug)]
+pub(super) struct Domain {
+    pub(super) quotas: Quotas,
+    pub(super) used: Quotas,
+    pub(super) peak: Quotas,
+    /// Bytes of its memory that are messages queued by the server.
+    pub(super) queued: usize,
+    /// Handles of the nodes it owns. Not kept for the privileged domain, whose nodes nobody removes.
+    pub(super) owned: HashSet<u32, FixedState>,
+    /// Handles of the permission lists with an entry for it that is not stale, likewise.
+    pub(super) lists: HashSet<u32, FixedState>,
+}
+
+/// All tracked domains.
+#[derive(Debug)]
+pub(super) struct Domains {
+    map: HashMap<DomId, Domain, FixedState>,
+    pub(super) privileged: DomId,
+    /// The limits that a domain starts with.
+    pub(super) initial: Quotas,
+    hasher: FixedState,
+}
+
+impl Domains {
+    pub(super) fn new(seed: u64, privileged: DomId, initial: Quotas) -> Self {
+        let hasher = FixedState::with_seed(seed);
+        let mut domains =
+            Self { map: HashMap::with_hasher(hasher.clone()), privileged, initial, hasher };
+        domains.learn(privileged);
+        domains
+    }
+
+    pub(super) fn learn(&mut self, domid: DomId) {
+        let (quotas, hasher) = (self.initial, self.hasher.clone());
+        self.map.entry(domid).or_insert_with(|| Domain {
+            quotas,
+            used: Quotas::ZERO,
+            peak: Quotas::ZERO,
+            queued: 0,
+            owned: HashSet::with_hasher(hasher.clone()),
+            lists: HashSet::with_hasher(hasher),
+        });
+    }
+
+    pub(super) fn get(&self, domid: DomId) -> Option<&Domain> {
+        self.map.get(&domid)
+    }
+
+    pub(super) fn get_mut(&mut self, domid: DomId) -> Option<&mut Domain> {
+        self.map.get_mut(&domid)
+    }
+
+    pub(super) fn remove(&mut self, domid: DomId) -> Option<Domain> {
+        self.map.remove(&domid)
+    }
+
+    /// Every tracked domain, ascending.
+    pub(super) fn ids(&self) -> Vec<DomId> {
+        let mut ids: Vec<DomId> = self.map.keys().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&DomId, &mut Domain)> {
+        self.map.iter_mut()
+    }
+
+    /// Adds to what a domain uses. An untracked domain holds nothing, so it is ignored.
+    pub(super) fn charge(&mut self, domid: DomId, quota: Quota, amount: usize) {
+        if let Some(domain) = self.map.get_mut(&domid) {
+            let amount = u32::try_from(amount).unwrap_or(u32::MAX);
+            let used = domain.used.get(quota).saturating_add(amount);
+            domain.used.set(quota, used);
+            if used > domain.peak.get(quota) {
+                domain.peak.set(quota, used);
+            }
+        }
+    }
+
+    /// Takes back a charge.
+    pub(super) fn refund(&mut self, domid: DomId, quota: Quota, amount: usize) {
+        if let Some(domain) = self.map.get_mut(&domid) {
+            let amount = u32::try_from(amount).unwrap_or(u32::MAX);
+            domain.used.set(quota, domain.used.get(quota).saturating_sub(amount));
+        }
+    }
+
+    /// Whether a domain may use `more` of something than it does.
+    pub(super) fn allows(&self, domid: DomId, quota: Quota, more: usize) -> bool {
+        domid == self.privileged
+            || self.get(domid).is_none_or(|domain| {
+                let used = domain.used.get(quota) as usize;
+                domain.quotas.allows(quota, used.saturating_add(more))
+            })
+    }
+
+    /// A domain now owns a node.
+    pub(super) fn own(&mut self, domid: DomId, node: u32, bytes: usize) {
+        self.charge(domid, Quota::Nodes, 1);
+        self.charge(domid, Quota::Memory, bytes);
+        if domid != self.privileged
+            && let Some(domain) = self.get_mut(domid)
+        {
+            domain.owned.insert(node);
+        }
+    }
+
+    /// A domain no longer owns a node.
+    pub(super) fn disown(&mut self, domid: DomId, node: u32, bytes: usize) {
+        self.refund(domid, Quota::Nodes, 1);
+        self.refund(domid, Quota::Memory, bytes);
+        if domid != self.privileged
+            && let Some(domain) = self.get_mut(domid)
+        {
+            domain.owned.remove(&node);
+        }
+    }
+}

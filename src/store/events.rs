@@ -1,0 +1,118 @@
+//! Telling watches: which events a change causes, and who may know.
+
+use super::perms::{Access, Party};
+use super::tree::Tree;
+use super::watch::{Class, Match, Watches};
+use crate::proto::id::ConnId;
+use crate::proto::wire::PAYLOAD_MAX;
+use alloc::vec::Vec;
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+/// A watch event for one connection.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Event {
+    /// Whose watch fired.
+    pub conn: ConnId,
+    /// The payload: path, NUL, token, NUL; at most [`PAYLOAD_MAX`] bytes.
+    pub payload: Vec<u8>,
+}
+
+/// What a connection is to the store.
+#[derive(Debug)]
+pub(super) struct Conn {
+    pub(super) party: Party,
+    /// The last transaction id that was given out.
+    pub(super) last_tx: u32,
+    /// Its open transactions.
+    pub(super) open: hashbrown::HashSet<crate::proto::id::TxId, FixedState>,
+}
+
+/// All connections.
+pub(super) type Conns = HashMap<ConnId, Conn, FixedState>;
+
+/// What an event costs besides its payload.
+const EVENT_BYTES: usize = 96;
+
+/// Queues events, as far as memory reaches.
+#[derive(Debug)]
+pub(super) struct Bell<'a> {
+    pub(super) watches: &'a Watches,
+    pub(super) conns: &'a Conns,
+    pub(super) events: &'a mut Vec<Event>,
+    /// Scratch space.
+    pub(super) found: &'a mut Vec<Match>,
+    /// Bytes that the request may still allocate.
+    pub(super) headroom: &'a mut usize,
+    /// Events that were dropped because memory did not reach.
+    pub(super) dropped: &'a mut u64,
+}
+
+impl Bell<'_> {
+    /// Takes bytes out of the headroom, or none if they are more than it has.
+    pub(super) fn spend(&mut self, bytes: usize) -> bool {
+        match self.headroom.checked_sub(bytes) {
+            Some(left) => {
+                *self.headroom = left;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Gives back what was spent too much.
+    pub(super) fn earn(&mut self, bytes: usize) {
+        *self.headroom = self.headroom.saturating_add(bytes);
+    }
+
+    /// Whether there is a watch below a path.
+    pub(super) fn any_below(&self, path: &[u8]) -> bool {
+        self.watches.any_below(path)
+    }
+
+    /// Queues the events of a change at `path`, for every matching watch of a connection that may read
+    /// by one of the permission lists: those of the node before and after, and that of the node above.
+    pub(super) fn ring(&mut self, tree: &Tree, path: &[u8], class: Class, lists: &[u32]) {
+        let mut found = core::mem::take(self.found);
+        found.clear();
+        self.watches.matches(path, class, &mut found);
+        self.tell(tree, path, &found, lists);
+        *self.found = found;
+    }
+
+    /// As [`ring`](Self::ring), for watches already found.
+    pub(super) fn tell(&mut self, tree: &Tree, path: &[u8], found: &[Match], lists: &[u32]) {
+        let mut last: Option<(ConnId, bool)> = None;
+        for Match { conn, watch, .. } in found {
+            let may_read = match last {
+                Some((same, may_read)) if same == *conn => may_read,
+                _ => self.may_read(tree, *conn, lists),
+            };
+            last = Some((*conn, may_read));
+            let Some(watch) = self.watches.get(*watch).filter(|_| may_read) else { continue };
+            // A client that registered a relative path is told relative paths.
+            let path = path.get(watch.home..).unwrap_or(path);
+            let size = path.len().saturating_add(watch.token.len()).saturating_add(2);
+            if size > PAYLOAD_MAX {
+                continue;
+            }
+            if !self.spend(size.saturating_add(EVENT_BYTES)) {
+                *self.dropped = self.dropped.saturating_add(1);
+                continue;
+            }
+            let mut payload = Vec::with_capacity(size);
+            payload.extend_from_slice(path);
+            payload.push(0);
+            payload.extend_from_slice(&watch.token);
+            payload.push(0);
+            self.events.push(Event { conn: *conn, payload });
+        }
+    }
+
+    fn may_read(&self, tree: &Tree, conn: ConnId, lists: &[u32]) -> bool {
+        self.conns.get(&conn).is_some_and(|conn| {
+            let may = |list: &u32| tree.rights(*list, &conn.party).access.includes(Access::Read);
+            conn.party.privileged || lists.iter().any(may)
+        })
+    }
+}

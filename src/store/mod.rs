@@ -1,0 +1,688 @@
+//! The database: nodes, permissions, transactions, watches, quotas. State without I/O or clock.
+//!
+//! [`Store`] is the whole of it; nothing else changes anything. A request names its connection and
+//! transaction, appends its reply to a buffer, and leaves the watch events it caused in a queue that the
+//! server empties. What a request costs depends on the depth of its path and on what it touches, never on
+//! how many nodes, watches, connections or transactions there are.
+//!
+//! Rooms: `path` and `perms` are rules without state; `table` and `bytes` are containers; `tree`
+//! holds the nodes, `domain` the accounts, `watch` the watches, `transaction` the overlays;
+//! `session` is what a request does with them, `events` whom it tells, `check` the recount of it all.
+
+#![forbid(unsafe_code)]
+// Nothing that a client sends may reach a panic: whoever wants one here has to say why.
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::indexing_slicing
+)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
+mod bytes;
+mod check;
+mod domain;
+mod events;
+mod path;
+pub mod perms;
+pub mod quota;
+mod session;
+mod table;
+#[cfg(test)]
+mod tests;
+mod transaction;
+mod tree;
+mod watch;
+
+pub use events::Event;
+pub use perms::Party;
+
+use crate::proto::error::XsError;
+use crate::proto::id::{ConnId, DomId, TxId};
+use alloc::format;
+use alloc::vec::Vec;
+use domain::Domains;
+use events::{Bell, Conn, Conns};
+use foldhash::fast::FixedState;
+use hashbrown::{HashMap, HashSet};
+use path::{Names, Path};
+use perms::Entry;
+use quota::{Quota, Quotas};
+use session::Session;
+use transaction::Transaction;
+use tree::{ROOT, Tree};
+use watch::{Match, Watches, watch_bytes};
+
+/// Who asks, and in which transaction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// The connection.
+    pub conn: ConnId,
+    /// The transaction, [`TxId::NONE`] for none.
+    pub tx: TxId,
+}
+
+/// The two special names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Special {
+    /// `@introduceDomain`: a domain was introduced.
+    IntroduceDomain,
+    /// `@releaseDomain`: a domain shut down or went away.
+    ReleaseDomain,
+}
+
+impl Special {
+    /// The name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::IntroduceDomain => "@introduceDomain",
+            Self::ReleaseDomain => "@releaseDomain",
+        }
+    }
+}
+
+/// Everything that the server knows.
+///
+/// Paths are taken as the client spelled them; relative ones start at the directory of the connection's
+/// own domain. The privileged domain is tracked from the start.
+#[derive(Debug)]
+pub struct Store {
+    tree: Tree,
+    watches: Watches,
+    conns: Conns,
+    transactions: HashMap<(ConnId, TxId), Transaction, FixedState>,
+    events: Vec<Event>,
+    found: Vec<Match>,
+    headroom: usize,
+    dropped: u64,
+    seed: u64,
+}
+
+/// What a transaction's commit allocates for each touched path, at most: a node and its event.
+const COMMIT_COST: usize = Tree::NODE_COST + 256;
+
+impl Store {
+    /// The initial tree: `/`, `/tool` and `/tool/xenstored`, owned by `privileged`.
+    ///
+    /// `seed` keys the hash tables, `quotas` are the limits that a domain starts with.
+    #[must_use]
+    pub fn new(seed: u64, privileged: DomId, quotas: Quotas) -> Self {
+        let hasher = FixedState::with_seed(seed);
+        let mut tree = Tree::new(seed, Domains::new(seed, privileged, quotas));
+        let list = tree.node(ROOT).map_or(table::NIL, |root| root.list);
+        let mut parent = ROOT;
+        for name in [&b"tool"[..], b"xenstored"] {
+            tree.retain_list(list);
+            parent = tree.create(parent, name, bytes::Bytes::EMPTY, list);
+        }
+        Self {
+            tree,
+            watches: Watches::new(seed),
+            conns: HashMap::with_hasher(hasher.clone()),
+            transactions: HashMap::with_hasher(hasher),
+            events: Vec::new(),
+            found: Vec::new(),
+            headroom: usize::MAX,
+            dropped: 0,
+            seed,
+        }
+    }
+
+    // Domains.
+
+    /// The domain that may do everything.
+    #[must_use]
+    pub fn privileged(&self) -> DomId {
+        self.tree.domains.privileged
+    }
+
+    /// Whether the domain is tracked.
+    #[must_use]
+    pub fn knows(&self, domid: DomId) -> bool {
+        self.tree.domains.get(domid).is_some()
+    }
+
+    /// Starts tracking a domain that exists; nothing changes if it is tracked already.
+    pub fn learn(&mut self, domid: DomId) {
+        self.tree.domains.learn(domid);
+    }
+
+    /// The domain is gone: its nodes go with everything below them (watches are told), every right given
+    /// to it goes (nobody is told), so does its account. Its connection must be gone before.
+    pub fn forget(&mut self, domid: DomId) {
+        if domid == self.privileged() {
+            return;
+        }
+        let owned = self.tree.domains.get(domid).map(|domain| domain.owned.iter().copied());
+        let mut tops: Vec<(Vec<u8>, u32)> = Vec::new();
+        for node in owned.into_iter().flatten() {
+            tops.push((self.tree.path(node), node));
+        }
+        // A path sorts behind the paths above it, so what goes with its parent is gone when its turn comes.
+        tops.sort_unstable();
+        for (path, node) in tops {
+            let list = self.tree.node(node).map(|node| node.list);
+            if list.is_none_or(|list| self.tree.owner(list) != domid) {
+                continue;
+            }
+            if node == ROOT || self.tree.special.contains(&node) {
+                self.hand_back(node);
+            } else {
+                let (tree, mut bell) = self.tree_and_bell();
+                session::remove_tree(tree, &mut bell, node, &path);
+            }
+        }
+        self.tree.strip(domid);
+        self.tree.domains.remove(domid);
+        for conn in self.conns.values_mut() {
+            conn.party.target = conn.party.target.filter(|target| *target != domid);
+        }
+    }
+
+    /// Gives a node that cannot be removed to the privileged domain.
+    fn hand_back(&mut self, node: u32) {
+        let mut entries =
+            Vec::from(self.tree.node(node).map_or(&[][..], |node| self.tree.entries(node.list)));
+        if let Some(owner) = entries.first_mut() {
+            owner.domid = self.tree.domains.privileged;
+        }
+        let list = self.tree.intern(&entries);
+        self.tree.set_list(node, list);
+    }
+
+    /// Every tracked domain, ascending.
+    #[must_use]
+    pub fn domids(&self) -> Vec<DomId> {
+        self.tree.domains.ids()
+    }
+
+    /// What a tracked domain uses of something now, and the most it ever did.
+    #[must_use]
+    pub fn usage(&self, domid: DomId, quota: Quota) -> Option<(u32, u32)> {
+        let domain = self.tree.domains.get(domid)?;
+        Some((domain.used.get(quota), domain.peak.get(quota)))
+    }
+
+    /// Forgets the most that every domain ever used: from now on it is what it uses now.
+    pub fn reset_peaks(&mut self) {
+        for (_, domain) in self.tree.domains.iter_mut() {
+            domain.peak = domain.used;
+        }
+    }
+
+    /// A limit of a tracked domain, or with `None` the one that new domains start with.
+    #[must_use]
+    pub fn quota(&self, domid: Option<DomId>, quota: Quota) -> Option<u32> {
+        let quotas = match domid {
+            Some(domid) => &self.tree.domains.get(domid)?.quotas,
+            None => &self.tree.domains.initial,
+        };
+        Some(quotas.get(quota))
+    }
+
+    /// Changes a limit; `false` if the domain is not tracked.
+    pub fn set_quota(&mut self, domid: Option<DomId>, quota: Quota, value: u32) -> bool {
+        let quotas = match domid {
+            Some(domid) => self.tree.domains.get_mut(domid).map(|domain| &mut domain.quotas),
+            None => Some(&mut self.tree.domains.initial),
+        };
+        quotas.map(|quotas| quotas.set(quota, value)).is_some()
+    }
+
+    /// Adds to what a domain uses of something that the server holds for it: requests outstanding,
+    /// or bytes of messages queued. A domain that is not tracked is ignored.
+    pub fn charge(&mut self, domid: DomId, quota: Quota, amount: usize) {
+        self.tree.domains.charge(domid, quota, amount);
+        if quota == Quota::Memory
+            && let Some(domain) = self.tree.domains.get_mut(domid)
+        {
+            domain.queued = domain.queued.saturating_add(amount);
+        }
+    }
+
+    /// Takes back a [`charge`](Self::charge).
+    pub fn refund(&mut self, domid: DomId, quota: Quota, amount: usize) {
+        self.tree.domains.refund(domid, quota, amount);
+        if quota == Quota::Memory
+            && let Some(domain) = self.tree.domains.get_mut(domid)
+        {
+            domain.queued = domain.queued.saturating_sub(amount);
+        }
+    }
+
+    /// Whether a domain may use `more` of something in addition to what it uses.
+    #[must_use]
+    pub fn allows(&self, domid: DomId, quota: Quota, more: usize) -> bool {
+        self.tree.domains.allows(domid, quota, more)
+    }
+
+    /// Queues the events of a special name: `@name/domid` for the watches that ask for domains, and
+    /// if `plain`, the name alone for the others.
+    pub fn fire_special(&mut self, special: Special, domid: DomId, plain: bool) {
+        let name = special.name().as_bytes();
+        let node = match special {
+            Special::IntroduceDomain => self.tree.special[0],
+            Special::ReleaseDomain => self.tree.special[1],
+        };
+        let list = self.tree.node(node).map_or(table::NIL, |node| node.list);
+        let above = self.tree.node(ROOT).map_or(table::NIL, |root| root.list);
+        let with_domid = format!("{}/{domid}", special.name()).into_bytes();
+        let mut found = Vec::new();
+        self.watches.collect(&with_domid, &mut found, |_| true);
+        self.watches.collect(name, &mut found, |watch| watch.depth.is_some_and(|depth| depth > 0));
+        found.sort_unstable();
+        let (tree, mut bell) = self.tree_and_bell();
+        bell.tell(tree, &with_domid, &found, &[list, above]);
+        if plain {
+            found.clear();
+            self.watches.collect(name, &mut found, |watch| watch.depth.is_none());
+            found.sort_unstable();
+            let (tree, mut bell) = self.tree_and_bell();
+            bell.tell(tree, name, &found, &[list, above]);
+        }
+    }
+
+    // Connections.
+
+    /// A new connection. Events reach connections in the order of their [`ConnId`]s.
+    pub fn connect(&mut self, conn: ConnId, party: Party) {
+        let open = HashSet::with_hasher(FixedState::with_seed(self.seed));
+        self.conns.insert(conn, Conn { party, last_tx: 0, open });
+    }
+
+    /// Drops the connection with all it has.
+    pub fn disconnect(&mut self, conn: ConnId) {
+        self.reset(conn);
+        self.conns.remove(&conn);
+    }
+
+    /// Drops the connection's watches and transactions.
+    pub fn reset(&mut self, conn: ConnId) {
+        while let Some(watch) = self.watches.first_of(conn) {
+            self.remove_watch(conn, watch);
+        }
+        let open = self.conns.get_mut(&conn).map(|conn| core::mem::take(&mut conn.open));
+        for tx in open.into_iter().flatten() {
+            if let Some(tx) = self.close_transaction(conn, tx) {
+                tx.discard(&mut self.tree);
+            }
+        }
+        if let Some(conn) = self.conns.get_mut(&conn) {
+            conn.open = HashSet::with_hasher(FixedState::with_seed(self.seed));
+        }
+    }
+
+    /// Gives the connection the rights of another domain besides its own.
+    pub fn set_target(&mut self, conn: ConnId, target: Option<DomId>) {
+        if let Some(conn) = self.conns.get_mut(&conn) {
+            conn.party.target = target;
+        }
+    }
+
+    /// Who is behind a connection.
+    #[must_use]
+    pub fn party(&self, conn: ConnId) -> Option<Party> {
+        self.conns.get(&conn).map(|conn| conn.party)
+    }
+
+    /// Whether `tx` is an open transaction of this connection.
+    #[must_use]
+    pub fn has_transaction(&self, conn: ConnId, tx: TxId) -> bool {
+        self.transactions.contains_key(&(conn, tx))
+    }
+
+    /// How many transactions are open anywhere.
+    #[must_use]
+    pub fn open_transactions(&self) -> usize {
+        self.transactions.len()
+    }
+
+    // Requests. A reply is appended to `reply`; after an error nothing was.
+
+    /// DIRECTORY.
+    ///
+    /// # Errors
+    /// `EINVAL`, `ENOENT`, `EACCES`; `E2BIG` if the list does not fit a message.
+    pub fn directory(
+        &mut self,
+        caller: Caller,
+        path: &[u8],
+        reply: &mut Vec<u8>,
+    ) -> Result<(), XsError> {
+        let path = self.path(caller.conn, path, Names::Ordinary)?;
+        self.session(caller)?.directory(&path, reply)
+    }
+
+    /// DIRECTORY_PART, from byte `offset` of the list on; an offset outside of it is its end.
+    ///
+    /// # Errors
+    /// `EINVAL`, `ENOENT`, `EACCES`.
+    pub fn directory_part(
+        &mut self,
+        caller: Caller,
+        path: &[u8],
+        offset: i64,
+        reply: &mut Vec<u8>,
+    ) -> Result<(), XsError> {
+        let path = self.path(caller.conn, path, Names::Ordinary)?;
+        self.session(caller)?.directory_part(&path, offset, reply)
+    }
+
+    /// READ.
+    ///
+    /// # Errors
+    /// `EINVAL`, `ENOENT`, `EACCES`.
+    pub fn read(
+        &mut self,
+        caller: Caller,
+        path: &[u8],
+        reply: &mut Vec<u8>,
+    ) -> Result<(), XsError> {
+        let path = self.path(caller.conn, path, Names::Ordinary)?;
+        self.session(caller)?.read(&path, reply)
+    }
+
+    /// GET_PERMS.
+    ///
+    /// # Errors
+    /// `EINVAL`, `ENOENT`, `EACCES`.
+    pub fn get_perms(
+        &mut self,
+        caller: Caller,
+        path: &[u8],
+        reply: &mut Vec<u8>,
+    ) -> Result<(), XsError> {
+        let path = self.path(caller.conn, path, Names::OrSpecial)?;
+        self.session(caller)?.get_perms(&path, reply)
+    }
+
+    /// WRITE.
+    ///
+    /// # Errors
+    /// `EINVAL`, `EACCES`; `ENOSPC` or `ENOMEM` where a quota or memory refuses.
+    pub fn write(&mut self, caller: Caller, path: &[u8], value: &[u8]) -> Result<(), XsError> {
+        let path = self.path(caller.conn, path, Names::Ordinary)?;
+        self.session(caller)?.write(&path, value)
+    }
+
+    /// MKDIR.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn mkdir(&mut self, caller: Caller, path: &[u8]) -> Result<(), XsError> {
+        let path = self.path(caller.conn, path, Names::Ordinary)?;
+        self.session(caller)?.mkdir(&path)
+    }
+
+    /// RM.
+    ///
+    /// # Errors
+    /// `EINVAL`, also for `/`; `EACCES`; `ENOENT` if not even the node above exists.
+    pub fn rm(&mut self, caller: Caller, path: &[u8]) -> Result<(), XsError> {
+        let path = self.path(caller.conn, path, Names::Ordinary)?;
+        self.session(caller)?.rm(&path)
+    }
+
+    /// The first check of SET_PERMS: whether the caller may set that many entries.
+    ///
+    /// # Errors
+    /// `ENOSPC` if not.
+    pub fn check_perms_count(&self, conn: ConnId, count: usize) -> Result<(), XsError> {
+        let party = self.party(conn).ok_or(XsError::EINVAL)?;
+        let domain = self.tree.domains.get(party.domid);
+        let within = domain.is_none_or(|d| d.quotas.allows(Quota::NodePermissions, count));
+        (party.privileged || within).then_some(()).ok_or(XsError::ENOSPC)
+    }
+
+    /// SET_PERMS, after the entries have been parsed. Entries of domains that are not tracked are
+    /// stored as stale; the server tracks those that exist before it calls this.
+    ///
+    /// # Errors
+    /// `ENOENT` if the owner does not exist; `EINVAL`, also for "all domains" as owner; `EACCES` without
+    /// ownership; `EPERM` where an unprivileged owner gives the node away; `ENOSPC`.
+    pub fn set_perms(
+        &mut self,
+        caller: Caller,
+        path: &[u8],
+        entries: &[Entry],
+    ) -> Result<(), XsError> {
+        let entries = session::mark_stale(&self.tree, entries);
+        match entries.first() {
+            Some(owner) if owner.domid == DomId::ANY => return Err(XsError::EINVAL),
+            Some(owner) if owner.stale => return Err(XsError::ENOENT),
+            Some(_) => {}
+            None => return Err(XsError::EINVAL),
+        }
+        let path = self.path(caller.conn, path, Names::OrSpecial)?;
+        self.session(caller)?.set_perms(&path, &entries)
+    }
+
+    /// WATCH. The server queues the reply, then the first event: the path as spelled and the token.
+    ///
+    /// # Errors
+    /// `EINVAL`; `EEXIST` if the connection has a watch with this path and token; `ENOSPC` or `ENOMEM`
+    /// where a quota or memory refuses.
+    pub fn watch(
+        &mut self,
+        conn: ConnId,
+        path: &[u8],
+        token: &[u8],
+        depth: Option<u32>,
+    ) -> Result<(), XsError> {
+        let domid = self.party(conn).ok_or(XsError::EINVAL)?.domid;
+        let path = self.path(conn, path, Names::OrSpecial)?;
+        if self.watches.find(conn, path.bytes(), token).is_some() {
+            return Err(XsError::EEXIST);
+        }
+        let bytes = watch_bytes(path.bytes(), token);
+        if !self.allows(domid, Quota::Watches, 1) {
+            return Err(XsError::ENOSPC);
+        }
+        if !self.allows(domid, Quota::Memory, bytes) {
+            return Err(XsError::ENOMEM);
+        }
+        self.watches.add(conn, &path, token, depth);
+        self.tree.domains.charge(domid, Quota::Watches, 1);
+        self.tree.domains.charge(domid, Quota::Memory, bytes);
+        Ok(())
+    }
+
+    /// UNWATCH. Events already queued stay queued.
+    ///
+    /// # Errors
+    /// `EINVAL`; `ENOENT` if there is no such watch.
+    pub fn unwatch(&mut self, conn: ConnId, path: &[u8], token: &[u8]) -> Result<(), XsError> {
+        let path = self.path(conn, path, Names::OrSpecial)?;
+        let watch = self.watches.find(conn, path.bytes(), token).ok_or(XsError::ENOENT)?;
+        self.remove_watch(conn, watch);
+        Ok(())
+    }
+
+    fn remove_watch(&mut self, conn: ConnId, watch: u32) {
+        let bytes = self.watches.remove(watch);
+        if let Some(party) = self.party(conn) {
+            self.tree.domains.refund(party.domid, Quota::Watches, 1);
+            self.tree.domains.refund(party.domid, Quota::Memory, bytes);
+        }
+    }
+
+    /// TRANSACTION_START.
+    ///
+    /// # Errors
+    /// `ENOSPC` if the domain has as many open as it may.
+    pub fn start_transaction(&mut self, conn: ConnId) -> Result<TxId, XsError> {
+        let domid = self.party(conn).ok_or(XsError::EINVAL)?.domid;
+        if !self.allows(domid, Quota::Transactions, 1) {
+            return Err(XsError::ENOSPC);
+        }
+        let state = self.conns.get_mut(&conn).ok_or(XsError::EINVAL)?;
+        // Ids count up from 1; after 2^32 transactions those still open are skipped.
+        loop {
+            state.last_tx = state.last_tx.wrapping_add(1);
+            if state.last_tx != 0 && !state.open.contains(&TxId(state.last_tx)) {
+                break;
+            }
+        }
+        let id = TxId(state.last_tx);
+        state.open.insert(id);
+        self.transactions.insert((conn, id), Transaction::new(id, self.seed));
+        self.tree.domains.charge(domid, Quota::Transactions, 1);
+        self.tree.advance();
+        Ok(id)
+    }
+
+    /// TRANSACTION_END. Whatever the result, the transaction is over.
+    ///
+    /// # Errors
+    /// `ENOENT` if there is no such transaction. For a commit, in this order: `ENOMEM` if a request in
+    /// it was refused for want of quota or memory, or memory does not suffice now; `ENOSPC` if it
+    /// would take its domain over the quota of nodes; `EAGAIN` if it conflicts.
+    pub fn end_transaction(&mut self, conn: ConnId, tx: TxId, commit: bool) -> Result<(), XsError> {
+        let party = self.party(conn).ok_or(XsError::ENOENT)?;
+        let tx = self.close_transaction(conn, tx).ok_or(XsError::ENOENT)?;
+        if !commit {
+            tx.discard(&mut self.tree);
+            return Ok(());
+        }
+        let cost = tx.len().saturating_mul(COMMIT_COST);
+        let more = usize::try_from(tx.delta(party.domid)).unwrap_or(0);
+        let refusal = if tx.poisoned || self.headroom < cost {
+            Some(XsError::ENOMEM)
+        } else if more > 0 && !party.privileged && !self.allows(party.domid, Quota::Nodes, more) {
+            Some(XsError::ENOSPC)
+        } else if tx.conflicts(&self.tree) {
+            Some(XsError::EAGAIN)
+        } else {
+            None
+        };
+        if let Some(error) = refusal {
+            tx.discard(&mut self.tree);
+            return Err(error);
+        }
+        self.headroom = self.headroom.saturating_sub(cost);
+        for news in tx.apply(&mut self.tree) {
+            let (tree, mut bell) = self.tree_and_bell();
+            let (now, above) = match tree.find(&news.path) {
+                tree::Found::Node(node) if !news.gone => (
+                    tree.node(node).map_or(table::NIL, |node| node.list),
+                    session::parent_list(tree, &news.path),
+                ),
+                tree::Found::Node(_) | tree::Found::Above(_) => (table::NIL, table::NIL),
+            };
+            bell.ring(tree, &news.path, news.class, &[news.old_list, now, above]);
+            tree.release_list(news.old_list);
+        }
+        Ok(())
+    }
+
+    /// Takes a transaction out of the books.
+    fn close_transaction(&mut self, conn: ConnId, id: TxId) -> Option<Transaction> {
+        let tx = self.transactions.remove(&(conn, id))?;
+        if let Some(conn) = self.conns.get_mut(&conn) {
+            conn.open.remove(&tx.id);
+            let domid = conn.party.domid;
+            self.tree.domains.refund(domid, Quota::Transactions, 1);
+            self.tree.domains.refund(domid, Quota::Memory, tx.bytes);
+        }
+        Some(tx)
+    }
+
+    /// Events caused by the calls above, in order; the server empties it after each.
+    pub fn events(&mut self) -> &mut Vec<Event> {
+        &mut self.events
+    }
+
+    // Memory.
+
+    /// An upper bound of the heap bytes that a request with this many bytes of payload needs, apart
+    /// from what is limited by [`set_headroom`](Self::set_headroom).
+    #[must_use]
+    pub fn worst_case_bytes(&self, payload: usize) -> usize {
+        // Every second byte of a path can start a node.
+        let nodes = payload.saturating_mul(Tree::NODE_COST / 2).saturating_add(payload);
+        nodes
+            .saturating_add(payload.saturating_mul(4))
+            .saturating_add(Tree::FIXED_COST)
+            .saturating_add(Watches::FIXED_COST)
+    }
+
+    /// How many bytes the next request may allocate for what has no bound of its own: the nodes it touches in
+    /// a transaction and the events it causes. Beyond it transactions get ENOMEM and events are
+    /// dropped and counted.
+    pub fn set_headroom(&mut self, bytes: usize) {
+        self.headroom = bytes;
+    }
+
+    /// Events dropped so far for want of memory.
+    #[must_use]
+    pub fn dropped_events(&self) -> u64 {
+        self.dropped
+    }
+
+    // Figures.
+
+    /// How many nodes there are, the two special ones included.
+    #[must_use]
+    pub fn node_count(&self) -> usize {
+        self.tree.len()
+    }
+
+    /// How many watches there are.
+    #[must_use]
+    pub fn watch_count(&self) -> usize {
+        self.watches.len()
+    }
+
+    // Helpers.
+
+    /// The canonical form of a path that a connection spelled.
+    fn path(&self, conn: ConnId, raw: &[u8], names: Names) -> Result<Path, XsError> {
+        let party = self.party(conn).ok_or(XsError::EINVAL)?;
+        let domain = self.tree.domains.get(party.domid).filter(|_| !party.privileged);
+        let max = domain.map_or(0, |domain| domain.quotas.get(Quota::PathMax));
+        Path::new(raw, names, party.domid, max)
+    }
+
+    fn session(&mut self, caller: Caller) -> Result<Session<'_>, XsError> {
+        let party = self.party(caller.conn).ok_or(XsError::EINVAL)?;
+        let tx = match caller.tx {
+            TxId::NONE => None,
+            id => Some(self.transactions.get_mut(&(caller.conn, id)).ok_or(XsError::ENOENT)?),
+        };
+        let bell = Bell {
+            watches: &self.watches,
+            conns: &self.conns,
+            events: &mut self.events,
+            found: &mut self.found,
+            headroom: &mut self.headroom,
+            dropped: &mut self.dropped,
+        };
+        Ok(Session { tree: &mut self.tree, bell, party, tx })
+    }
+
+    fn tree_and_bell(&mut self) -> (&mut Tree, Bell<'_>) {
+        let bell = Bell {
+            watches: &self.watches,
+            conns: &self.conns,
+            events: &mut self.events,
+            found: &mut self.found,
+            headroom: &mut self.headroom,
+            dropped: &mut self.dropped,
+        };
+        (&mut self.tree, bell)
+    }
+}
+
+#[cfg(test)]
+impl Store {
+    /// The permissions of a node as text, for tests.
+    fn perms_text(&mut self, path: &[u8]) -> alloc::string::String {
+        let tree::Found::Node(node) = self.tree.find(path) else { return "missing".into() };
+        let list = self.tree.node(node).unwrap().list;
+        let entries = self.tree.entries(list).iter();
+        let text = |entry: &Entry| format!("{entry}{}", if entry.stale { "!" } else { "" });
+        entries.map(text).collect::<Vec<_>>().join(",")
+    }
+}

@@ -1,0 +1,175 @@
+//! Paths: how a client may spell one, and the one canonical form in which the store uses it.
+
+use crate::proto::error::XsError;
+use crate::proto::id::DomId;
+use alloc::vec::Vec;
+use core::fmt::Write;
+
+/// The directory of a domain; relative paths of its connections start here.
+const DOMAINS: &[u8] = b"/local/domain/";
+
+/// Whether `@introduceDomain` and its like are welcome.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Names {
+    /// Nodes of the tree only.
+    Ordinary,
+    /// Also names that start with `@`.
+    OrSpecial,
+}
+
+/// A canonical path: absolute and without a slash at the end, or a special name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Path {
+    bytes: Vec<u8>,
+    /// Bytes of the home directory and its slash that the client did not spell.
+    home: usize,
+}
+
+impl Path {
+    /// Brings a client's spelling into canonical form. `domid` says where relative paths start and
+    /// `max` is the longest path allowed, 0 for any: the directory of a domain in front does not
+    /// count, so that a guest may use the same names whatever its domid is.
+    ///
+    /// Source: `docs/misc/xenstore.txt`, "Communication with xenstore is via..." on valid
+    /// characters and relative paths.
+    ///
+    /// # Errors
+    /// `EINVAL` for everything that is not a path.
+    pub(super) fn new(raw: &[u8], names: Names, domid: DomId, max: u32) -> Result<Self, XsError> {
+        let mut bytes = Vec::with_capacity(raw.len().saturating_add(24));
+        let special = raw.first() == Some(&b'@');
+        if special && names == Names::Ordinary || !raw.iter().copied().all(is_legal) {
+            return Err(XsError::EINVAL);
+        }
+        if raw.first() != Some(&b'/') && !special {
+            bytes.extend_from_slice(DOMAINS);
+            let _infallible = write!(Text(&mut bytes), "{domid}/");
+        }
+        let home = bytes.len();
+        bytes.extend_from_slice(raw);
+        let ends_in_slash = bytes.last() == Some(&b'/') && bytes.len() > 1;
+        if ends_in_slash || bytes.windows(2).any(|pair| pair == b"//") {
+            return Err(XsError::EINVAL);
+        }
+        let counted = below_domain(&bytes).len();
+        if max != 0 && counted > max as usize {
+            return Err(XsError::EINVAL);
+        }
+        Ok(Self { bytes, home })
+    }
+
+    /// The canonical path.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// How many bytes of it the client left out; 0 for an absolute path.
+    pub(super) fn home(&self) -> usize {
+        self.home
+    }
+}
+
+/// Whether a byte may stand in a path.
+fn is_legal(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'/' | b'_' | b'@')
+}
+
+/// What is left of a path without `/local/domain/<1 to 5 digits>/`.
+fn below_domain(path: &[u8]) -> &[u8] {
+    let Some(rest) = path.strip_prefix(DOMAINS) else { return path };
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    match rest.get(digits..) {
+        Some([b'/', below @ ..]) if (1..=5).contains(&digits) => below,
+        _ => path,
+    }
+}
+
+/// The path of the node above, `None` for `/` and for special names, above which there is nothing.
+pub(super) fn parent(path: &[u8]) -> Option<&[u8]> {
+    let slash = path.iter().rposition(|byte| *byte == b'/')?;
+    match (path.first(), path.len()) {
+        (Some(b'/'), 2..) if slash == 0 => Some(b"/"),
+        (Some(b'/'), 2..) => path.get(..slash),
+        _ => None,
+    }
+}
+
+/// The last component.
+pub(super) fn name(path: &[u8]) -> &[u8] {
+    path.rsplit(|byte| *byte == b'/').next().unwrap_or(path)
+}
+
+/// The components of an absolute path, from the root down.
+pub(super) fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.split(|byte| *byte == b'/').filter(|component| !component.is_empty())
+}
+
+/// A path and all paths above it, from the bottom up.
+pub(super) fn upwards(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    core::iter::successors(Some(path), |path| parent(path))
+}
+
+/// Appends a component to a path under construction.
+pub(super) fn push(path: &mut Vec<u8>, name: &[u8]) {
+    if path.last() != Some(&b'/') {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+}
+
+/// Lets `write!` append to bytes.
+#[derive(Debug)]
+pub(super) struct Text<'a>(pub(super) &'a mut Vec<u8>);
+
+impl Write for Text<'_> {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        self.0.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    fn canonical(raw: &[u8], names: Names) -> Result<Vec<u8>, XsError> {
+        Path::new(raw, names, DomId(7), 2048).map(|path| path.bytes().to_vec())
+    }
+
+    #[test]
+    fn spelling() {
+        assert_eq!(canonical(b"/", Names::Ordinary).unwrap(), b"/");
+        assert_eq!(canonical(b"/a/b@c", Names::Ordinary).unwrap(), b"/a/b@c");
+        assert_eq!(canonical(b"data/x", Names::Ordinary).unwrap(), b"/local/domain/7/data/x");
+        assert_eq!(canonical(b"@any", Names::OrSpecial).unwrap(), b"@any");
+        for bad in [&b""[..], b"//", b"/a/", b"a/", b"/a//b", b"/a b", b"/a\xff", b"/a.b", b"@any"]
+        {
+            assert_eq!(canonical(bad, Names::Ordinary), Err(XsError::EINVAL), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn xsa_323_the_limit_counts_below_the_domain_in_every_spelling() {
+        let longest = vec![b'a'; 2048];
+        let too_long = vec![b'a'; 2049];
+        for prefix in [&b""[..], b"/local/domain/7/", b"/local/domain/32751/"] {
+            assert!(canonical(&[prefix, &longest].concat(), Names::Ordinary).is_ok());
+            assert!(canonical(&[prefix, &too_long].concat(), Names::Ordinary).is_err());
+        }
+        assert!(canonical(&[b"/", &longest[1..]].concat(), Names::Ordinary).is_ok());
+        assert!(canonical(&[b"/", &longest[..]].concat(), Names::Ordinary).is_err());
+        assert!(
+            canonical(&[b"/local/domain/123456/", &longest[..]].concat(), Names::Ordinary).is_err()
+        );
+    }
+
+    #[test]
+    fn climbing() {
+        let path = b"/a/bc/d";
+        assert_eq!(upwards(path).collect::<Vec<_>>(), [&b"/a/bc/d"[..], b"/a/bc", b"/a", b"/"]);
+        assert_eq!(upwards(b"@x/1").count(), 1);
+        assert_eq!((name(path), name(b"/a")), (&b"d"[..], &b"a"[..]));
+        assert_eq!((components(path).count(), components(b"/").count()), (3, 0));
+    }
+}

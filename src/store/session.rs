@@ -1,0 +1,538 @@
+//! One request about nodes: who asks, in which transaction, what is seen, allowed and changed.
+//!
+//! Every operation is written once for both cases, the live tree and a transaction's view of it: the
+//! difference is inside [`Session::look`] and the few places that change something.
+
+use super::bytes::Bytes;
+use super::events::Bell;
+use super::path::{self, Path, Text};
+use super::perms::{Access, Entry, Party, Rights};
+use super::quota::Quota;
+use super::table::NIL;
+use super::transaction::Transaction;
+use super::tree::{Found, ROOT, Tree, entry_bytes};
+use super::watch::Class;
+use crate::proto::error::XsError;
+use crate::proto::id::DomId;
+use crate::proto::wire::PAYLOAD_MAX;
+use alloc::vec::Vec;
+use core::fmt::Write;
+
+/// What there is at a path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Sight {
+    /// A node of the live tree.
+    Live(u32),
+    /// A node as the transaction sees it.
+    Copied(u32),
+}
+
+/// The parts of a node that requests ask for.
+#[derive(Clone, Copy, Debug)]
+struct View<'a> {
+    value: &'a [u8],
+    list: u32,
+    generation: u64,
+    children_bytes: usize,
+}
+
+/// A request in progress.
+#[derive(Debug)]
+pub(super) struct Session<'a> {
+    pub(super) tree: &'a mut Tree,
+    pub(super) bell: Bell<'a>,
+    pub(super) party: Party,
+    pub(super) tx: Option<&'a mut Transaction>,
+}
+
+impl Session<'_> {
+    /// Lists the names of the children, each with a NUL.
+    pub(super) fn directory(&mut self, path: &Path, reply: &mut Vec<u8>) -> Result<(), XsError> {
+        let sight = self.permitted(path.bytes(), Access::Read)?;
+        if self.view(sight)?.children_bytes > PAYLOAD_MAX {
+            return Err(XsError::E2BIG);
+        }
+        self.each_child(sight, |name| {
+            reply.extend_from_slice(name);
+            reply.push(0);
+            true
+        });
+        Ok(())
+    }
+
+    /// Lists the names of the children from a byte of the list on: the generation, as many whole
+    /// names as fit, and another NUL if these are the last.
+    pub(super) fn directory_part(
+        &mut self,
+        path: &Path,
+        offset: i64,
+        reply: &mut Vec<u8>,
+    ) -> Result<(), XsError> {
+        let sight = self.permitted(path.bytes(), Access::Read)?;
+        let view = self.view(sight)?;
+        let start = reply.len();
+        let _infallible = write!(Text(reply), "{}\0", view.generation);
+        let offset = usize::try_from(offset).unwrap_or(view.children_bytes);
+        // One byte stays free for the NUL behind the last name.
+        let room = PAYLOAD_MAX.saturating_sub(reply.len().saturating_sub(start)).saturating_sub(1);
+        let (mut at, mut used, mut whole) = (0_usize, 0_usize, true);
+        self.each_child(sight, |name| {
+            let skip = offset.saturating_sub(at).min(name.len().saturating_add(1));
+            at = at.saturating_add(name.len()).saturating_add(1);
+            if skip > name.len() {
+                return true;
+            }
+            let rest = name.get(skip..).unwrap_or(&[]);
+            used = used.saturating_add(rest.len()).saturating_add(1);
+            whole = used <= room;
+            if whole {
+                reply.extend_from_slice(rest);
+                reply.push(0);
+            }
+            whole
+        });
+        if whole {
+            reply.push(0);
+        }
+        Ok(())
+    }
+
+    /// Appends the value.
+    pub(super) fn read(&mut self, path: &Path, reply: &mut Vec<u8>) -> Result<(), XsError> {
+        let sight = self.permitted(path.bytes(), Access::Read)?;
+        reply.extend_from_slice(self.view(sight)?.value);
+        Ok(())
+    }
+
+    /// Appends the permission list, each entry with a NUL.
+    pub(super) fn get_perms(&mut self, path: &Path, reply: &mut Vec<u8>) -> Result<(), XsError> {
+        let sight = self.permitted(path.bytes(), Access::Read)?;
+        for entry in self.tree.entries(self.view(sight)?.list) {
+            let _infallible = write!(Text(reply), "{entry}\0");
+        }
+        Ok(())
+    }
+
+    /// Sets a value; makes the node, and all that are missing above it, if there is none.
+    pub(super) fn write(&mut self, path: &Path, value: &[u8]) -> Result<(), XsError> {
+        match self.permitted(path.bytes(), Access::Write) {
+            Ok(sight) => self.replace(sight, path, value),
+            Err(XsError::ENOENT) => self.create(path, value),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a node with an empty value unless there is one.
+    pub(super) fn mkdir(&mut self, path: &Path) -> Result<(), XsError> {
+        match self.permitted(path.bytes(), Access::Write) {
+            Ok(_) => Ok(()),
+            Err(XsError::ENOENT) => self.create(path, &[]),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes a node and everything below. Removing what is not there is fine as long as the node
+    /// directly above exists.
+    pub(super) fn rm(&mut self, path: &Path) -> Result<(), XsError> {
+        let path = path.bytes();
+        let sight = match self.permitted(path, Access::Write) {
+            Ok(sight) => sight,
+            Err(XsError::ENOENT) => {
+                let above = path::parent(path).unwrap_or(b"/");
+                return self.look(above)?.map(|_| ()).ok_or(XsError::ENOENT);
+            }
+            Err(error) => return Err(error),
+        };
+        if path == b"/" {
+            return Err(XsError::EINVAL);
+        }
+        match sight {
+            Sight::Live(handle) => {
+                remove_tree(self.tree, &mut self.bell, handle, path);
+                Ok(())
+            }
+            Sight::Copied(at) => self.remove_copied(at, path),
+        }
+    }
+
+    /// Replaces the permissions. `entries` have their stale marks already.
+    pub(super) fn set_perms(&mut self, path: &Path, entries: &[Entry]) -> Result<(), XsError> {
+        let path = path.bytes();
+        let sight = self.permitted(path, Access::Write)?;
+        let view = self.view(sight)?;
+        if !self.tree.rights(view.list, &self.party).owner {
+            return Err(XsError::EACCES);
+        }
+        let new_owner = entries.first().map(|entry| entry.domid);
+        if !self.party.privileged && new_owner != Some(self.tree.owner(view.list)) {
+            return Err(XsError::EPERM);
+        }
+        let (old, value, children_bytes) = (view.list, view.value.len(), view.children_bytes);
+        let list = self.tree.intern(entries);
+        if let Err(error) = self.check_size(list, value, children_bytes) {
+            self.tree.release_list(list);
+            return Err(error);
+        }
+        match (sight, self.tx.as_deref_mut()) {
+            (Sight::Copied(at), Some(tx)) => {
+                tx.set_list(self.tree, at, list);
+                tx.announce(at, Class::Subtree);
+            }
+            (Sight::Live(handle), _) => {
+                self.tree.retain_list(old);
+                self.tree.set_list(handle, list);
+                let above = self.parent_list(path);
+                self.bell.ring(self.tree, path, Class::Subtree, &[old, list, above]);
+                self.tree.release_list(old);
+            }
+            (Sight::Copied(_), None) => {}
+        }
+        Ok(())
+    }
+
+    // Seeing.
+
+    /// What is at a canonical path. In a transaction this is an access.
+    fn look(&mut self, path: &[u8]) -> Result<Option<Sight>, XsError> {
+        if self.tx.is_some() {
+            let at = self.touch(path)?;
+            let there = self.tx.as_ref().and_then(|tx| tx.get(at)?.now.as_ref()).is_some();
+            return Ok(there.then_some(Sight::Copied(at)));
+        }
+        match self.tree.find(path) {
+            Found::Node(handle) => Ok(Some(Sight::Live(handle))),
+            Found::Above(_) => Ok(None),
+        }
+    }
+
+    /// The node at a path, if the caller has this access to it.
+    ///
+    /// # Errors
+    /// `EACCES` if not; `ENOENT` if there is none, but only to a caller who has this access to the
+    /// nearest node above, so that nobody learns what exists where he may not look.
+    fn permitted(&mut self, path: &[u8], wanted: Access) -> Result<Sight, XsError> {
+        if let Some(sight) = self.look(path)? {
+            let allowed = self.rights(sight)?.access.includes(wanted);
+            return allowed.then_some(sight).ok_or(XsError::EACCES);
+        }
+        let above = self.nearest(path)?;
+        let allowed = self.rights(above)?.access.includes(wanted);
+        Err(if allowed { XsError::ENOENT } else { XsError::EACCES })
+    }
+
+    /// The nearest node above a path where there is none. Above a special name this is the root.
+    fn nearest(&mut self, path: &[u8]) -> Result<Sight, XsError> {
+        if self.tx.is_none() {
+            return match self.tree.find(path) {
+                Found::Node(handle) | Found::Above(handle) => Ok(Sight::Live(handle)),
+            };
+        }
+        for above in path::upwards(path).skip(1) {
+            if let Some(sight) = self.look(above)? {
+                return Ok(sight);
+            }
+        }
+        self.look(b"/")?.ok_or(XsError::EIO)
+    }
+
+    fn view(&self, sight: Sight) -> Result<View<'_>, XsError> {
+        let view = match sight {
+            Sight::Live(handle) => self.tree.node(handle).map(|node| View {
+                value: node.value.get(),
+                list: node.list,
+                generation: node.generation,
+                children_bytes: node.children_bytes as usize,
+            }),
+            Sight::Copied(at) => {
+                let touched = self.tx.as_ref().and_then(|tx| tx.get(at));
+                touched.and_then(|touched| touched.now.as_ref()).map(|now| View {
+                    value: now.value.get(),
+                    list: now.list,
+                    generation: now.generation,
+                    children_bytes: now.children_bytes as usize,
+                })
+            }
+        };
+        // A sight is of something that exists; were it not, the request fails and nobody else notices.
+        view.ok_or(XsError::EIO)
+    }
+
+    fn rights(&self, sight: Sight) -> Result<Rights, XsError> {
+        Ok(self.tree.rights(self.view(sight)?.list, &self.party))
+    }
+
+    /// Calls `each` with the name of every child, in order, until it returns false.
+    fn each_child(&self, sight: Sight, mut each: impl FnMut(&[u8]) -> bool) {
+        match (sight, &self.tx) {
+            (Sight::Live(handle), _) => {
+                let _all = self.tree.children(handle).all(|(_, node)| each(self.tree.name(node)));
+            }
+            (Sight::Copied(at), Some(tx)) => {
+                let _all = tx.children(self.tree, at).iter().all(|name| each(name));
+            }
+            (Sight::Copied(_), None) => {}
+        }
+    }
+
+    /// The place of a path in the transaction, taking the copy at the first access.
+    fn touch(&mut self, path: &[u8]) -> Result<u32, XsError> {
+        let Some(tx) = self.tx.as_deref_mut() else { return Err(XsError::EIO) };
+        if let Some(at) = tx.find(path) {
+            return Ok(at);
+        }
+        let domid = self.party.domid;
+        let (count, bytes) = (tx.len().saturating_add(1), path.len().saturating_mul(2));
+        let cost = Transaction::TOUCH_COST.saturating_add(bytes).saturating_add(PAYLOAD_MAX);
+        let refusal = if !self.within(Quota::TransactionNodes, count) {
+            Some(XsError::ENOSPC)
+        } else if !self.tree.domains.allows(domid, Quota::Memory, path.len())
+            || !self.bell.spend(cost)
+        {
+            Some(XsError::ENOMEM)
+        } else {
+            None
+        };
+        let Some(tx) = self.tx.as_deref_mut() else { return Err(XsError::EIO) };
+        if let Some(error) = refusal {
+            tx.poisoned = true;
+            return Err(error);
+        }
+        let at = tx.touch(self.tree, path);
+        let bytes = tx.touched_bytes(at);
+        self.bell.earn(cost.saturating_sub(bytes.saturating_add(Transaction::TOUCH_COST)));
+        tx.bytes = tx.bytes.saturating_add(bytes);
+        self.tree.domains.charge(domid, Quota::Memory, bytes);
+        Ok(at)
+    }
+
+    // Limits.
+
+    /// Whether `amount` is within one of the caller's limits that count no stock.
+    fn within(&self, quota: Quota, amount: usize) -> bool {
+        let domain = self.tree.domains.get(self.party.domid);
+        self.party.privileged || domain.is_none_or(|domain| domain.quotas.allows(quota, amount))
+    }
+
+    fn check_size(&self, list: u32, value: usize, children_bytes: usize) -> Result<(), XsError> {
+        let size = self.tree.size(list, value, children_bytes);
+        self.within(Quota::NodeSize, size).then_some(()).ok_or(XsError::ENOSPC)
+    }
+
+    /// Passes a result on; a refusal for want of quota or memory spoils the transaction.
+    fn spoiled<T>(&mut self, result: Result<T, XsError>) -> Result<T, XsError> {
+        if let (Err(XsError::ENOSPC | XsError::ENOMEM), Some(tx)) = (&result, &mut self.tx) {
+            tx.poisoned = true;
+        }
+        result
+    }
+
+    // Changing.
+
+    /// Replaces the value of a node that exists.
+    fn replace(&mut self, sight: Sight, path: &Path, value: &[u8]) -> Result<(), XsError> {
+        let view = self.view(sight)?;
+        let (list, old) = (view.list, view.value.len());
+        let checked = self.check_size(list, value.len(), view.children_bytes).and_then(|()| {
+            let more = value.len().saturating_sub(old);
+            let payer = if self.tx.is_some() { self.party.domid } else { self.tree.owner(list) };
+            let free = self.party.privileged || more == 0;
+            let allowed = free || self.tree.domains.allows(payer, Quota::Memory, more);
+            allowed.then_some(()).ok_or(XsError::ENOMEM)
+        });
+        self.spoiled(checked)?;
+        let bytes = Bytes::new(value);
+        match (sight, self.tx.as_deref_mut()) {
+            (Sight::Copied(at), Some(tx)) => {
+                let domid = self.party.domid;
+                tx.set_value(self.tree, at, bytes);
+                tx.announce(at, Class::Subtree);
+                tx.bytes = tx.bytes.saturating_add(value.len()).saturating_sub(old);
+                self.tree.domains.charge(domid, Quota::Memory, value.len());
+                self.tree.domains.refund(domid, Quota::Memory, old);
+            }
+            (Sight::Live(handle), _) => {
+                self.tree.set_value(handle, bytes);
+                let above = self.parent_list(path.bytes());
+                self.bell.ring(self.tree, path.bytes(), Class::Subtree, &[list, above]);
+            }
+            (Sight::Copied(_), None) => {}
+        }
+        Ok(())
+    }
+
+    /// Makes a node and all that are missing above it: all of them or none.
+    fn create(&mut self, path: &Path, value: &[u8]) -> Result<(), XsError> {
+        let path = path.bytes();
+        let above = self.nearest(path)?;
+        let mut missing = Vec::new();
+        for level in path::upwards(path) {
+            if self.look(level)?.is_some() {
+                break;
+            }
+            missing.push(level);
+        }
+        let parent_list = self.view(above)?.list;
+        let creator = (!self.party.privileged).then_some(self.party.domid);
+        let list = self.tree.inherit(parent_list, creator);
+        let checked = self.check_create(above, list, &missing, value);
+        let made = self.spoiled(checked).map(|()| match above {
+            Sight::Live(handle) => self.create_live(handle, list, &missing, value),
+            Sight::Copied(_) => self.create_copied(list, &missing, value),
+        });
+        if made.is_ok() && self.tx.is_none() {
+            let above = self.parent_list(path);
+            self.bell.ring(self.tree, path, Class::Subtree, &[list, above]);
+        }
+        self.tree.release_list(list);
+        made
+    }
+
+    /// Whether the caller may make these nodes: their number, their sizes, that of the node above.
+    fn check_create(
+        &self,
+        above: Sight,
+        list: u32,
+        missing: &[&[u8]],
+        value: &[u8],
+    ) -> Result<(), XsError> {
+        if self.party.privileged {
+            return Ok(());
+        }
+        let domid = self.party.domid;
+        let pending = self.tx.as_ref().map_or(0, |tx| tx.delta(domid));
+        let used = self.tree.domains.get(domid).map_or(0, |domain| domain.used.get(Quota::Nodes));
+        let count = i64::from(used).saturating_add(pending);
+        let count = usize::try_from(count).unwrap_or(0).saturating_add(missing.len());
+        if !self.within(Quota::Nodes, count) {
+            return Err(XsError::ENOSPC);
+        }
+        let mut child = 0;
+        let mut bytes = value.len();
+        for (place, level) in missing.iter().enumerate() {
+            let value = if place == 0 { value.len() } else { 0 };
+            self.check_size(list, value, child)?;
+            child = entry_bytes(path::name(level)) as usize;
+            bytes = bytes.saturating_add(child);
+        }
+        let view = self.view(above)?;
+        let children_bytes = view.children_bytes.saturating_add(child);
+        self.check_size(view.list, view.value.len(), children_bytes)?;
+        let allowed = self.tree.domains.allows(domid, Quota::Memory, bytes);
+        allowed.then_some(()).ok_or(XsError::ENOMEM)
+    }
+
+    fn create_live(&mut self, above: u32, list: u32, missing: &[&[u8]], value: &[u8]) {
+        let mut parent = above;
+        for (left, level) in (0..missing.len()).rev().zip(missing.iter().rev()) {
+            let value = if left == 0 { Bytes::new(value) } else { Bytes::EMPTY };
+            self.tree.retain_list(list);
+            parent = self.tree.create(parent, path::name(level), value, list);
+        }
+    }
+
+    fn create_copied(&mut self, list: u32, missing: &[&[u8]], value: &[u8]) {
+        let Some(tx) = self.tx.as_deref_mut() else { return };
+        for (left, level) in (0..missing.len()).rev().zip(missing.iter().rev()) {
+            let Some(at) = tx.find(level) else { continue };
+            let value = if left == 0 { value } else { &[] };
+            self.tree.retain_list(list);
+            tx.create(self.tree, at, Bytes::new(value), list);
+            if left == 0 {
+                tx.announce(at, Class::Subtree);
+                tx.bytes = tx.bytes.saturating_add(value.len());
+                self.tree.domains.charge(self.party.domid, Quota::Memory, value.len());
+            }
+        }
+    }
+
+    /// Removes a subtree in the transaction: first everything is touched, which may fail, then
+    /// everything is removed, which cannot.
+    fn remove_copied(&mut self, top: u32, path: &[u8]) -> Result<(), XsError> {
+        if let Some(above) = path::parent(path) {
+            self.touch(above)?;
+        }
+        let mut order = Vec::new();
+        let mut waiting = Vec::from([(top, Vec::from(path))]);
+        while let Some((at, path)) = waiting.pop() {
+            order.push(at);
+            let names = self.tx.as_ref().map_or(Vec::new(), |tx| tx.children(self.tree, at));
+            let mut children = Vec::new();
+            for name in names {
+                let mut child = path.clone();
+                path::push(&mut child, &name);
+                children.push((self.touch(&child)?, child));
+            }
+            waiting.extend(children.into_iter().rev());
+        }
+        let Some(tx) = self.tx.as_deref_mut() else { return Ok(()) };
+        for at in order.into_iter().rev() {
+            let class = if at == top { Class::Subtree } else { Class::Exact };
+            let value = tx.get(at).and_then(|touched| touched.now.as_ref());
+            let value = value.map_or(0, |now| now.value.len());
+            tx.remove(self.tree, at);
+            tx.announce(at, class);
+            tx.bytes = tx.bytes.saturating_sub(value);
+            self.tree.domains.refund(self.party.domid, Quota::Memory, value);
+        }
+        Ok(())
+    }
+
+    /// The permissions of the live node directly above a path; those of the root for a special name.
+    fn parent_list(&self, path: &[u8]) -> u32 {
+        parent_list(self.tree, path)
+    }
+}
+
+/// The permissions of the live node directly above a path; those of the root for a special name, and
+/// `NIL` above the root.
+pub(super) fn parent_list(tree: &Tree, path: &[u8]) -> u32 {
+    let above = match path::parent(path) {
+        Some(above) => tree.find(above),
+        None if path == b"/" => return NIL,
+        None => Found::Node(ROOT),
+    };
+    match above {
+        Found::Node(handle) => tree.node(handle).map_or(NIL, |node| node.list),
+        Found::Above(_) => NIL,
+    }
+}
+
+/// Removes a live subtree, children before parents, and tells the watches: those at a node below of
+/// that node, and last those at or above the top of the top. The work is that of the nodes
+/// removed; if nobody watches below the top, nothing is looked up for them.
+pub(super) fn remove_tree(tree: &mut Tree, bell: &mut Bell<'_>, top: u32, path: &[u8]) {
+    let watched = bell.any_below(path);
+    let mut at = top;
+    let mut here = Vec::from(path);
+    loop {
+        while let Some((child, node)) = tree.children(at).next() {
+            at = child;
+            if watched {
+                path::push(&mut here, tree.name(node));
+            }
+        }
+        let Some(node) = tree.node(at) else { return };
+        let (parent, list) = (node.parent, node.list);
+        let above = tree.node(parent).map_or(NIL, |node| node.list);
+        if at == top {
+            bell.ring(tree, path, Class::Subtree, &[list, above]);
+            tree.remove_leaf(at);
+            return;
+        }
+        if watched {
+            bell.ring(tree, &here, Class::Exact, &[list, above]);
+            let up = path::parent(&here).map_or(0, <[u8]>::len);
+            here.truncate(up);
+        }
+        tree.remove_leaf(at);
+        at = parent;
+    }
+}
+
+/// Marks the entries of domains that the server does not track, so that they never match: whoever
+/// gets such a domid later must not find rights waiting.
+pub(super) fn mark_stale(tree: &Tree, entries: &[Entry]) -> Vec<Entry> {
+    let known = |domid: DomId| domid == DomId::ANY || tree.domains.get(domid).is_some();
+    let mark = |entry: &Entry| Entry { stale: entry.stale || !known(entry.domid), ..*entry };
+    entries.iter().map(mark).collect()
+}

@@ -1,0 +1,657 @@
+//! Tests of the store as a whole.
+
+use super::perms::Access;
+use super::*;
+use alloc::string::{String, ToString};
+use alloc::vec;
+
+const DOM0: ConnId = ConnId(0);
+const A: ConnId = ConnId(1);
+const B: ConnId = ConnId(2);
+
+/// A store with domain 0 and two guests, 1 and 2, each with a home that it owns.
+struct World {
+    store: Store,
+}
+
+fn entries(text: &str) -> Vec<Entry> {
+    let entry = |entry: &str| Entry {
+        access: Access::from_letter(entry.as_bytes()[0]).unwrap(),
+        domid: DomId(entry[1..].parse().unwrap()),
+        stale: false,
+    };
+    text.split(',').map(entry).collect()
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self { store: Store::new(42, DomId(0), Quotas::default()) };
+        let dom0 = Party { domid: DomId(0), target: None, privileged: true };
+        world.store.connect(DOM0, dom0);
+        world.guest(A, 1);
+        world.guest(B, 2);
+        world
+    }
+
+    fn guest(&mut self, conn: ConnId, domid: u16) {
+        self.store.learn(DomId(domid));
+        let party = Party { domid: DomId(domid), target: None, privileged: false };
+        self.store.connect(conn, party);
+        let home = format!("/local/domain/{domid}");
+        self.write(DOM0, 0, &home, "").unwrap();
+        self.perms(DOM0, 0, &home, &format!("n{domid}")).unwrap();
+    }
+
+    fn write(&mut self, conn: ConnId, tx: u32, path: &str, value: &str) -> Result<(), XsError> {
+        self.store.write(Caller { conn, tx: TxId(tx) }, path.as_bytes(), value.as_bytes())
+    }
+
+    fn rm(&mut self, conn: ConnId, tx: u32, path: &str) -> Result<(), XsError> {
+        self.store.rm(Caller { conn, tx: TxId(tx) }, path.as_bytes())
+    }
+
+    fn mkdir(&mut self, conn: ConnId, tx: u32, path: &str) -> Result<(), XsError> {
+        self.store.mkdir(Caller { conn, tx: TxId(tx) }, path.as_bytes())
+    }
+
+    fn perms(&mut self, conn: ConnId, tx: u32, path: &str, list: &str) -> Result<(), XsError> {
+        self.store.set_perms(Caller { conn, tx: TxId(tx) }, path.as_bytes(), &entries(list))
+    }
+
+    fn read(&mut self, conn: ConnId, tx: u32, path: &str) -> Result<String, XsError> {
+        let mut reply = Vec::new();
+        self.store.read(Caller { conn, tx: TxId(tx) }, path.as_bytes(), &mut reply)?;
+        Ok(String::from_utf8(reply).unwrap())
+    }
+
+    fn list(&mut self, conn: ConnId, tx: u32, path: &str) -> Result<String, XsError> {
+        let mut reply = Vec::new();
+        self.store.directory(Caller { conn, tx: TxId(tx) }, path.as_bytes(), &mut reply)?;
+        Ok(String::from_utf8(reply).unwrap().replace('\0', " ").trim_end().to_string())
+    }
+
+    fn watch(&mut self, conn: ConnId, path: &str, token: &str) {
+        self.store.watch(conn, path.as_bytes(), token.as_bytes(), None).unwrap();
+    }
+
+    fn start(&mut self, conn: ConnId) -> u32 {
+        self.store.start_transaction(conn).unwrap().0
+    }
+
+    fn end(&mut self, conn: ConnId, tx: u32) -> Result<(), XsError> {
+        self.store.end_transaction(conn, TxId(tx), true)
+    }
+
+    /// The events since the last call, as "connection:path:token".
+    fn events(&mut self) -> Vec<String> {
+        let text = |event: Event| {
+            let payload = String::from_utf8(event.payload).unwrap();
+            let mut parts = payload.split('\0');
+            let (path, token) = (parts.next().unwrap(), parts.next().unwrap());
+            format!("{}:{path}:{token}", event.conn.0)
+        };
+        self.store.events().drain(..).map(text).collect()
+    }
+
+    fn nodes_of(&self, domid: u16) -> u32 {
+        self.store.usage(DomId(domid), Quota::Nodes).unwrap().0
+    }
+}
+
+impl Drop for World {
+    /// Every test ends with a full recount.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.store.check().unwrap();
+        }
+    }
+}
+
+#[test]
+fn values_and_directories() {
+    let mut w = World::new();
+    w.write(DOM0, 0, "/a/b/c", "1").unwrap();
+    w.write(DOM0, 0, "/a/b/a-value-longer-than-fits-in-place", "a value longer than fits in place")
+        .unwrap();
+    w.mkdir(DOM0, 0, "/a/b/d").unwrap();
+    assert_eq!(w.read(DOM0, 0, "/a/b/c").unwrap(), "1");
+    assert_eq!(w.read(DOM0, 0, "/a").unwrap(), "");
+    assert_eq!(w.list(DOM0, 0, "/a/b").unwrap(), "c a-value-longer-than-fits-in-place d");
+    assert_eq!(w.list(DOM0, 0, "/").unwrap(), "tool local a");
+    w.rm(DOM0, 0, "/a/b/a-value-longer-than-fits-in-place").unwrap();
+    assert_eq!(w.list(DOM0, 0, "/a/b").unwrap(), "c d");
+    w.rm(DOM0, 0, "/a").unwrap();
+    assert_eq!(w.read(DOM0, 0, "/a/b/c"), Err(XsError::ENOENT));
+    assert_eq!(w.rm(DOM0, 0, "/a"), Ok(()));
+    assert_eq!(w.rm(DOM0, 0, "/a/b"), Err(XsError::ENOENT));
+    assert_eq!(w.rm(DOM0, 0, "/"), Err(XsError::EINVAL));
+}
+
+#[test]
+fn existence_is_hidden_where_the_caller_may_not_look() {
+    let mut w = World::new();
+    w.write(B, 0, "secret", "x").unwrap();
+    assert_eq!(w.read(A, 0, "/local/domain/2/secret"), Err(XsError::EACCES));
+    assert_eq!(w.read(A, 0, "/local/domain/2/nothing"), Err(XsError::EACCES));
+    assert_eq!(w.read(A, 0, "nothing"), Err(XsError::ENOENT));
+    assert_eq!(w.read(DOM0, 0, "/local/domain/2/nothing"), Err(XsError::ENOENT));
+    // No right on the nodes above is needed for a node that exists.
+    w.perms(B, 0, "secret", "n2,r1").unwrap();
+    assert_eq!(w.read(A, 0, "/local/domain/2/secret").unwrap(), "x");
+    assert_eq!(w.write(A, 0, "/local/domain/2/secret", "y"), Err(XsError::EACCES));
+}
+
+#[test]
+fn xsa_353_the_root_is_not_a_guests() {
+    let mut w = World::new();
+    for tx in [0, w.start(A)] {
+        assert_eq!(w.read(A, tx, "/"), Err(XsError::EACCES));
+        assert_eq!(w.list(A, tx, "/"), Err(XsError::EACCES));
+        assert_eq!(w.rm(A, tx, "/"), Err(XsError::EACCES));
+        assert_eq!(w.write(A, tx, "/", ""), Err(XsError::EACCES));
+        assert_eq!(w.mkdir(A, tx, "/foo"), Err(XsError::EACCES));
+        assert_eq!(w.perms(A, tx, "/", "n1"), Err(XsError::EACCES));
+    }
+}
+
+#[test]
+fn new_nodes_inherit_the_parents_list_and_belong_to_their_maker() {
+    let mut w = World::new();
+    w.write(DOM0, 0, "/shared", "").unwrap();
+    w.perms(DOM0, 0, "/shared", "b0,r2").unwrap();
+    w.write(A, 0, "/shared/x/y", "").unwrap();
+    assert_eq!(w.store.perms_text(b"/shared/x"), "b1,r2");
+    assert_eq!(w.store.perms_text(b"/shared/x/y"), "b1,r2");
+    w.write(DOM0, 0, "/local/domain/1/made-by-dom0", "").unwrap();
+    assert_eq!(w.store.perms_text(b"/local/domain/1/made-by-dom0"), "n1");
+    assert_eq!(w.nodes_of(1), 4);
+}
+
+#[test]
+fn permissions_are_given_by_owners_and_kept_by_them() {
+    let mut w = World::new();
+    w.write(A, 0, "x", "").unwrap();
+    assert_eq!(w.perms(B, 0, "/local/domain/1/x", "n2"), Err(XsError::EACCES));
+    // XSA-352: not even the owner gives a node away.
+    assert_eq!(w.perms(A, 0, "x", "n2"), Err(XsError::EPERM));
+    assert_eq!(w.perms(A, 0, "x", "n0"), Err(XsError::EPERM));
+    w.perms(A, 0, "x", "w1").unwrap();
+    assert_eq!(w.write(B, 0, "/local/domain/1/x/y", ""), Ok(()));
+    assert_eq!(w.read(B, 0, "/local/domain/1/x"), Err(XsError::EACCES));
+    w.perms(DOM0, 0, "/local/domain/1/x", "n2").unwrap();
+    assert_eq!((w.nodes_of(1), w.nodes_of(2)), (1, 3));
+    assert_eq!(w.perms(DOM0, 0, "/local/domain/1/x", "n9"), Err(XsError::ENOENT));
+    w.perms(DOM0, 0, "/local/domain/1/x", "n2,r9").unwrap();
+    assert_eq!(w.store.perms_text(b"/local/domain/1/x"), "n2,r9!");
+}
+
+#[test]
+fn events_reach_those_who_may_read_in_order() {
+    let mut w = World::new();
+    w.watch(B, "/local/domain/1", "b");
+    w.watch(DOM0, "/", "root");
+    w.watch(DOM0, "/local/domain/1/x", "x");
+    w.watch(A, "x", "own");
+    w.write(A, 0, "x/y", "1").unwrap();
+    let expected =
+        ["0:/local/domain/1/x/y:root", "0:/local/domain/1/x/y:x", "1:x/y:own"].map(String::from);
+    assert_eq!(w.events(), expected);
+    // XSA-115: B is told once it may read, and once more when it no longer may.
+    w.perms(A, 0, "x/y", "n1,r2").unwrap();
+    assert!(w.events().contains(&"2:/local/domain/1/x/y:b".into()));
+    w.perms(A, 0, "x/y", "n1").unwrap();
+    assert!(w.events().contains(&"2:/local/domain/1/x/y:b".into()));
+    w.write(A, 0, "x/y", "2").unwrap();
+    assert!(!w.events().iter().any(|event| event.starts_with("2:")));
+}
+
+#[test]
+fn removal_tells_each_watch_of_its_own_node_deepest_first() {
+    let mut w = World::new();
+    for path in ["/t/a/1", "/t/a/2", "/t/b"] {
+        w.write(DOM0, 0, path, "").unwrap();
+    }
+    for path in ["/", "/t", "/t/a", "/t/a/2", "/t/a/1", "/t/c"] {
+        w.watch(DOM0, path, path);
+    }
+    w.events();
+    w.rm(DOM0, 0, "/t").unwrap();
+    let expected = ["0:/t/a/1:/t/a/1", "0:/t/a/2:/t/a/2", "0:/t/a:/t/a", "0:/t:/", "0:/t:/t"];
+    assert_eq!(w.events(), expected.map(String::from));
+}
+
+#[test]
+fn watches_are_told_apart_by_path_and_token_and_limited_by_depth() {
+    let mut w = World::new();
+    w.watch(A, "x", "t");
+    assert_eq!(w.store.watch(A, b"/local/domain/1/x", b"t", None), Err(XsError::EEXIST));
+    assert_eq!(w.store.unwatch(A, b"x", b"u"), Err(XsError::ENOENT));
+    assert_eq!(w.store.unwatch(A, b"x/", b"t"), Err(XsError::EINVAL));
+    w.store.unwatch(A, b"/local/domain/1/x", b"t").unwrap();
+    for depth in 0..3 {
+        w.store.watch(DOM0, b"/", format!("{depth}").as_bytes(), Some(depth)).unwrap();
+    }
+    w.write(DOM0, 0, "/a/b", "").unwrap();
+    assert_eq!(w.events(), ["0:/a/b:2"]);
+    w.write(DOM0, 0, "/a", "").unwrap();
+    assert_eq!(w.events(), ["0:/a:1", "0:/a:2"]);
+}
+
+#[test]
+fn special_events_follow_the_special_nodes_permissions() {
+    let mut w = World::new();
+    for conn in [DOM0, A] {
+        w.watch(conn, "@introduceDomain", "i");
+        w.watch(conn, "@releaseDomain", "r");
+        w.store.watch(conn, b"@releaseDomain", b"deep", Some(1)).unwrap();
+        w.store.watch(conn, b"@releaseDomain", b"flat", Some(0)).unwrap();
+        w.watch(conn, "@releaseDomain/2", "two");
+        w.watch(conn, "/", "root");
+    }
+    w.store.fire_special(Special::IntroduceDomain, DomId(2), true);
+    assert_eq!(w.events(), ["0:@introduceDomain:i"]);
+    w.store.fire_special(Special::ReleaseDomain, DomId(2), true);
+    let expected = [
+        "0:@releaseDomain/2:deep",
+        "0:@releaseDomain/2:two",
+        "1:@releaseDomain/2:deep",
+        "1:@releaseDomain/2:two",
+        "0:@releaseDomain:r",
+        "1:@releaseDomain:r",
+    ];
+    assert_eq!(w.events(), expected.map(String::from));
+    assert_eq!(w.perms(A, 0, "@introduceDomain", "n1"), Err(XsError::EACCES));
+    w.perms(DOM0, 0, "@introduceDomain", "n0,r1").unwrap();
+    assert_eq!(w.events(), ["0:@introduceDomain:i", "1:@introduceDomain:i"]);
+    assert_eq!(w.read(DOM0, 0, "@introduceDomain"), Err(XsError::EINVAL));
+    assert_eq!(w.perms(DOM0, 0, "@nonsense", "n0"), Err(XsError::ENOENT));
+}
+
+#[test]
+fn xsa_324_an_event_that_fits_no_message_is_not_sent() {
+    let mut w = World::new();
+    w.watch(A, "w", &"t".repeat(4093));
+    w.write(A, 0, "w/child", "").unwrap();
+    assert!(w.events().is_empty());
+    w.write(A, 0, "w", "").unwrap();
+    assert_eq!(w.events().len(), 1);
+}
+
+#[test]
+fn transactions_see_their_own_view_and_conflict_on_what_they_touched() {
+    let mut w = World::new();
+    w.write(DOM0, 0, "/x/a", "1").unwrap();
+    w.write(DOM0, 0, "/y", "1").unwrap();
+    let (t, u) = (w.start(DOM0), w.start(DOM0));
+    assert_eq!(w.read(DOM0, t, "/x/a").unwrap(), "1");
+    w.write(DOM0, t, "/x/a", "2").unwrap();
+    assert_eq!(w.read(DOM0, 0, "/x/a").unwrap(), "1");
+    assert_eq!(w.read(DOM0, t, "/x/a").unwrap(), "2");
+    w.write(DOM0, u, "/y", "2").unwrap();
+    w.events();
+    assert_eq!((w.end(DOM0, u), w.end(DOM0, t)), (Ok(()), Ok(())));
+    assert_eq!(w.read(DOM0, 0, "/x/a").unwrap(), "2");
+    // Touched and then changed by somebody else: no commit, and no trace.
+    let t = w.start(DOM0);
+    assert_eq!(w.read(DOM0, t, "/y").unwrap(), "2");
+    w.write(DOM0, t, "/z", "").unwrap();
+    w.write(DOM0, 0, "/y", "2").unwrap();
+    assert_eq!(w.end(DOM0, t), Err(XsError::EAGAIN));
+    assert_eq!(w.read(DOM0, 0, "/z"), Err(XsError::ENOENT));
+    assert_eq!(w.end(DOM0, t), Err(XsError::ENOENT));
+}
+
+#[test]
+fn two_new_children_of_one_node_conflict() {
+    let mut w = World::new();
+    w.write(DOM0, 0, "/x", "").unwrap();
+    let (t, u) = (w.start(DOM0), w.start(DOM0));
+    w.write(DOM0, t, "/x/a", "").unwrap();
+    w.write(DOM0, u, "/x/b", "").unwrap();
+    assert_eq!((w.end(DOM0, t), w.end(DOM0, u)), (Ok(()), Err(XsError::EAGAIN)));
+    // Found missing, made and removed by somebody else.
+    let t = w.start(DOM0);
+    assert_eq!(w.read(DOM0, t, "/x/c/d"), Err(XsError::ENOENT));
+    w.write(DOM0, 0, "/x/c", "").unwrap();
+    w.rm(DOM0, 0, "/x/c").unwrap();
+    assert_eq!(w.end(DOM0, t), Err(XsError::EAGAIN));
+}
+
+#[test]
+fn a_transaction_lists_what_it_made_and_removed() {
+    let mut w = World::new();
+    for name in ["a", "b", "c"] {
+        w.write(DOM0, 0, &format!("/x/{name}"), name).unwrap();
+    }
+    w.watch(DOM0, "/x", "t");
+    w.events();
+    let t = w.start(DOM0);
+    w.rm(DOM0, t, "/x/a").unwrap();
+    w.write(DOM0, t, "/x/d", "").unwrap();
+    w.write(DOM0, t, "/x/e/f", "").unwrap();
+    w.rm(DOM0, t, "/x/d").unwrap();
+    w.write(DOM0, t, "/x/a", "again").unwrap();
+    w.write(DOM0, t, "/x/b", "new").unwrap();
+    assert_eq!(w.list(DOM0, t, "/x").unwrap(), "b c e a");
+    assert_eq!(w.list(DOM0, 0, "/x").unwrap(), "a b c");
+    assert!(w.events().is_empty());
+    w.end(DOM0, t).unwrap();
+    assert_eq!(w.list(DOM0, 0, "/x").unwrap(), "b c e a");
+    assert_eq!(w.read(DOM0, 0, "/x/a").unwrap(), "again");
+    // In the order of first access; what was made and removed is not mentioned.
+    assert_eq!(w.events(), ["0:/x/a:t", "0:/x/e/f:t", "0:/x/b:t"]);
+}
+
+#[test]
+fn a_subtree_removed_in_a_transaction_goes_at_commit() {
+    let mut w = World::new();
+    for path in ["/x/a/1", "/x/a/2", "/x/b"] {
+        w.write(DOM0, 0, path, "").unwrap();
+    }
+    w.watch(DOM0, "/x/a/2", "deep");
+    w.watch(DOM0, "/x", "top");
+    let t = w.start(DOM0);
+    w.read(DOM0, t, "/x/a/1").unwrap();
+    w.rm(DOM0, t, "/x").unwrap();
+    assert_eq!(w.list(DOM0, t, "/x"), Err(XsError::ENOENT));
+    w.write(DOM0, t, "/x/new", "").unwrap();
+    assert_eq!(w.list(DOM0, t, "/x").unwrap(), "new");
+    w.end(DOM0, t).unwrap();
+    assert_eq!(w.list(DOM0, 0, "/x").unwrap(), "new");
+    assert_eq!(w.events(), ["0:/x:top", "0:/x/a/2:deep", "0:/x/new:top"]);
+}
+
+#[test]
+fn xsa_421_made_and_removed_in_one_transaction() {
+    let mut w = World::new();
+    let before = w.nodes_of(1);
+    for round in 0..2000 {
+        let t = w.start(A);
+        w.write(A, t, &format!("one{round}"), "").unwrap();
+        w.rm(A, t, &format!("one{round}")).unwrap();
+        w.write(A, t, "two", "").unwrap();
+        w.end(A, t).unwrap();
+    }
+    assert_eq!(w.nodes_of(1), before + 1);
+}
+
+#[test]
+fn xsa_440_two_transactions_remove_the_same_nodes() {
+    let mut w = World::new();
+    for i in 0..50 {
+        w.write(A, 0, &format!("d/{i}"), "").unwrap();
+    }
+    let (t, u) = (w.start(A), w.start(A));
+    for i in 0..50 {
+        w.rm(A, t, &format!("d/{i}")).unwrap();
+        w.rm(A, u, &format!("d/{i}")).unwrap();
+    }
+    assert_eq!((w.end(A, t), w.end(A, u)), (Ok(()), Err(XsError::EAGAIN)));
+    assert_eq!(w.nodes_of(1), 2);
+}
+
+#[test]
+fn xsa_272_every_way_of_making_nodes_meets_the_quota() {
+    let mut w = World::new();
+    w.store.set_quota(Some(DomId(1)), Quota::Nodes, 10);
+    // The home counts.
+    for i in 0..9 {
+        w.write(A, 0, &format!("n{i}"), "").unwrap();
+    }
+    assert_eq!(w.write(A, 0, "more", ""), Err(XsError::ENOSPC));
+    assert_eq!(w.mkdir(A, 0, "more"), Err(XsError::ENOSPC));
+    assert_eq!((w.write(A, 0, "n1", "x"), w.mkdir(A, 0, "n1")), (Ok(()), Ok(())));
+    let t = w.start(A);
+    assert_eq!(w.write(A, t, "more", ""), Err(XsError::ENOSPC));
+    // A refused request spoils the transaction.
+    assert_eq!(w.end(A, t), Err(XsError::ENOMEM));
+    w.write(DOM0, 0, "/local/domain/1/by-dom0", "").unwrap();
+    assert_eq!(w.nodes_of(1), 11);
+    w.rm(A, 0, "n0").unwrap();
+    w.rm(A, 0, "n1").unwrap();
+    // XSA-115: several at once are made all or none.
+    assert_eq!(w.write(A, 0, "a/b/c", ""), Err(XsError::ENOSPC));
+    assert_eq!(w.read(A, 0, "a"), Err(XsError::ENOENT));
+    assert_eq!(w.write(A, 0, "a", ""), Ok(()));
+    // In a transaction what was removed may be made anew.
+    let t = w.start(A);
+    for i in 2..9 {
+        w.rm(A, t, &format!("n{i}")).unwrap();
+        w.write(A, t, &format!("m{i}"), "").unwrap();
+    }
+    assert_eq!(w.end(A, t), Ok(()));
+}
+
+#[test]
+fn sizes_transactions_watches_and_entries_are_limited() {
+    let mut w = World::new();
+    // The header and one entry count 24.
+    assert_eq!(w.write(A, 0, "v", &"x".repeat(2024)), Ok(()));
+    assert_eq!(w.write(A, 0, "v", &"x".repeat(2025)), Err(XsError::ENOSPC));
+    assert_eq!(w.write(A, 0, "u", &"x".repeat(2025)), Err(XsError::ENOSPC));
+    for _ in 0..10 {
+        w.start(A);
+    }
+    assert_eq!(w.store.start_transaction(A), Err(XsError::ENOSPC));
+    for i in 0..128 {
+        w.watch(A, "x", &format!("{i}"));
+    }
+    assert_eq!(w.store.watch(A, b"x", b"more", None), Err(XsError::ENOSPC));
+    assert_eq!(w.store.check_perms_count(A, 5), Ok(()));
+    assert_eq!(w.store.check_perms_count(A, 6), Err(XsError::ENOSPC));
+    assert_eq!(w.store.check_perms_count(DOM0, 6), Ok(()));
+    // RESET_WATCHES gives all of it back (XSA-484, XSA-330).
+    w.store.reset(A);
+    w.watch(A, "x", "0");
+    assert_eq!(w.start(A), 11);
+}
+
+#[test]
+fn xsa_326_a_transaction_touches_only_so_many_nodes() {
+    let mut w = World::new();
+    w.store.set_quota(Some(DomId(1)), Quota::Memory, 0);
+    let t = w.start(A);
+    let refused = (0..2000).filter(|i| w.read(A, t, &format!("p{i}")) == Err(XsError::ENOSPC));
+    assert!(refused.count() > 900);
+    assert_eq!(w.end(A, t), Err(XsError::ENOMEM));
+}
+
+#[test]
+fn xsa_322_and_419_nothing_of_a_dead_domain_is_left() {
+    let mut w = World::new();
+    w.write(B, 0, "x", "1").unwrap();
+    w.perms(B, 0, "x", "n2,r1").unwrap();
+    w.write(DOM0, 0, "/y/below", "").unwrap();
+    w.perms(DOM0, 0, "/y", "n1").unwrap();
+    w.perms(B, 0, "/local/domain/2", "n2,w1").unwrap();
+    w.write(A, 0, "/local/domain/2/of-a/deep", "").unwrap();
+    w.watch(B, "of-a", "gone");
+    w.events();
+    w.store.disconnect(A);
+    w.store.forget(DomId(1));
+    assert_eq!(w.events(), ["2:of-a:gone"]);
+    assert_eq!(w.store.perms_text(b"/local/domain/2/x"), "n2");
+    assert_eq!(w.store.perms_text(b"/y"), "missing");
+    assert_eq!(w.store.perms_text(b"/local/domain/2/of-a"), "missing");
+    assert_eq!(w.store.usage(DomId(1), Quota::Nodes), None);
+    w.guest(ConnId(3), 1);
+    assert_eq!(w.read(ConnId(3), 0, "/local/domain/2/x"), Err(XsError::EACCES));
+    assert_eq!(w.nodes_of(1), 1);
+}
+
+#[test]
+fn a_special_node_of_a_dead_domain_goes_back_to_the_privileged_one() {
+    let mut w = World::new();
+    w.perms(DOM0, 0, "@releaseDomain", "r1").unwrap();
+    w.perms(DOM0, 0, "/", "r1,n2").unwrap();
+    w.store.disconnect(A);
+    w.store.forget(DomId(1));
+    assert_eq!(w.store.perms_text(b"@releaseDomain"), "r0");
+    assert_eq!(w.store.perms_text(b"/"), "r0,n2");
+}
+
+#[test]
+fn a_node_given_to_a_domain_that_dies_before_the_commit() {
+    let mut w = World::new();
+    let t = w.start(DOM0);
+    w.write(DOM0, t, "/gift", "").unwrap();
+    w.perms(DOM0, t, "/gift", "n1").unwrap();
+    w.store.disconnect(A);
+    w.store.forget(DomId(1));
+    w.guest(ConnId(3), 1);
+    assert_eq!(w.end(DOM0, t), Err(XsError::EAGAIN));
+}
+
+#[test]
+fn a_target_lends_its_rights_until_it_dies() {
+    let mut w = World::new();
+    w.write(A, 0, "x", "1").unwrap();
+    w.store.set_target(B, Some(DomId(1)));
+    assert_eq!(w.read(B, 0, "/local/domain/1/x").unwrap(), "1");
+    w.store.disconnect(A);
+    w.store.forget(DomId(1));
+    w.guest(ConnId(3), 1);
+    w.write(ConnId(3), 0, "x", "1").unwrap();
+    assert_eq!(w.read(B, 0, "/local/domain/1/x"), Err(XsError::EACCES));
+}
+
+#[test]
+fn xsa_72_a_long_directory_comes_in_parts() {
+    let mut w = World::new();
+    let names: Vec<String> = (0..500).map(|i| format!("child-{i:010}")).collect();
+    for name in &names {
+        w.write(DOM0, 0, &format!("/d/{name}"), "").unwrap();
+    }
+    let tx = w.start(DOM0);
+    for tx in [0, tx] {
+        assert_eq!(w.list(DOM0, tx, "/d"), Err(XsError::E2BIG));
+        let mut all: Vec<u8> = vec![];
+        loop {
+            let mut reply = vec![];
+            let caller = Caller { conn: DOM0, tx: TxId(tx) };
+            let offset = i64::try_from(all.len()).unwrap();
+            w.store.directory_part(caller, b"/d", offset, &mut reply).unwrap();
+            assert!(reply.len() <= 4096);
+            let body = reply.iter().position(|byte| *byte == 0).unwrap() + 1;
+            all.extend_from_slice(&reply[body..]);
+            if reply.ends_with(b"\0\0") {
+                all.pop();
+                break;
+            }
+        }
+        let text = String::from_utf8(all).unwrap();
+        assert_eq!(text.split_terminator('\0').collect::<Vec<_>>(), names);
+        for beyond in [17 * 500, 100_000, -1] {
+            let mut reply = vec![];
+            let caller = Caller { conn: DOM0, tx: TxId(tx) };
+            w.store.directory_part(caller, b"/d", beyond, &mut reply).unwrap();
+            assert!(reply.ends_with(b"\0\0") && reply.len() < 30);
+        }
+    }
+}
+
+#[test]
+fn without_headroom_transactions_are_refused_and_events_dropped() {
+    let mut w = World::new();
+    w.watch(DOM0, "/", "t");
+    let t = w.start(DOM0);
+    w.store.set_headroom(100);
+    assert_eq!(w.read(DOM0, t, "/tool"), Err(XsError::ENOMEM));
+    w.write(DOM0, 0, "/a-name-long-enough", "").unwrap();
+    assert_eq!((w.events().len(), w.store.dropped_events()), (0, 1));
+    assert_eq!(w.end(DOM0, t), Err(XsError::ENOMEM));
+}
+
+/// Random requests of all connections, inside and outside of transactions, with domains dying.
+struct Chaos {
+    w: World,
+    state: usize,
+    /// Open transactions.
+    open: Vec<(ConnId, u32)>,
+    /// The connection of domain 1, which dies now and then.
+    guest: ConnId,
+    commits: usize,
+}
+
+impl Chaos {
+    fn random(&mut self, n: usize) -> usize {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        self.state % n
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.random(from.len())]
+    }
+
+    fn step(&mut self) {
+        let conn = self.pick(&[DOM0, self.guest, B]);
+        let mine = self.open.iter().find(|(owner, _)| *owner == conn).map(|(_, tx)| *tx);
+        let tx = mine.filter(|_| self.random(2) == 0).unwrap_or(0);
+        let home = self.pick(&["/local/domain/1", "/local/domain/2", "/s"]);
+        let path = format!("{home}/{}", self.pick(&["a", "b", "c/d", "c/d/e", "c"]));
+        let value = "v".repeat(self.random(60));
+        let list = self.pick(&["n0", "b1", "b2", "b0,n1,r2", "n1,b2,r9"]);
+        // What the answers ought to be is not judged here.
+        let _: Result<(), XsError> = match self.random(40) {
+            0..12 => self.w.write(conn, tx, &path, &value),
+            12..16 => self.w.mkdir(conn, tx, &path),
+            16..22 => self.w.rm(conn, tx, &path),
+            22..26 => self.w.read(conn, tx, &path).map(|_| ()),
+            26..28 => self.w.list(conn, tx, home).map(|_| ()),
+            28..32 => self.w.perms(conn, tx, &path, list),
+            32 => self.w.store.watch(conn, path.as_bytes(), value.as_bytes(), None),
+            33 => self.w.store.unwatch(conn, path.as_bytes(), value.as_bytes()),
+            34..36 => self.w.store.start_transaction(conn).map(|tx| self.open.push((conn, tx.0))),
+            36..39 => self.end(conn),
+            _ => {
+                self.lose(conn);
+                Ok(())
+            }
+        };
+        self.w.store.events().clear();
+    }
+
+    fn end(&mut self, conn: ConnId) -> Result<(), XsError> {
+        let Some(at) = self.open.iter().position(|(owner, _)| *owner == conn) else {
+            return Ok(());
+        };
+        let (conn, tx) = self.open.remove(at);
+        let commit = self.random(4) > 0;
+        self.w.store.end_transaction(conn, TxId(tx), commit)?;
+        self.commits += usize::from(commit);
+        Ok(())
+    }
+
+    fn lose(&mut self, conn: ConnId) {
+        if self.random(20) == 0 {
+            let dead = self.guest;
+            self.w.store.disconnect(dead);
+            self.w.store.forget(DomId(1));
+            self.open.retain(|(owner, _)| *owner != dead);
+            self.guest = ConnId(dead.0 + 100);
+            self.w.guest(self.guest, 1);
+        } else if self.random(10) == 0 {
+            self.w.store.reset(conn);
+            self.open.retain(|(owner, _)| *owner != conn);
+        }
+    }
+}
+
+/// The full recount must hold at any time.
+#[test]
+fn accounts_hold_under_random_requests() {
+    let mut w = World::new();
+    w.store.set_quota(Some(DomId(1)), Quota::Nodes, 12);
+    w.store.set_quota(Some(DomId(2)), Quota::Memory, 3000);
+    let mut chaos = Chaos { w, state: 1, open: vec![], guest: A, commits: 0 };
+    for step in 0..60_000 {
+        chaos.step();
+        if step % 50 == 0 {
+            let result = chaos.w.store.check();
+            result.unwrap_or_else(|findings| panic!("after step {step}: {findings}"));
+        }
+    }
+    assert!(chaos.commits > 100, "only {} commits: the mix proves nothing", chaos.commits);
+}

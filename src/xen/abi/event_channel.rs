@@ -1,0 +1,43 @@
+//! `xen/include/public/event_channel.h`.
+
+/// `struct evtchn_bind_interdomain`.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct BindInterdomain {
+    /// Whose port.
+    pub remote_dom: u16,
+    /// The port there.
+    pub remote_port: u32,
+    /// Out: the port here.
+    pub local_port: u32,
+}
+const _: () = assert!(size_of::<BindInterdomain>() == 12);
+
+/// `struct evtchn_bind_virq`.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct BindVirq {
+    /// One of `xen::VIRQ_*`.
+    pub virq: u32,
+    /// Global and per-domain ones: 0.
+    pub vcpu: u32,
+    /// Out.
+    pub port: u32,
+}
+const _: () = assert!(size_of::<BindVirq>() == 12);
+
+/// `struct evtchn_close`.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Close {
+    /// The port to close.
+    pub port: u32,
+}
+
+/// `struct evtchn_send`.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Send {
+    /// The local port whose peer gets the event.
+    pub port: u32,
+}

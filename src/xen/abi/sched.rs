@@ -1,0 +1,14 @@
+//! `xen/include/public/sched.h`.
+
+/// `SHUTDOWN_poweroff`.
+pub const SHUTDOWN_POWEROFF: u32 = 0;
+/// `SHUTDOWN_crash`.
+pub const SHUTDOWN_CRASH: u32 = 3;
+
+/// `struct sched_shutdown`, for `SCHEDOP_shutdown`.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Shutdown {
+    /// `SHUTDOWN_*`.
+    pub reason: u32,
+}

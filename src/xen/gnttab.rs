@@ -1,0 +1,153 @@
+//! Other domains' pages, mapped by their grant entries.
+//!
+//! A page is mapped at a frame of ours that has no memory, page `n` of the foreign window; the frame
+//! is used again after the page is unmapped. Its page table entry stays: without a mapping behind
+//! it nobody has the address.
+
+use super::abi::grant_table::{GNTMAP_HOST_MAP, GNTST_OKAY, MapGrantRef, UnmapGrantRef};
+use super::abi::memory::{AddToPhysmap, MAPSPACE_SHARED_INFO};
+use super::abi::xen::SharedInfo;
+use super::layout::PAGE_SIZE;
+use super::shared_page::SharedPage;
+use super::{DOMID_SELF, console, hypercall, memory};
+use crate::proto::id::DomId;
+use crate::proto::ring::{RingPage, Word};
+use crate::server::platform::PlatformError;
+use alloc::vec::Vec;
+use spin::Mutex;
+
+/// The page of the window that shows `struct shared_info`.
+const SHARED_INFO_PAGE: usize = 0;
+
+/// Pages of the window: those below `next` were used at some time, and are free again in `free`.
+struct Window {
+    free: Vec<usize>,
+    next: usize,
+}
+
+static WINDOW: Mutex<Window> = Mutex::new(Window { free: Vec::new(), next: SHARED_INFO_PAGE + 1 });
+
+/// Maps `struct shared_info`.
+pub(super) fn map_shared_info() -> Result<&'static SharedInfo, PlatformError> {
+    let (address, frame) = memory::map_foreign(SHARED_INFO_PAGE)?;
+    let mut argument = AddToPhysmap {
+        domid: DOMID_SELF,
+        space: MAPSPACE_SHARED_INFO,
+        gpfn: frame,
+        ..Default::default()
+    };
+    // SAFETY: (1) no addresses; (2) the frame had no memory behind it.
+    unsafe { hypercall::perform_on_memory(&mut argument) }?;
+    // SAFETY: mapped for good, large enough, and all that Xen writes to is atomic.
+    Ok(unsafe { address.cast::<SharedInfo>().as_ref() })
+}
+
+/// A page of another domain; unmapped when dropped.
+#[derive(Debug)]
+pub struct GrantedPage {
+    page: SharedPage,
+    /// Its place in the window.
+    slot: usize,
+    /// Its guest-physical address.
+    address: u64,
+    /// What Xen knows the mapping by.
+    handle: u32,
+}
+
+impl GrantedPage {
+    /// Maps the page of an entry in a domain's grant table.
+    ///
+    /// # Errors
+    /// Xen's refusal, as a `GNTST_*` number, or the lack of memory for page tables.
+    pub fn map(domid: DomId, grant_ref: u32) -> Result<Self, PlatformError> {
+        let mut window = WINDOW.lock();
+        let slot = window.free.pop().unwrap_or(window.next);
+        // Room for giving it back is made now, because a drop cannot fail.
+        let known = window.next.max(slot + 1);
+        let missing = known - window.free.len();
+        let room = window.free.try_reserve(missing);
+        window.next = known;
+        drop(window);
+        let result = match room {
+            Ok(()) => Self::map_at(slot, domid, grant_ref),
+            Err(_) => Err(PlatformError {
+                call: "list of mapped pages",
+                code: super::abi::xen::errno::ENOMEM,
+            }),
+        };
+        if result.is_err() {
+            give_back(slot);
+        }
+        result
+    }
+
+    fn map_at(slot: usize, domid: DomId, grant_ref: u32) -> Result<Self, PlatformError> {
+        let (base, frame) = memory::map_foreign(slot)?;
+        let address = frame * PAGE_SIZE as u64;
+        let mut argument = MapGrantRef {
+            host_addr: address,
+            flags: GNTMAP_HOST_MAP,
+            grant_ref,
+            dom: domid.0,
+            ..Default::default()
+        };
+        // SAFETY: (1) no addresses of ours; (2) the frame is free and has no memory behind it.
+        unsafe { hypercall::perform_on_memory(&mut argument) }?;
+        if argument.status != GNTST_OKAY {
+            return Err(PlatformError {
+                call: "GNTTABOP_map_grant_ref",
+                code: i32::from(argument.status.unsigned_abs()),
+            });
+        }
+        // SAFETY: (1) page-aligned and mapped until `drop`; (2) the slot is this page's alone.
+        let page = unsafe { SharedPage::new(base) };
+        Ok(Self { page, slot, address, handle: argument.handle })
+    }
+}
+
+/// Makes a slot free again. Without room in the list, which `map` rules out, it would be used no more.
+fn give_back(slot: usize) {
+    let mut window = WINDOW.lock();
+    if window.free.len() < window.free.capacity() {
+        window.free.push(slot);
+    }
+}
+
+impl Drop for GrantedPage {
+    fn drop(&mut self) {
+        let mut argument =
+            UnmapGrantRef { host_addr: self.address, handle: self.handle, ..Default::default() };
+        // SAFETY: (1) no addresses of ours; (2) the only pointer to the page goes away with `self`.
+        let result = unsafe { hypercall::perform_on_memory(&mut argument) };
+        match result {
+            Ok(_) if argument.status == GNTST_OKAY => give_back(self.slot),
+            Ok(_) => console::line(format_args!(
+                "xen: GNTTABOP_unmap_grant_ref failed with error {}, a frame is lost",
+                argument.status.unsigned_abs()
+            )),
+            Err(error) => console::line(format_args!("xen: {error}, a frame is lost")),
+        }
+    }
+}
+
+impl RingPage for GrantedPage {
+    fn load(&self, word: Word) -> u32 {
+        self.page.load(word)
+    }
+
+    fn store(&mut self, word: Word, value: u32) {
+        self.page.store(word, value);
+    }
+
+    fn copy_request(&self, offset: usize, into: &mut [u8]) {
+        self.page.copy_request(offset, into);
+    }
+
+    fn copy_response(&mut self, offset: usize, from: &[u8]) {
+        self.page.copy_response(offset, from);
+    }
+
+    fn barrier(&self) {
+        self.page.barrier();
+    }
+}

@@ -1,0 +1,128 @@
+//! What the memory map means: arithmetic on page frames, without touching any.
+
+use super::abi::memory::{E820_RAM, E820Entry};
+use core::ops::Range;
+
+/// Bytes of a page, and the shift from an address to its frame.
+pub const PAGE_SIZE: usize = 4096;
+
+/// Pages that the domain builder puts below 4 GiB beside the RAM of every HVM and PVH domain: rings
+/// of console and store among them (`X86_HVM_NR_SPECIAL_PAGES`, `tools/include/xenguest.h`). They count in
+/// the domain's reservation.
+pub const SPECIAL_PAGES: usize = 8;
+
+/// Frames of 1 GiB.
+const GIB: usize = (1 << 30) / PAGE_SIZE;
+
+/// The gibibyte below 4 GiB: special pages, local APIC, ACPI tables.
+const TOP_GIB: usize = 3;
+
+/// An entry's frames: whole pages only.
+fn frames(entry: &E820Entry) -> Range<usize> {
+    let (addr, size) = (entry.addr, entry.size);
+    let page = PAGE_SIZE as u64;
+    let start = usize::try_from(addr.div_ceil(page)).unwrap_or(usize::MAX);
+    let end = usize::try_from(addr.saturating_add(size) / page).unwrap_or(usize::MAX);
+    start..end.max(start)
+}
+
+/// The frames that are or may become RAM around the image, which is at frame `image`; `maximum` is the
+/// domain's greatest reservation.
+///
+/// As a rule that is what the memory map says. With `--maxmem`, though, `init-xenstore-domain` of Xen 4.17
+/// and 4.18 writes a number of megabytes where bytes belong (its macro `MB(maxmem ? : memory)` lacks
+/// parentheses), and the map ends below the image. Then the frames from 0 on are meant,
+/// as far as the reservation goes and nothing else is in the way.
+#[must_use]
+pub fn ram(map: &[E820Entry], image: usize, maximum: usize) -> Range<usize> {
+    let told = map.iter().filter(|e| e.kind == E820_RAM).map(frames).find(|r| r.contains(&image));
+    told.unwrap_or_else(|| {
+        let others = map.iter().filter(|e| e.kind != E820_RAM).map(|e| frames(e).start);
+        let free = others.min().unwrap_or(usize::MAX).min(TOP_GIB * GIB);
+        0..maximum.saturating_sub(SPECIAL_PAGES).min(free)
+    })
+}
+
+/// The end of the part of `ram` that has memory behind it.
+///
+/// A map may promise more than that: with `--maxmem` it describes what the domain can grow to. The
+/// builder populates the lowest region from the bottom and adds the special pages, so what
+/// the domain owns minus these tells how far that went.
+#[must_use]
+pub fn populated_end(ram: &Range<usize>, owned: usize) -> usize {
+    let pages = owned.saturating_sub(SPECIAL_PAGES);
+    ram.start.saturating_add(pages).min(ram.end)
+}
+
+/// The first frame of a gibibyte of physical addresses that nothing occupies, neither `ram` nor what the
+/// map has, for pages of others. `address_bits` is the width of physical addresses.
+#[must_use]
+pub fn unused_gib(map: &[E820Entry], ram: &Range<usize>, address_bits: u32) -> Option<usize> {
+    let limit = 1_usize.checked_shl(address_bits)? / PAGE_SIZE / GIB;
+    (1..limit).filter(|&gib| gib != TOP_GIB).map(|gib| gib * GIB).find(|&start| {
+        let mut used = map.iter().map(frames).chain([ram.clone()]);
+        used.all(|used| used.end <= start || used.start >= start + GIB)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(addr: u64, size: u64, kind: u32) -> E820Entry {
+        E820Entry { addr, size, kind }
+    }
+
+    #[test]
+    fn a_map_that_promises_more_than_is_there() {
+        // init-xenstore-domain --memory 8 --maxmem 64, from Xen 4.19 on
+        let map = [entry(0, 64 << 20, E820_RAM), entry(0xfeff_8000, 0x8000, 2)];
+        let ram = ram(&map, 0x200, 0x4000 + SPECIAL_PAGES);
+        assert_eq!(ram, 0..0x4000);
+        assert_eq!(populated_end(&ram, 2048 + SPECIAL_PAGES), 2048);
+        assert_eq!(populated_end(&ram, 100_000), 0x4000);
+        assert_eq!(unused_gib(&map, &ram, 40), Some(GIB));
+    }
+
+    #[test]
+    fn a_map_with_megabytes_for_bytes() {
+        // The same on Xen 4.17.7, as seen.
+        let map = [entry(0, 64, E820_RAM), entry(0xfeff_8000, 0x8000, 2)];
+        let ram = ram(&map, 0x200, 0x4000 + SPECIAL_PAGES);
+        assert_eq!(ram, 0..0x4000);
+        assert_eq!(populated_end(&ram, 2048 + SPECIAL_PAGES), 2048);
+    }
+
+    #[test]
+    fn without_a_word_about_ram_the_rest_of_the_map_counts() {
+        assert_eq!(ram(&[], 0x200, usize::MAX), 0..TOP_GIB * GIB);
+        let map = [entry(0x1000_0000, 0x1000, 2)];
+        assert_eq!(ram(&map, 0x200, usize::MAX), 0..0x1_0000);
+        assert_eq!(ram(&map, 0x200, 3), 0..0);
+    }
+
+    #[test]
+    fn partial_pages_do_not_count() {
+        let map = [entry(0x1800, 0x3000, E820_RAM), entry(0x10_0000, 0x1000, 2)];
+        assert_eq!(ram(&map, 3, 100), 2..4);
+        assert_eq!(ram(&map, 4, 100), 0..92);
+    }
+
+    #[test]
+    fn the_window_avoids_ram_and_the_top_of_4_gib() {
+        let low = entry(0, 0xc000_0000, E820_RAM);
+        let high = entry(4 << 30, 3 << 30, E820_RAM);
+        assert_eq!(unused_gib(&[low], &(0..1), 40), Some(4 * GIB));
+        assert_eq!(unused_gib(&[low, high], &(0..1), 40), Some(7 * GIB));
+        assert_eq!(unused_gib(&[low, high], &(0..1), 32), None);
+        assert_eq!(unused_gib(&[], &(0..GIB + 1), 40), Some(2 * GIB));
+    }
+
+    #[test]
+    fn absurd_entries_are_survived() {
+        let map = [entry(u64::MAX - 5, u64::MAX, E820_RAM), entry(5, 1, E820_RAM)];
+        assert_eq!(ram(&map, 0x200, 1008), 0..1000);
+        assert!(unused_gib(&map, &(0..1), 36).is_some());
+        assert_eq!(unused_gib(&map, &(0..1), 64), None);
+    }
+}

@@ -1,0 +1,495 @@
+//! Physical memory, page tables, and the global allocator on top of them.
+//!
+//! ```text
+//! 0xffff8000_00000000   DIRECT    all populated memory except the image; the special pages
+//! 0xffff9000_00000000   HEAP      pages of the heap: contiguous here, from any frame
+//! 0xffffa000_00000000   FOREIGN   page n shows frame `foreign + n`, where other domains' pages go
+//! 0xffffffff_80000000   the image, as `linker.ld` lays it out
+//! ```
+//!
+//! Only the image has executable pages, and those are not writable, nor mapped a second time. A page
+//! is mapped only when memory stands behind it: with `--maxmem` most of what the memory map
+//! calls RAM does not exist until it is populated.
+//!
+//! That the heap has addresses of its own and not those of the direct map lets it use
+//! whatever frames are free, so a second image can have a slot and a heap beside the first one's.
+
+use super::abi::memory::{
+    CurrentReservation, E820Entry, GetMemoryMap, MaximumReservation, PopulatePhysmap,
+};
+use super::abi::start_info::{HvmModlistEntry, HvmStartInfo};
+use super::abi::xen::errno;
+use super::frames::{Frames, PER_WORD};
+use super::heap::Heap;
+use super::layout::{self, PAGE_SIZE, SPECIAL_PAGES};
+use super::{DOMID_SELF, cpu, hypercall};
+use crate::server::platform::{HeapStats, PlatformError};
+use core::alloc::{GlobalAlloc, Layout};
+use core::cell::UnsafeCell;
+use core::ops::Range;
+use core::ptr::{NonNull, with_exposed_provenance_mut};
+use spin::Mutex;
+
+/// Where populated memory is mapped, by its physical address.
+const DIRECT: usize = 0xffff_8000_0000_0000;
+/// Where the heap is mapped.
+const HEAP: usize = 0xffff_9000_0000_0000;
+/// Where frames for other domains' pages are mapped.
+const FOREIGN: usize = 0xffff_a000_0000_0000;
+
+/// Pages of [`FOREIGN`] that may be used: more than a grant table's maptrack of 128 frames has room for.
+pub(super) const FOREIGN_PAGES: usize = 0x1_0000;
+
+/// Frames that only page tables may take: what mapping one more chunk of memory can need.
+const TABLE_RESERVE: usize = 8;
+
+/// Pages asked of Xen at a time.
+const CHUNK: usize = 64;
+
+/// Entries of a memory map that are looked at.
+const MAP_MAX: u32 = 32;
+
+/// Bits of a page table entry (Intel SDM volume 3, 4.5).
+const PRESENT: u64 = 1;
+const WRITE: u64 = 1 << 1;
+const LARGE: u64 = 1 << 7;
+const NO_EXECUTE: u64 = 1 << 63;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// Entries of a table, and bytes that a table of the lowest level maps.
+const ENTRIES: usize = 512;
+const AREA: usize = ENTRIES * PAGE_SIZE;
+
+/// A page table that is part of the image.
+#[repr(C, align(4096))]
+struct StaticTable(UnsafeCell<[u64; ENTRIES]>);
+// SAFETY: only written through `set_entry`, by the one vCPU there is.
+unsafe impl Sync for StaticTable {}
+/// The direct map's upper levels for its first GiB, needed before there is a frame to put them in.
+static DIRECT_PDPT: StaticTable = StaticTable(UnsafeCell::new([0; ENTRIES]));
+static DIRECT_PD: StaticTable = StaticTable(UnsafeCell::new([0; ENTRIES]));
+
+// `linker.ld` and `boot/head.S` define these symbols; only their addresses are used.
+unsafe extern "C" {
+    safe static image_start: [u8; 0];
+    safe static image_end: [u8; 0];
+    safe static early_pml4: [u8; 0];
+}
+
+/// The addresses that the image is linked at.
+pub(super) fn image() -> Range<usize> {
+    (&raw const image_start).addr()..(&raw const image_end).addr()
+}
+
+/// Figures of the domain's memory, in pages.
+#[derive(Clone, Copy, Debug)]
+pub struct Figures {
+    /// Populated from the start or since.
+    pub populated: usize,
+    /// What that may become.
+    pub maximum: usize,
+    /// Neither the image's, nor the heap's, nor a page table.
+    pub free: usize,
+}
+
+/// What is known of memory. There is one, behind [`MEMORY`].
+struct Memory {
+    frames: Frames,
+    /// Physical address of the image.
+    image_base: usize,
+    /// First frame without memory behind it.
+    populated: usize,
+    /// First frame that will never have any.
+    limit: usize,
+    /// First frame of [`FOREIGN`].
+    foreign: usize,
+}
+
+static MEMORY: Mutex<Memory> = Mutex::new(Memory {
+    frames: Frames::none(),
+    image_base: 0,
+    populated: 0,
+    limit: 0,
+    foreign: 0,
+});
+
+/// Physical memory that holds something at the time of boot.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Occupied {
+    pub(super) start: usize,
+    pub(super) size: usize,
+}
+
+impl Occupied {
+    fn holds(&self, frame: usize) -> bool {
+        let start = self.start / PAGE_SIZE;
+        let end = self.start.saturating_add(self.size).div_ceil(PAGE_SIZE);
+        (start..end).contains(&frame)
+    }
+}
+
+/// First step: finds out what memory there is and maps it by its physical address, coarsely.
+///
+/// # Safety
+/// Runs once, first of this file; `image_base` is where `boot/head.S` found the image.
+pub(super) unsafe fn find(image_base: usize) -> Result<(), PlatformError> {
+    let mut entries = [E820Entry::default(); MAP_MAX as usize];
+    let map = memory_map(&mut entries)?;
+    let owned = pages(&mut CurrentReservation { domid: DOMID_SELF })?;
+    let maximum = pages(&mut MaximumReservation { domid: DOMID_SELF })?;
+    let ram = layout::ram(map, image_base / PAGE_SIZE, maximum);
+    let foreign = layout::unused_gib(map, &ram, cpu::cpuid(0x8000_0008, 0).eax & 0xff)
+        .ok_or(PlatformError { call: "XENMEM_memory_map (no unused GiB)", code: errno::EINVAL })?;
+
+    let mut memory = MEMORY.lock();
+    memory.image_base = image_base;
+    memory.populated = layout::populated_end(&ram, owned);
+    memory.limit = layout::populated_end(&ram, maximum).max(memory.populated);
+    memory.foreign = foreign;
+
+    // Pages of 2 MiB need no table that would have to be put somewhere first. The last may reach
+    // beyond what is populated; nothing touches that before `refine` makes it exact.
+    let areas = memory.populated.div_ceil(ENTRIES).min(ENTRIES);
+    let pd = memory.image_table(&DIRECT_PD);
+    for area in 0..areas {
+        memory.set_entry(pd, area, (area * AREA) as u64 | PRESENT | WRITE | LARGE | NO_EXECUTE);
+    }
+    let pdpt = memory.image_table(&DIRECT_PDPT);
+    memory.set_entry(pdpt, 0, pd as u64 | PRESENT | WRITE);
+    let root = memory.root();
+    memory.set_entry(root, index(DIRECT, 39), pdpt as u64 | PRESENT | WRITE);
+    Ok(())
+}
+
+/// Second step: sorts out which frames are free, makes the direct map exact, and removes the
+/// identity mapping of the first instructions.
+///
+/// # Safety
+/// Runs once, after [`find`]; everything in memory that is still needed is in `occupied`.
+pub(super) unsafe fn refine(occupied: &[Occupied]) -> Result<(), PlatformError> {
+    let mut guard = MEMORY.lock();
+    let memory = &mut *guard;
+    let image = image();
+    let own = Occupied { start: memory.image_base, size: image.len() };
+    // Frame 0 stays out: a physical address of 0 means "none" in the start info.
+    let free = |frame: usize| {
+        frame != 0 && !own.holds(frame) && !occupied.iter().any(|area| area.holds(frame))
+    };
+    let words = memory.limit.div_ceil(PER_WORD);
+    let bitmap_pages = (words * size_of::<u64>()).div_ceil(PAGE_SIZE);
+    let bitmap = (0..memory.populated.saturating_sub(bitmap_pages))
+        .find(|&start| (start..start + bitmap_pages).all(free))
+        .ok_or(OUT_OF_FRAMES)?;
+    let bitmap_words = direct(bitmap * PAGE_SIZE).cast::<u64>();
+    // SAFETY: free frames in the direct map, large enough, and never given to anybody else.
+    let slice = unsafe { core::slice::from_raw_parts_mut(bitmap_words.as_ptr(), words) };
+    memory.frames = Frames::new(slice);
+    for frame in (0..memory.populated).filter(|&f| free(f)) {
+        if !(bitmap..bitmap + bitmap_pages).contains(&frame) {
+            memory.frames.give(frame);
+        }
+    }
+
+    let pd = memory.image_table(&DIRECT_PD);
+    for area in 0..memory.populated.div_ceil(ENTRIES).min(ENTRIES) {
+        let table = memory.new_table().ok_or(OUT_OF_FRAMES)?;
+        for slot in 0..ENTRIES {
+            let frame = area * ENTRIES + slot;
+            if frame < memory.populated && !own.holds(frame) {
+                let entry = (frame * PAGE_SIZE) as u64 | PRESENT | WRITE | NO_EXECUTE;
+                memory.set_entry(table, slot, entry);
+            }
+        }
+        memory.set_entry(pd, area, table as u64 | PRESENT | WRITE);
+    }
+    for frame in ENTRIES * ENTRIES..memory.populated {
+        if !own.holds(frame) {
+            memory.map(DIRECT + frame * PAGE_SIZE, frame).ok_or(OUT_OF_FRAMES)?;
+        }
+    }
+    let root = memory.root();
+    memory.set_entry(root, 0, 0);
+    cpu::flush_translations();
+    Ok(())
+}
+
+/// What to say when there is no frame for a page table.
+const OUT_OF_FRAMES: PlatformError =
+    PlatformError { call: "page table without a free frame", code: errno::ENOMEM };
+
+/// Reads the memory map of the domain.
+fn memory_map(entries: &mut [E820Entry; MAP_MAX as usize]) -> Result<&[E820Entry], PlatformError> {
+    let mut argument = GetMemoryMap { nr_entries: MAP_MAX, buffer: entries.as_mut_ptr() };
+    // SAFETY: (1) the buffer has the number of entries that it says; (2) nothing is unmapped.
+    unsafe { hypercall::perform_on_memory(&mut argument) }?;
+    Ok(entries.get(..argument.nr_entries as usize).unwrap_or_default())
+}
+
+/// The number of pages that a question about the domain's reservation yields.
+fn pages(argument: &mut impl hypercall::Contained) -> Result<usize, PlatformError> {
+    hypercall::perform(argument).map(|n| usize::try_from(n).unwrap_or(usize::MAX))
+}
+
+/// The index of an address in a table whose entries map `1 << shift` bytes each.
+const fn index(address: usize, shift: u32) -> usize {
+    (address >> shift) & (ENTRIES - 1)
+}
+
+/// The address in the direct map of a physical one.
+fn direct(physical: usize) -> NonNull<u8> {
+    let pointer = with_exposed_provenance_mut(DIRECT + physical);
+    NonNull::new(pointer).unwrap_or(NonNull::dangling())
+}
+
+impl Memory {
+    /// The physical address of a table in the image.
+    fn image_table(&self, table: &StaticTable) -> usize {
+        table.0.get().expose_provenance() - image().start + self.image_base
+    }
+
+    /// The physical address of the top level.
+    fn root(&self) -> usize {
+        (&raw const early_pml4).addr() - image().start + self.image_base
+    }
+
+    /// Where an entry of the table at a physical address can be accessed.
+    fn entry(&self, table: usize, slot: usize) -> *mut u64 {
+        debug_assert!(slot < ENTRIES, "an entry outside the table");
+        let base = match table.checked_sub(self.image_base) {
+            Some(offset) if offset < image().len() => image().start + offset,
+            _ => DIRECT + table,
+        };
+        with_exposed_provenance_mut(base + slot * size_of::<u64>())
+    }
+
+    fn get_entry(&self, table: usize, slot: usize) -> u64 {
+        // SAFETY: tables are in the image or in the direct map, and only this file touches them.
+        unsafe { self.entry(table, slot).read_volatile() }
+    }
+
+    fn set_entry(&mut self, table: usize, slot: usize, value: u64) {
+        // SAFETY: as above; that the new entry maps what it should is this file's business.
+        unsafe { self.entry(table, slot).write_volatile(value) }
+    }
+
+    /// An empty table in a frame of its own.
+    fn new_table(&mut self) -> Option<usize> {
+        let table = self.frames.take()? * PAGE_SIZE;
+        for slot in 0..ENTRIES {
+            self.set_entry(table, slot, 0);
+        }
+        Some(table)
+    }
+
+    /// Maps a page for reading and writing. One that is mapped already stays as it is.
+    fn map(&mut self, address: usize, frame: usize) -> Option<()> {
+        let mut table = self.root();
+        for shift in [39, 30, 21] {
+            let entry = self.get_entry(table, index(address, shift));
+            table = if entry & PRESENT == 0 {
+                let new = self.new_table()?;
+                self.set_entry(table, index(address, shift), new as u64 | PRESENT | WRITE);
+                new
+            } else {
+                usize::try_from(entry & ADDRESS).ok()?
+            };
+        }
+        let entry = (frame * PAGE_SIZE) as u64 | PRESENT | WRITE | NO_EXECUTE;
+        if self.get_entry(table, index(address, 12)) & PRESENT == 0 {
+            self.set_entry(table, index(address, 12), entry);
+        }
+        Some(())
+    }
+
+    /// Asks Xen for the next chunk of memory; the number of pages that came of it.
+    fn populate(&mut self) -> usize {
+        let wanted = CHUNK.min(self.limit - self.populated);
+        // Fewer may be left than a chunk, for the domain or on the host.
+        let mut count = wanted;
+        while count > 0 {
+            let done = self.populate_pages(count);
+            if done > 0 {
+                return done;
+            }
+            count /= 4;
+        }
+        0
+    }
+
+    /// Populates up to `count` pages at the end of what there is.
+    fn populate_pages(&mut self, count: usize) -> usize {
+        let mut list = [0_u64; CHUNK];
+        let first = self.populated;
+        for (frame, slot) in (first..).zip(&mut list[..count]) {
+            *slot = frame as u64;
+        }
+        let mut argument = PopulatePhysmap {
+            extent_start: list.as_mut_ptr(),
+            nr_extents: count as u64,
+            extent_order: 0,
+            mem_flags: 0,
+            domid: DOMID_SELF,
+        };
+        // SAFETY: (1) the list has `count` entries; (2) there is no memory behind these frames yet.
+        let done = unsafe { hypercall::perform_on_memory(&mut argument) };
+        let done = done.ok().and_then(|n| usize::try_from(n).ok()).unwrap_or(0).min(count);
+        for frame in first..first + done {
+            // Cannot fail: TABLE_RESERVE is there for this. If it did, the page would just be lost.
+            if self.map(DIRECT + frame * PAGE_SIZE, frame).is_some() {
+                self.frames.give(frame);
+            }
+        }
+        self.populated += done;
+        done
+    }
+
+    /// Maps up to `count` pages of the heap from `address` on; returns how many.
+    fn map_heap(&mut self, address: usize, count: usize) -> usize {
+        for done in 0..count {
+            if self.frames.free() <= TABLE_RESERVE && self.populate() == 0 {
+                return done;
+            }
+            let Some(frame) = self.frames.take() else { return done };
+            if self.map(address + done * PAGE_SIZE, frame).is_none() {
+                self.frames.give(frame);
+                return done;
+            }
+        }
+        count
+    }
+
+    /// Pages that the heap could still get, tables for them deducted.
+    fn obtainable(&self) -> usize {
+        let pages = self.limit - self.populated + self.frames.free().saturating_sub(TABLE_RESERVE);
+        // One table in each of heap and direct map per 512 pages.
+        pages - pages.div_ceil(ENTRIES / 2).min(pages)
+    }
+}
+
+/// Figures for people.
+#[must_use]
+pub fn figures() -> Figures {
+    let memory = MEMORY.lock();
+    Figures { populated: memory.populated, maximum: memory.limit, free: memory.frames.free() }
+}
+
+/// Maps a page that Xen or the domain builder put somewhere outside the RAM.
+pub(super) fn map_special(frame: u64) -> Result<NonNull<u8>, PlatformError> {
+    let frame = usize::try_from(frame).unwrap_or(usize::MAX);
+    let mut memory = MEMORY.lock();
+    let foreign = memory.foreign..memory.foreign + FOREIGN_PAGES;
+    if frame < memory.limit || foreign.contains(&frame) || frame >= (HEAP - DIRECT) / PAGE_SIZE {
+        return Err(PlatformError { call: "no such special page", code: errno::EINVAL });
+    }
+    memory.map(DIRECT + frame * PAGE_SIZE, frame).ok_or(OUT_OF_FRAMES)?;
+    Ok(direct(frame * PAGE_SIZE))
+}
+
+/// Maps a page of [`FOREIGN`]; returns its address and its frame.
+pub(super) fn map_foreign(page: usize) -> Result<(NonNull<u8>, u64), PlatformError> {
+    if page >= FOREIGN_PAGES {
+        return Err(PlatformError { call: "grant mapping window", code: errno::ENOSPC });
+    }
+    let mut memory = MEMORY.lock();
+    let frame = memory.foreign + page;
+    let address = FOREIGN + page * PAGE_SIZE;
+    memory.map(address, frame).ok_or(OUT_OF_FRAMES)?;
+    let pointer = NonNull::new(with_exposed_provenance_mut(address));
+    Ok((pointer.unwrap_or(NonNull::dangling()), frame as u64))
+}
+
+/// Copies bytes out of populated memory that nobody writes to; `false` if some of it is not there.
+pub(super) fn copy_physical(address: u64, into: &mut [u8]) -> bool {
+    let (Ok(address), memory) = (usize::try_from(address), MEMORY.lock()) else { return false };
+    let inside = address
+        .checked_add(into.len())
+        .is_some_and(|end| address != 0 && end <= memory.populated * PAGE_SIZE);
+    if inside {
+        let to = NonNull::from(&mut *into).cast();
+        // SAFETY: populated, hence mapped, and `into` is no part of the direct map.
+        unsafe { direct(address).copy_to_nonoverlapping(to, into.len()) };
+    }
+    inside
+}
+
+/// A structure of the domain builder's, copied out of populated memory; `None` if it is not there.
+pub(super) fn read_physical<T: Plain>(address: u64) -> Option<T> {
+    let mut value = T::default();
+    let bytes = core::ptr::from_mut(&mut value).cast::<u8>();
+    // SAFETY: the bytes of `value`, which nobody else uses; by `Plain` any bytes will do.
+    let bytes = unsafe { core::slice::from_raw_parts_mut(bytes, size_of::<T>()) };
+    copy_physical(address, bytes).then_some(value)
+}
+
+/// A structure for which any bytes are a value.
+///
+/// # Safety
+/// Only integers, and no padding.
+pub(super) unsafe trait Plain: Default + Copy {}
+// SAFETY: only integers; the assertions on its size leave no room for padding.
+unsafe impl Plain for HvmStartInfo {}
+// SAFETY: as above.
+unsafe impl Plain for HvmModlistEntry {}
+
+/// The allocator of the image.
+#[derive(Debug)]
+struct Allocator;
+
+static THE_HEAP: Mutex<Heap> = Mutex::new(Heap::new());
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
+
+/// Gives the heap at least `bytes` more, or as much as there is; `false` if it is less.
+fn grow(heap: &mut Heap, bytes: usize) -> bool {
+    let needed = bytes.div_ceil(PAGE_SIZE);
+    let end = HEAP + heap.size();
+    let mut memory = MEMORY.lock();
+    if needed > memory.obtainable() {
+        return false;
+    }
+    let done = memory.map_heap(end, needed.max(CHUNK));
+    if done > 0 {
+        // SAFETY: (1) the heap's addresses follow each other without a gap; (2) the pages were mapped
+        // just now, for the heap alone; (3) whole pages, at least one.
+        unsafe { heap.extend(with_exposed_provenance_mut(end), done * PAGE_SIZE) };
+    }
+    done >= needed
+}
+
+// SAFETY: `Heap` hands out blocks that fit the layout and do not overlap; it never unwinds.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let mut heap = THE_HEAP.lock();
+        let block = heap.allocate(layout);
+        // Enough for the block wherever its alignment puts it, or for a slab.
+        let slack = layout.align().max(PAGE_SIZE);
+        if block.is_null() && grow(&mut heap, layout.size().saturating_add(slack)) {
+            return heap.allocate(layout);
+        }
+        block
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { THE_HEAP.lock().free(block, layout) };
+    }
+}
+
+/// Makes sure that `bytes` of the heap are free, growing it where possible; `false` if not.
+pub(super) fn reserve(bytes: usize) -> bool {
+    let mut heap = THE_HEAP.lock();
+    let missing = bytes.saturating_sub(heap.available());
+    missing == 0 || grow(&mut heap, missing)
+}
+
+/// The heap's figures.
+#[must_use]
+pub fn heap() -> HeapStats {
+    let heap = THE_HEAP.lock();
+    let size = heap.size();
+    let limit = size + MEMORY.lock().obtainable() * PAGE_SIZE;
+    HeapStats { used: heap.used(), size, limit }
+}
+
+const _: () = assert!(SPECIAL_PAGES < CHUNK);

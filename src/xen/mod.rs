@@ -1,0 +1,60 @@
+//! The real world: Xen, seen from inside a PVH domain with one vCPU.
+//!
+//! The only part of the package with `unsafe`. It knows nothing of xenstore, except in `platform`,
+//! which makes it the server's world, and in `shared_page`, which makes a page a ring page.
+//!
+//! | file | wraps |
+//! |---|---|
+//! | `start` | from `boot/head.S` to the program, in order |
+//! | `hypercall`, `abi` | the hypercall instruction; structures of the public headers |
+//! | `cpu` | instructions without a name in `core` |
+//! | `layout`, `frames` | what memory there is, and which of it is free |
+//! | `memory`, `heap` | page tables, the allocator |
+//! | `console`, `traps` | lines for people; faults and panics |
+//! | `evtchn`, `time` | events and sleep; clock and one-shot timer |
+//! | `gnttab`, `shared_page` | other domains' pages |
+//! | `domctl` | what Xen says of other domains |
+//! | `platform` | [`crate::server::platform::Platform`] on top of all that |
+//!
+//! Invariants after `start`: interrupts are off except inside `sleep_until_event` of `boot/traps.S`, so nothing here is
+//! ever interrupted and no lock is ever contended; every page that is mapped is populated; no page is
+//! both writable and executable.
+//!
+//! The files without hardware in them are compiled for the host's tests, too.
+
+// A page holds many things of different alignment; casts here follow checked addresses.
+#![expect(
+    clippy::cast_ptr_alignment,
+    reason = "pages are cast to what Xen or the processor has there"
+)]
+
+pub mod abi;
+pub mod frames;
+pub mod heap;
+pub mod layout;
+pub mod shared_page;
+
+#[cfg(target_os = "none")]
+pub mod console;
+#[cfg(target_os = "none")]
+mod cpu;
+#[cfg(target_os = "none")]
+mod domctl;
+pub mod evtchn;
+#[cfg(target_os = "none")]
+pub mod gnttab;
+#[cfg(target_os = "none")]
+mod hypercall;
+#[cfg(target_os = "none")]
+pub mod memory;
+#[cfg(target_os = "none")]
+pub mod platform;
+#[cfg(target_os = "none")]
+pub mod start;
+pub mod time;
+#[cfg(target_os = "none")]
+pub mod traps;
+
+/// `DOMID_SELF`, as the structures of [`abi`] have it.
+#[cfg(target_os = "none")]
+const DOMID_SELF: u16 = crate::proto::id::DomId::SELF.0;

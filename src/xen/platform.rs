@@ -1,0 +1,125 @@
+//! [`Platform`] on Xen: the server's world. No logic of its own.
+
+use super::abi::event_channel::{BindInterdomain, BindVirq, Close};
+use super::abi::grant_table::RESERVED_XENSTORE;
+use super::abi::xen::VIRQ_DOM_EXC;
+use super::domctl::Domctls;
+use super::gnttab::GrantedPage;
+use super::start::Machine;
+use super::{console, cpu, hypercall, memory};
+use crate::proto::id::{DomId, EvtchnPort};
+use crate::server::platform::{Change, DomainState, Event, HeapStats, Platform, PlatformError};
+use core::fmt;
+
+/// The world of a xenstore domain.
+#[derive(Debug)]
+pub struct XenPlatform {
+    machine: Machine,
+    domctls: Domctls,
+    /// The port of `VIRQ_DOM_EXC`, unless Xen gives that to another domain.
+    changes: Option<EvtchnPort>,
+    seed: u64,
+}
+
+impl XenPlatform {
+    /// Takes the machine over. What Xen denies is reported and done without.
+    #[must_use]
+    pub fn new(machine: Machine) -> Self {
+        let mut virq = BindVirq { virq: VIRQ_DOM_EXC, ..Default::default() };
+        let changes = match hypercall::perform(&mut virq) {
+            Ok(_) => Some(EvtchnPort(virq.port)),
+            Err(error) => {
+                console::line(format_args!("xen: VIRQ_DOM_EXC: {error}: no news of other domains"));
+                None
+            }
+        };
+        Self { machine, domctls: Domctls::probe(), changes, seed: seed() }
+    }
+
+    /// The machine beneath.
+    #[must_use]
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+}
+
+/// A number that a guest cannot know: the processor's random source where there is one, and the
+/// low bits of a fast counter around a slow instruction in any case.
+fn seed() -> u64 {
+    let mut seed = cpu::random().unwrap_or(0);
+    for _ in 0..16 {
+        // CPUID always goes through the hypervisor, which takes a different time each time.
+        let _ = cpu::cpuid(0, 0);
+        seed = mix(seed ^ cpu::tsc());
+    }
+    seed
+}
+
+/// The finalizer of splitmix64 (Steele, Lea, Flood 2014): every input bit changes half the output.
+fn mix(mut x: u64) -> u64 {
+    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+impl Platform for XenPlatform {
+    type Ring = GrantedPage;
+
+    fn now_ms(&self) -> u64 {
+        self.machine.now_ms()
+    }
+
+    fn hash_seed(&self) -> u64 {
+        self.seed
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        let port = self.machine.next_port()?;
+        Some(if self.changes == Some(port) { Event::DomainChange } else { Event::Port(port) })
+    }
+
+    fn wait(&mut self, deadline_ms: Option<u64>) {
+        self.machine.wait(deadline_ms);
+    }
+
+    fn map_ring(&mut self, domid: DomId) -> Result<GrantedPage, PlatformError> {
+        GrantedPage::map(domid, RESERVED_XENSTORE)
+    }
+
+    fn bind(&mut self, domid: DomId, remote_port: u32) -> Result<EvtchnPort, PlatformError> {
+        let mut argument =
+            BindInterdomain { remote_dom: domid.0, remote_port, ..Default::default() };
+        hypercall::perform(&mut argument)?;
+        Ok(EvtchnPort(argument.local_port))
+    }
+
+    fn unbind(&mut self, port: EvtchnPort) {
+        // A port that is closed already is fine.
+        let _ = hypercall::perform(&mut Close { port: port.0 });
+    }
+
+    fn notify(&mut self, port: EvtchnPort) {
+        self.machine.notify(port);
+    }
+
+    fn domain_state(&mut self, domid: DomId) -> DomainState {
+        self.domctls.state(domid)
+    }
+
+    fn next_change(&mut self) -> Change {
+        self.domctls.next_change()
+    }
+
+    fn reserve(&mut self, bytes: usize) -> bool {
+        memory::reserve(bytes)
+    }
+
+    fn heap(&self) -> HeapStats {
+        memory::heap()
+    }
+
+    fn log(&mut self, line: fmt::Arguments<'_>) {
+        console::line(line);
+    }
+}

@@ -1,0 +1,222 @@
+//! A page that somebody else can write to at any moment.
+//!
+//! Two laws: no reference into the page ever exists, and every access is volatile or atomic, bounded,
+//! and a copy. A race can then give wrong bytes, which the reader has to expect from the other
+//! side anyhow, and nothing worse.
+
+use crate::proto::ring::{RSP_OFFSET, RingPage, Word};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering, fence};
+
+/// Bytes of a page.
+pub const PAGE_SIZE: usize = 4096;
+
+/// Bytes that are copied at a time where alignment allows.
+const CHUNK: usize = size_of::<u64>();
+
+/// A mapped page shared with another domain.
+#[derive(Debug)]
+pub struct SharedPage {
+    base: NonNull<u8>,
+}
+
+// SAFETY: the page is reachable from everywhere, and only volatile or atomic copies are made.
+unsafe impl Send for SharedPage {}
+
+impl SharedPage {
+    /// Wraps a mapped page.
+    ///
+    /// # Safety
+    /// 1. `base` is page-aligned and stays valid for reads and writes of a page while this exists.
+    /// 2. In this program nobody else accesses the page.
+    #[must_use]
+    pub unsafe fn new(base: NonNull<u8>) -> Self {
+        Self { base }
+    }
+
+    /// The word at an offset, as an atomic.
+    fn word(&self, offset: usize) -> &AtomicU32 {
+        assert!(offset % 4 == 0 && offset < PAGE_SIZE, "a word outside the page");
+        // SAFETY: the assertion keeps it inside the page that `new` was promised.
+        let address = unsafe { self.base.add(offset) };
+        // SAFETY: valid and aligned, and all accesses to words in this program are atomic.
+        unsafe { AtomicU32::from_ptr(address.as_ptr().cast()) }
+    }
+
+    /// Loads a word; what was written before it was stored is visible afterwards.
+    #[must_use]
+    pub fn load_u32(&self, offset: usize) -> u32 {
+        self.word(offset).load(Ordering::Acquire)
+    }
+
+    /// Stores a word; everything written before becomes visible first.
+    pub fn store_u32(&mut self, offset: usize, value: u32) {
+        self.word(offset).store(value, Ordering::Release);
+    }
+
+    /// Copies bytes out, as many as fit and exist.
+    pub fn read(&self, offset: usize, into: &mut [u8]) {
+        let len = into.len().min(PAGE_SIZE.saturating_sub(offset));
+        let mut at = offset;
+        for part in parts(offset, &mut into[..len]) {
+            // SAFETY: `at` advances by what was copied and stays below the clipped end.
+            let from = unsafe { self.base.add(at) };
+            if let Ok(chunk) = <&mut [u8; CHUNK]>::try_from(&mut *part) {
+                // SAFETY: inside the page; `parts` makes long parts start at a multiple of 8.
+                *chunk = unsafe { from.cast::<u64>().read_volatile() }.to_le_bytes();
+            } else {
+                // SAFETY: inside the page; the other parts are single bytes.
+                part[0] = unsafe { from.read_volatile() };
+            }
+            at += part.len();
+        }
+    }
+
+    /// Copies bytes in, as many as there is page for.
+    pub fn write(&mut self, offset: usize, from: &[u8]) {
+        let len = from.len().min(PAGE_SIZE.saturating_sub(offset));
+        let head = head_len(offset, len);
+        let (head, rest) = from[..len].split_at(head);
+        let chunks = rest.chunks_exact(CHUNK);
+        let tail = chunks.remainder();
+        let mut at = offset;
+        for &byte in head {
+            self.write_byte(at, byte);
+            at += 1;
+        }
+        for chunk in chunks {
+            let mut bytes = [0; CHUNK];
+            bytes.copy_from_slice(chunk);
+            // SAFETY: `at` advances by what was copied and stays below the clipped end.
+            let to = unsafe { self.base.add(at) };
+            // SAFETY: inside the page, and behind the head `at` is a multiple of 8.
+            unsafe { to.cast::<u64>().write_volatile(u64::from_le_bytes(bytes)) };
+            at += CHUNK;
+        }
+        for &byte in tail {
+            self.write_byte(at, byte);
+            at += 1;
+        }
+    }
+
+    /// Stores one byte.
+    fn write_byte(&mut self, at: usize, byte: u8) {
+        // SAFETY: both callers stay below the end of the page.
+        let to = unsafe { self.base.add(at) };
+        // SAFETY: inside the page.
+        unsafe { to.write_volatile(byte) };
+    }
+}
+
+/// Bytes in front of the first multiple of [`CHUNK`].
+fn head_len(offset: usize, len: usize) -> usize {
+    (offset.next_multiple_of(CHUNK) - offset).min(len)
+}
+
+/// Cuts a slice that goes with the page from `offset` on into single bytes and aligned chunks.
+fn parts(offset: usize, slice: &mut [u8]) -> impl Iterator<Item = &mut [u8]> {
+    let (head, rest) = slice.split_at_mut(head_len(offset, slice.len()));
+    let middle = rest.len() / CHUNK * CHUNK;
+    let (middle, tail) = rest.split_at_mut(middle);
+    head.chunks_mut(1).chain(middle.chunks_exact_mut(CHUNK)).chain(tail.chunks_mut(1))
+}
+
+/// Bytes of a ring that a copy may touch from an offset on.
+fn in_ring(offset: usize, len: usize) -> usize {
+    len.min(RSP_OFFSET.saturating_sub(offset))
+}
+
+impl RingPage for SharedPage {
+    fn load(&self, word: Word) -> u32 {
+        self.load_u32(word as usize)
+    }
+
+    fn store(&mut self, word: Word, value: u32) {
+        self.store_u32(word as usize, value);
+    }
+
+    fn copy_request(&self, offset: usize, into: &mut [u8]) {
+        let len = in_ring(offset, into.len());
+        self.read(offset, &mut into[..len]);
+    }
+
+    fn copy_response(&mut self, offset: usize, from: &[u8]) {
+        let len = in_ring(offset, from.len());
+        self.write(RSP_OFFSET + offset, &from[..len]);
+    }
+
+    fn barrier(&self) {
+        fence(Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::alloc::{alloc_zeroed, dealloc};
+    use alloc::vec;
+    use core::alloc::Layout;
+
+    const LAYOUT: Layout = Layout::new::<Aligned>();
+
+    #[repr(align(4096))]
+    struct Aligned(#[expect(dead_code, reason = "only its layout is used")] [u8; PAGE_SIZE]);
+
+    /// Runs `test` on a zeroed page.
+    fn with_page(test: impl FnOnce(&mut SharedPage)) {
+        // SAFETY: the layout is not empty.
+        let base = NonNull::new(unsafe { alloc_zeroed(LAYOUT) }).unwrap();
+        // SAFETY: (1) aligned and valid until freed below; (2) nobody else has the address.
+        let mut page = unsafe { SharedPage::new(base) };
+        test(&mut page);
+        // SAFETY: allocated above with the same layout; the page is not used any more.
+        unsafe { dealloc(base.as_ptr(), LAYOUT) };
+    }
+
+    #[test]
+    fn every_offset_and_length_copies_exactly_its_bytes() {
+        with_page(|page| {
+            let pattern: vec::Vec<u8> = (1..=40).collect();
+            for offset in 0..20 {
+                for len in 0..=40 {
+                    page.write(0, &[0; 64]);
+                    page.write(offset, &pattern[..len]);
+                    let mut all = [0; 64];
+                    page.read(0, &mut all);
+                    assert_eq!(&all[offset..offset + len], &pattern[..len]);
+                    assert!(all[..offset].iter().chain(&all[offset + len..]).all(|&b| b == 0));
+                    let mut part = vec![0; len];
+                    page.read(offset, &mut part);
+                    assert_eq!(part, &pattern[..len]);
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn copies_stop_at_the_end_of_page_and_ring() {
+        with_page(|page| {
+            page.write(PAGE_SIZE - 3, &[7; 100]);
+            let mut tail = [1; 5];
+            page.read(PAGE_SIZE - 3, &mut tail);
+            assert_eq!(tail, [7, 7, 7, 1, 1]);
+            page.read(PAGE_SIZE + 8, &mut tail);
+            page.copy_response(1020, &[9; 10]);
+            assert_eq!(page.load(Word::ReqCons), 0);
+            let mut end = [1; 6];
+            page.copy_request(1020, &mut end);
+            assert_eq!(end, [0, 0, 0, 0, 1, 1]);
+        });
+    }
+
+    #[test]
+    fn words_are_where_the_protocol_has_them() {
+        with_page(|page| {
+            page.store(Word::Error, 3);
+            let mut bytes = [0; 4];
+            page.read(2072, &mut bytes);
+            assert_eq!(bytes, [3, 0, 0, 0]);
+            assert_eq!(page.load(Word::Error), 3);
+        });
+    }
+}

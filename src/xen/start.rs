@@ -1,0 +1,293 @@
+//! From `boot/head.S` to the program: the order in which everything comes to life.
+
+use super::abi::event_channel::{BindVirq, Send};
+use super::abi::hvm::{
+    CALLBACK_VECTOR, PARAM_CALLBACK_IRQ, PARAM_CONSOLE_EVTCHN, PARAM_CONSOLE_PFN,
+    PARAM_STORE_EVTCHN, PARAM_STORE_PFN, SetParam,
+};
+use super::abi::start_info::{HvmModlistEntry, HvmStartInfo, MAGIC};
+use super::abi::vcpu::SetSingleshotTimer;
+use super::abi::version::ExtraVersion;
+use super::abi::xen::{SharedInfo, VIRQ_TIMER};
+use super::evtchn::{self, Scan};
+use super::memory::{self, Occupied};
+use super::shared_page::SharedPage;
+use super::time::{self, NS_PER_MS};
+use super::{DOMID_SELF, console, cpu, gnttab, hypercall, traps};
+use crate::proto::id::EvtchnPort;
+use crate::server::platform::PlatformError;
+use alloc::string::String;
+use core::arch::global_asm;
+use core::cell::Cell;
+use core::fmt;
+use core::sync::atomic::Ordering;
+
+global_asm!(
+    ".set IMAGE_VMA, {image_vma}",
+    ".set CODE_SELECTOR, {code}",
+    ".set DATA_SELECTOR, {data}",
+    include_str!("../../boot/head.S"),
+    image_vma = const 0xffff_ffff_8000_0000_u64,
+    code = const traps::CODE_SELECTOR,
+    data = const traps::DATA_SELECTOR,
+    rust_entry = sym rust_entry,
+);
+
+// The binary defines it with the macro `xen_entry`, which checks the type.
+unsafe extern "Rust" {
+    safe fn xen_program(machine: Machine, command_line: &'static str) -> !;
+}
+
+/// Names the function that runs once everything is up: `fn(Machine, &'static str) -> !`.
+#[macro_export]
+macro_rules! xen_entry {
+    ($program:path) => {
+        #[unsafe(no_mangle)]
+        extern "Rust" fn xen_program(
+            machine: $crate::xen::start::Machine,
+            command_line: &'static str,
+        ) -> ! {
+            $program(machine, command_line)
+        }
+    };
+}
+
+/// Modules that are kept: a replacement image gets one, the others are ignored.
+const MODULES_MAX: usize = 4;
+
+/// Longest command line that is looked at; the toolstack passes at most 511 characters.
+const COMMAND_LINE_MAX: usize = 4096;
+
+/// The first Rust function.
+extern "C" fn rust_entry(start_info: u64, image_base: usize) -> ! {
+    // SAFETY: called once, by `boot/head.S`, before all else.
+    unsafe { traps::init() };
+    hypercall::choose_instruction();
+    if !on_xen() {
+        no_xen();
+    }
+    // SAFETY: first and only call, with the address that `boot/head.S` found.
+    expect(unsafe { memory::find(image_base) });
+    let info = expect(StartInfo::read(start_info));
+    // SAFETY: follows `find`; what the start info points at is either copied by now or listed.
+    expect(unsafe { memory::refine(&info.modules) });
+    let shared = expect(gnttab::map_shared_info());
+    open_console(shared);
+    let timer = expect(start_events(shared));
+    let machine =
+        Machine { shared, scan: Scan::default(), timer, armed_ms: None, latest_ms: Cell::new(0) };
+    xen_program(machine, info.command_line)
+}
+
+/// The value, or the end: without what these steps set up there is nobody to go on.
+fn expect<T>(result: Result<T, PlatformError>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => panic!("cannot start: {error}"),
+    }
+}
+
+/// Whether a hypervisor that calls itself Xen is there.
+fn on_xen() -> bool {
+    use super::abi::cpuid::{FIRST_LEAF, LAST_LEAF, SIGNATURE, STEP};
+    (FIRST_LEAF..LAST_LEAF).step_by(STEP as usize).any(|leaf| {
+        let answer = cpu::cpuid(leaf, 0);
+        [answer.ebx, answer.ecx, answer.edx] == SIGNATURE
+    })
+}
+
+/// Says on the first serial port that this is not Xen, and stops.
+fn no_xen() -> ! {
+    const COM1: u16 = 0x3f8;
+    for &byte in b"This image runs as a PVH domain of Xen, and there is no Xen here.\r\n" {
+        // SAFETY: a serial port writes to no memory; without one the byte goes nowhere.
+        unsafe { cpu::out_byte(COM1, byte) };
+    }
+    cpu::halt()
+}
+
+/// What the domain builder passed.
+struct StartInfo {
+    command_line: &'static str,
+    modules: [Occupied; MODULES_MAX],
+}
+
+impl StartInfo {
+    /// Copies it out of memory that is about to be used for other things.
+    fn read(address: u64) -> Result<Self, PlatformError> {
+        let bad = |call| PlatformError { call, code: super::abi::xen::errno::EINVAL };
+        let info: HvmStartInfo =
+            memory::read_physical(address).ok_or(bad("start info outside memory"))?;
+        if info.magic != MAGIC {
+            return Err(bad("start info without its magic number"));
+        }
+        let mut modules = [Occupied::default(); MODULES_MAX];
+        for (slot, index) in modules.iter_mut().zip(0..u64::from(info.nr_modules)) {
+            let at = info.modlist_paddr + index * size_of::<HvmModlistEntry>() as u64;
+            if let Some(HvmModlistEntry { paddr, size, .. }) = memory::read_physical(at) {
+                let [start, size] = [paddr, size].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+                *slot = Occupied { start, size };
+            }
+        }
+        Ok(Self { command_line: command_line(info.cmdline_paddr), modules })
+    }
+}
+
+/// Copies the command line to a place of its own; empty if there is none or it is not text.
+fn command_line(address: u64) -> &'static str {
+    static COPY: spin::Mutex<[u8; COMMAND_LINE_MAX]> = spin::Mutex::new([0; COMMAND_LINE_MAX]);
+    let bytes = spin::MutexGuard::leak(COPY.lock());
+    let mut len = 0;
+    while len < bytes.len()
+        && memory::copy_physical(address.saturating_add(len as u64), &mut bytes[len..=len])
+        && bytes[len] != 0
+    {
+        len += 1;
+    }
+    core::str::from_utf8(&bytes[..len]).unwrap_or_else(|error| {
+        core::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default()
+    })
+}
+
+/// Opens the PV console, if the domain has one. Its port is masked: we only write, and never wait.
+fn open_console(shared: &SharedInfo) {
+    let open = || -> Result<u32, PlatformError> {
+        let frame = hypercall::hvm_param(PARAM_CONSOLE_PFN)?;
+        let port = port_param(PARAM_CONSOLE_EVTCHN)?;
+        let base = memory::map_special(frame)?;
+        // SAFETY: (1) mapped just now, for good; (2) nobody else asks for this page.
+        let page = unsafe { SharedPage::new(base) };
+        evtchn::mask(shared, port);
+        console::attach(page, port);
+        Ok(port)
+    };
+    if let Err(error) = open() {
+        console::both(format_args!("xen: no PV console: {error}"));
+    }
+}
+
+/// A parameter that is a port.
+fn port_param(index: u32) -> Result<u32, PlatformError> {
+    let port = hypercall::hvm_param(index)?;
+    u32::try_from(port).map_err(|_| PlatformError { call: "HVMOP_get_param (port)", code: 0 })
+}
+
+/// Lets events end our sleep, and binds the timer; returns its port.
+fn start_events(shared: &SharedInfo) -> Result<u32, PlatformError> {
+    let mut timer = BindVirq { virq: VIRQ_TIMER, ..Default::default() };
+    hypercall::perform(&mut timer)?;
+    let mut callback = SetParam {
+        domid: DOMID_SELF,
+        index: PARAM_CALLBACK_IRQ,
+        value: CALLBACK_VECTOR | u64::from(traps::UPCALL_VECTOR),
+        ..Default::default()
+    };
+    // SAFETY: (1) no addresses; (2) the parameter names a vector that `traps` has a handler for. Set from
+    // 64-bit code it also fixes the layout of `shared`, to the one it has from the start.
+    unsafe { hypercall::perform_on_memory(&mut callback) }?;
+    // Whatever came before anybody looked is found by the first look.
+    shared.vcpu_info[0].evtchn_pending_sel.store(u64::MAX, Ordering::SeqCst);
+    Ok(timer.port)
+}
+
+/// The running domain: events, clock, sleep.
+#[derive(Debug)]
+pub struct Machine {
+    shared: &'static SharedInfo,
+    scan: Scan,
+    /// The port of `VIRQ_TIMER`, which is reported to nobody.
+    timer: u32,
+    /// The moment that the timer is set to.
+    armed_ms: Option<u64>,
+    /// The latest moment that was told.
+    latest_ms: Cell<u64>,
+}
+
+impl Machine {
+    /// Milliseconds since Xen booted; never goes back.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        let now = time::now_ns(&self.shared.vcpu_info[0].time, cpu::tsc) / NS_PER_MS;
+        // Xen adjusts its scale now and then, which may take a hair back.
+        self.latest_ms.set(self.latest_ms.get().max(now));
+        self.latest_ms.get()
+    }
+
+    /// The next port with news, without waiting.
+    pub fn next_port(&mut self) -> Option<EvtchnPort> {
+        loop {
+            let port = self.scan.next(self.shared)?;
+            if port != self.timer {
+                return Some(EvtchnPort(port));
+            }
+            self.armed_ms = None;
+        }
+    }
+
+    /// Sleeps until there is news or the clock reaches `deadline_ms`; may return early.
+    pub fn wait(&mut self, deadline_ms: Option<u64>) {
+        if !self.scan.is_empty() {
+            return;
+        }
+        if let Some(deadline) = deadline_ms {
+            if self.now_ms() >= deadline {
+                return;
+            }
+            if self.armed_ms != Some(deadline) {
+                let timeout_abs_ns = deadline.saturating_mul(NS_PER_MS);
+                // A moment that has passed meanwhile makes the event come at once.
+                let mut timer = SetSingleshotTimer { timeout_abs_ns, flags: 0 };
+                if let Err(error) = hypercall::perform(&mut timer) {
+                    console::line(format_args!("xen: {error}"));
+                    return;
+                }
+                self.armed_ms = Some(deadline);
+            }
+        }
+        traps::sleep_until_event();
+    }
+
+    /// Signals the peer of a port. A peer that is gone is not an error.
+    pub fn notify(&self, port: EvtchnPort) {
+        let _ = hypercall::perform(&mut Send { port: port.0 });
+    }
+
+    /// The domain's own xenstore ring and port, as a client has them.
+    ///
+    /// # Errors
+    /// Xen's refusal, or that there is none.
+    pub fn own_store(&self) -> Result<(SharedPage, EvtchnPort), PlatformError> {
+        use core::sync::atomic::AtomicBool;
+        static TAKEN: AtomicBool = AtomicBool::new(false);
+        let frame = hypercall::hvm_param(PARAM_STORE_PFN)?;
+        let port = port_param(PARAM_STORE_EVTCHN)?;
+        let base = memory::map_special(frame)?;
+        if TAKEN.swap(true, Ordering::Relaxed) {
+            return Err(PlatformError { call: "own store ring, a second time", code: 0 });
+        }
+        // SAFETY: (1) mapped just now, for good; (2) `TAKEN` lets this happen only once.
+        Ok((unsafe { SharedPage::new(base) }, EvtchnPort(port)))
+    }
+
+    /// Ends the domain in good order.
+    pub fn power_off(self) -> ! {
+        hypercall::shutdown(super::abi::sched::SHUTDOWN_POWEROFF);
+        cpu::halt()
+    }
+
+    /// Prints a line on the PV console.
+    pub fn log(&mut self, line: fmt::Arguments<'_>) {
+        console::line(line);
+    }
+
+    /// The version of Xen, as in `4.17.6`.
+    #[must_use]
+    pub fn xen_version(&self) -> String {
+        let (major, minor) = hypercall::xen_version();
+        let mut extra = ExtraVersion::default();
+        // Without an answer the text stays empty.
+        let _ = hypercall::perform(&mut extra);
+        let text = extra.text.split(|&b| b == 0).next().unwrap_or_default();
+        alloc::format!("{major}.{minor}{}", String::from_utf8_lossy(text))
+    }
+}

@@ -1,0 +1,292 @@
+//! How the server shares itself: fairness, signals, sleep, and what hostile rings may cost others.
+
+use xenstore_stubdom::proto::id::DomId;
+use xenstore_stubdom::proto::ring::Word;
+use xenstore_stubdom::proto::wire::Kind;
+use xenstore_stubdom::server::Pass;
+use xenstore_stubdom::sim::{Client, Simulation};
+
+const GET_DOMAIN_PATH: u32 = Kind::GetDomainPath.number();
+
+/// Domain 0 introduces a domain with a page of its own.
+fn introduce(simulation: &mut Simulation, dom0: &mut Client, domid: u16) -> Client {
+    let port = simulation.world.create(DomId(domid));
+    let payload = format!("{domid}\0{}\0{port}\0", 1);
+    assert_eq!(ask(simulation, dom0, Kind::Introduce, payload.as_bytes()), b"OK\0");
+    simulation.client(DomId(domid))
+}
+
+/// Sends a request outside transactions and waits for its reply.
+fn ask(simulation: &mut Simulation, client: &mut Client, kind: Kind, payload: &[u8]) -> Vec<u8> {
+    let (bytes, req_id) = client.request(kind.number(), 0, payload);
+    assert_eq!(client.write(&bytes), bytes.len());
+    simulation.settle();
+    loop {
+        let read = client.read(usize::MAX);
+        simulation.settle();
+        while let Some(message) = client.next_message() {
+            if message.header.req_id == req_id {
+                return message.payload;
+            }
+        }
+        assert!(read > 0, "no reply");
+    }
+}
+
+fn count_replies(client: &mut Client) -> usize {
+    client.read(usize::MAX);
+    core::iter::from_fn(|| client.next_message()).count()
+}
+
+#[test]
+fn the_first_domain_gets_exactly_one_event_and_an_idle_server_sleeps_for_good() {
+    let (mut simulation, mut dom0) = Simulation::start("");
+    assert_eq!(simulation.world.signals(DomId(0)), 1);
+    assert_eq!(simulation.settle(), None);
+    let mut guest = introduce(&mut simulation, &mut dom0, 7);
+    ask(&mut simulation, &mut guest, Kind::Watch, b"@releaseDomain\0tok\0");
+    ask(&mut simulation, &mut guest, Kind::Read, b"name\0");
+    assert_eq!(simulation.settle(), None);
+}
+
+#[test]
+fn requests_that_wait_in_the_first_ring_at_the_start_are_served() {
+    let world = xenstore_stubdom::sim::World::new();
+    let port = world.create(DomId(0));
+    let page = world.page(DomId(0));
+    // Written while nobody served the ring, whose indices stand somewhere.
+    for word in [Word::ReqCons, Word::ReqProd, Word::RspCons, Word::RspProd] {
+        page.set_word(word, u32::MAX - 5);
+    }
+    page.set_word(Word::Connection, 1);
+    let server =
+        xenstore_stubdom::server::Server::new(world.platform(), &format!("--event {port}"));
+    let mut simulation = Simulation { world, server };
+    let mut dom0 = simulation.client(DomId(0));
+    let (bytes, _) = dom0.request(GET_DOMAIN_PATH, 0, b"0\0");
+    dom0.write(&bytes);
+    simulation.server.start();
+    simulation.settle();
+    assert_eq!(page.word(Word::Connection), 0);
+    assert_eq!(count_replies(&mut dom0), 1);
+}
+
+#[test]
+fn a_wrong_port_is_named_and_the_server_goes_on() {
+    let world = xenstore_stubdom::sim::World::new();
+    world.create(DomId(0));
+    let server = xenstore_stubdom::server::Server::new(world.platform(), "--event 99 --bad");
+    let mut simulation = Simulation { world: world.clone(), server };
+    simulation.server.start();
+    assert_eq!(simulation.settle(), None);
+    let console = world.take_console().join("\n");
+    assert!(console.contains("EVTCHNOP_bind_interdomain failed with error 22"), "{console}");
+    assert!(console.contains("--bad is unknown"), "{console}");
+}
+
+#[test]
+fn a_missing_port_is_named_and_the_server_goes_on() {
+    let world = xenstore_stubdom::sim::World::new();
+    let server = xenstore_stubdom::server::Server::new(world.platform(), "");
+    let mut simulation = Simulation { world: world.clone(), server };
+    simulation.server.start();
+    assert_eq!(simulation.settle(), None);
+    assert!(world.take_console().iter().any(|line| line.contains("--event")));
+}
+
+#[test]
+fn a_peer_is_told_once_a_pass_whatever_was_taken_and_put() {
+    let (mut simulation, mut dom0) = Simulation::start("");
+    for _ in 0..5 {
+        let (bytes, _) = dom0.request(GET_DOMAIN_PATH, 0, b"1\0");
+        dom0.write(&bytes);
+    }
+    let before = simulation.world.signals(DomId(0));
+    simulation.settle();
+    assert_eq!(simulation.world.signals(DomId(0)), before + 1);
+    assert_eq!(count_replies(&mut dom0), 5);
+}
+
+#[test]
+fn a_request_written_without_a_signal_while_the_server_is_busy_is_not_lost() {
+    let (mut simulation, mut dom0) = Simulation::start("");
+    // The same moment after moment, never with a second's rescan in between.
+    for round in 0..50 {
+        let (second, _) = dom0.request(GET_DOMAIN_PATH, 0, b"2\0");
+        dom0.page().write_unnoticed(&second, round % 3);
+        let (first, _) = dom0.request(GET_DOMAIN_PATH, 0, b"1\0");
+        dom0.write(&first);
+        assert_eq!(simulation.settle(), None);
+        // Where there was no such moment, the client sees an idle server and signals.
+        let unwritten = dom0.page().take_unwritten();
+        if !unwritten.is_empty() {
+            assert!(round % 3 > 0);
+            dom0.write(&unwritten);
+            assert_eq!(simulation.settle(), None);
+        }
+        assert_eq!(count_replies(&mut dom0), 2);
+    }
+}
+
+#[test]
+fn a_hundred_busy_guests_share_the_server_evenly() {
+    let (mut simulation, mut dom0) = Simulation::start("");
+    let mut guests =
+        (1..=100).map(|domid| introduce(&mut simulation, &mut dom0, domid)).collect::<Vec<_>>();
+    let mut served = vec![0; guests.len()];
+    for _ in 0..40 {
+        for (guest, served) in guests.iter_mut().zip(&mut served) {
+            *served += count_replies(guest);
+            loop {
+                let (bytes, _) = guest.request(GET_DOMAIN_PATH, 0, b"1\0");
+                let page = guest.page();
+                let used = page.word(Word::ReqProd).wrapping_sub(page.word(Word::ReqCons));
+                if used as usize + bytes.len() > 1024 {
+                    break;
+                }
+                guest.write(&bytes);
+            }
+        }
+        // The privileged domain has its turn in every pass.
+        let (bytes, _) = dom0.request(GET_DOMAIN_PATH, 0, b"0\0");
+        dom0.write(&bytes);
+        assert_eq!(simulation.server.pass(), Pass::More);
+        assert_eq!(count_replies(&mut dom0), 1);
+    }
+    let (least, most) = (served.iter().min().unwrap(), served.iter().max().unwrap());
+    assert!(*least > 100 && most - least <= 16, "{least} to {most}");
+}
+
+#[test]
+fn hostile_rings_cost_nobody_else_anything() {
+    for seed in 1..=150 {
+        hostile_run(seed);
+    }
+}
+
+const WORDS: [Word; 8] = [
+    Word::ReqCons,
+    Word::ReqProd,
+    Word::RspCons,
+    Word::RspProd,
+    Word::ServerFeatures,
+    Word::Connection,
+    Word::Error,
+    Word::EvtchnPort,
+];
+
+const PAYLOADS: [&[u8]; 6] = [b"a\0", b"a\0b\0", b"\0", b"", b"/local/domain/2/a\0n2\0", b"T\0"];
+
+/// A small generator; the same seed gives the same numbers.
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+
+    fn index(&mut self, len: usize) -> usize {
+        usize::try_from(self.below(u64::try_from(len).unwrap())).unwrap()
+    }
+
+    fn word(&mut self, limit: u64) -> u32 {
+        u32::try_from(self.below(limit)).unwrap()
+    }
+}
+
+/// Something that no honest guest does, or something that looks honest.
+fn misbehave(random: &mut Random, guest: &mut Client) {
+    match random.below(10) {
+        0 => {
+            let word = WORDS[random.index(WORDS.len())];
+            let near = guest.page().word(word).wrapping_add(random.word(40));
+            guest.page().set_word(word, near);
+        }
+        1 if random.below(10) == 0 => {
+            let word = WORDS[random.index(WORDS.len())];
+            guest.page().set_word(word, random.word(1 << 32));
+        }
+        2 => {
+            guest.read(usize::MAX);
+            guest.forget();
+        }
+        3 => {
+            let len = random.below(40);
+            let bytes = (0..len).map(|_| u8::try_from(random.below(256)).unwrap());
+            guest.write(&bytes.collect::<Vec<_>>());
+        }
+        _ => {
+            let payload = PAYLOADS[random.index(PAYLOADS.len())];
+            let (bytes, _) = guest.request(random.word(30), random.word(3), payload);
+            guest.write(&bytes);
+        }
+    }
+}
+
+/// Guests that write anything anywhere, beside one that is honest.
+fn hostile_run(seed: u64) {
+    let mut random = Random::new(seed);
+    let (mut simulation, mut dom0) = Simulation::start("");
+    let mut honest = introduce(&mut simulation, &mut dom0, 1);
+    let mut hostile =
+        (2..6).map(|domid| introduce(&mut simulation, &mut dom0, domid)).collect::<Vec<_>>();
+    for _ in 0..200 {
+        let index = random.index(hostile.len());
+        let domid = u16::try_from(index).unwrap() + 2;
+        match random.below(80) {
+            0 => {
+                let payload = format!("{domid}\0");
+                ask(&mut simulation, &mut dom0, Kind::Release, payload.as_bytes());
+                hostile[index] = introduce(&mut simulation, &mut dom0, domid);
+            }
+            1 => {
+                simulation.world.destroy(DomId(domid));
+                hostile[index] = introduce(&mut simulation, &mut dom0, domid);
+            }
+            _ => misbehave(&mut random, &mut hostile[index]),
+        }
+        if random.below(3) == 0 {
+            simulation.world.signal(DomId(domid));
+            simulation.sleep(random.below(40));
+            let path = ask(&mut simulation, &mut honest, Kind::GetDomainPath, b"1\0");
+            assert_eq!(path, b"/local/domain/1\0", "seed {seed}");
+        }
+    }
+    simulation.check().unwrap_or_else(|findings| panic!("seed {seed}: {findings}"));
+    for domid in 2..6 {
+        simulation.world.destroy(DomId(domid));
+    }
+    simulation.sleep(60_000);
+    let report = ask(&mut simulation, &mut dom0, Kind::Control, b"memreport\0");
+    let report = String::from_utf8(report).unwrap();
+    for line in ["nodes: 5", "watches: 0", "transactions: 0", "connections: 2", "ports: 2"] {
+        assert!(report.contains(line), "seed {seed}: {line} expected in\n{report}");
+    }
+    simulation.check().unwrap_or_else(|findings| panic!("seed {seed}: {findings}"));
+}
+
+/// Not a verdict, a figure: `cargo test --release --test serving -- --ignored --nocapture`.
+#[test]
+#[ignore = "prints a figure"]
+fn requests_per_second() {
+    let (mut simulation, mut dom0) = Simulation::start("");
+    let mut guest = introduce(&mut simulation, &mut dom0, 7);
+    ask(&mut simulation, &mut dom0, Kind::Write, b"/local/domain/7/name\0x");
+    ask(&mut simulation, &mut dom0, Kind::SetPerms, b"/local/domain/7/name\0n7\0");
+    for (kind, payload) in
+        [(Kind::GetDomainPath, &b"7\0"[..]), (Kind::Read, b"name\0"), (Kind::Write, b"name\0y")]
+    {
+        let start = std::time::Instant::now();
+        for _ in 0..200_000 {
+            ask(&mut simulation, &mut guest, kind, payload);
+        }
+        println!("{kind:?}: {:?} a request", start.elapsed() / 200_000);
+    }
+}
