@@ -6,6 +6,7 @@
 //! * `schedule`: one pass after the other; who is served when, and when to sleep.
 //! * `connection`, `queue`: bytes of one client, in and out.
 //! * `dispatch`, `handlers`: one request from its header to its reply.
+//! * `start`: the first steps.
 //! * `domains`: introduction, shutdown and death of domains.
 //! * `control`: what administrators ask.
 //! * `accounts`, `memory`, `rate`: who pays for what waits, and what is refused.
@@ -34,6 +35,7 @@ pub mod platform;
 mod queue;
 mod rate;
 mod schedule;
+mod start;
 
 pub use schedule::Pass;
 
@@ -62,6 +64,12 @@ pub struct Server<P: Platform> {
     platform: P,
     store: Store,
     options: Options,
+    /// The domain that may do everything.
+    privileged: DomId,
+    /// The domain that the server runs in, where Xen tells.
+    own_domid: Option<DomId>,
+    /// Domains that existed before the server did, until it has looked whether they wait for it.
+    existing: Vec<DomId>,
     connections: Map<ConnId, Box<Connection<P::Ring>>>,
     ports: Map<EvtchnPort, ConnId>,
     domains: BTreeMap<DomId, Domain>,
@@ -106,11 +114,17 @@ impl<P: Platform> Server<P> {
             platform.log(format_args!("command line: {complaint}"));
         }
         let (seed, now_ms) = (platform.hash_seed(), platform.now_ms());
-        let store = Store::new(seed, options.privileged, options.quotas);
+        let (existing, control) = start::find_existing(&mut platform);
+        let privileged = options.privileged.or(control).unwrap_or(DomId(0));
+        let own_domid = platform.own_domid();
+        let store = Store::new(seed, privileged, options.quotas);
         let mut server = Self {
             platform,
             store,
             options,
+            privileged,
+            own_domid,
+            existing,
             connections: HashMap::with_hasher(FixedState::with_seed(seed)),
             ports: HashMap::with_hasher(FixedState::with_seed(seed)),
             domains: BTreeMap::new(),
@@ -134,9 +148,11 @@ impl<P: Platform> Server<P> {
         server
     }
 
-    /// Connects the first domain and lets it start. Call this once, before the first step.
+    /// Connects the domains that wait for the server and lets them start. Call this once, before the
+    /// first step.
     pub fn start(&mut self) {
         self.open_first();
+        self.open_existing();
     }
 
     /// Serves for ever.
