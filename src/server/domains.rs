@@ -28,6 +28,7 @@ use super::connection::Connection;
 use super::dispatch::{Answer, Reply};
 use super::platform::{Change, DomainState, Identity, Platform};
 use super::queue::{Queue, Released};
+use super::rate::WriteCredit;
 use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, DomId, EvtchnPort};
 use crate::proto::ring::{self, RingPage, Word};
@@ -105,6 +106,7 @@ impl<P: Platform> Server<P> {
     fn track(&mut self, domid: DomId, identity: Identity) {
         self.domains.insert(domid, Domain::new(identity));
         self.store.learn(domid);
+        self.trace("obj", format_args!("domain {domid}: known"));
     }
 
     /// The privileged domain is known from the start, whether or not it is connected.
@@ -204,6 +206,7 @@ impl<P: Platform> Server<P> {
         let mut connection =
             Connection::new(domid, page, Some(bound), Queue::new(self.platform.hash_seed()));
         connection.features = features;
+        connection.credit = WriteCredit::new(self.now_ms, &mut self.reserve);
         connection.privileged = domid == self.privileged;
         Ok(self.attach(connection, bound))
     }
@@ -214,6 +217,7 @@ impl<P: Platform> Server<P> {
         // 2^32 introductions take longer than any host lives.
         self.next_connection = self.next_connection.wrapping_add(1);
         let (domid, privileged) = (connection.domid, connection.privileged);
+        self.trace("obj", format_args!("domain {domid}: connection opened"));
         self.ports.insert(port, id);
         self.connections.insert(id, Box::new(connection));
         self.store.connect(id, Party { domid, target: None, privileged });
@@ -393,6 +397,7 @@ impl<P: Platform> Server<P> {
             return;
         }
         let Some(domain) = self.domains.remove(&domid) else { return };
+        self.trace("obj", format_args!("domain {domid}: forgotten"));
         // First of all it gets no events any more, not even about its own nodes.
         let connection = domain.connection.and_then(|id| self.detach(id));
         // Others lose the rights that they had as its emulators, too.
@@ -441,6 +446,9 @@ impl<P: Platform> Server<P> {
     fn detach(&mut self, id: ConnId) -> Option<Box<Connection<P::Ring>>> {
         self.store.disconnect(id);
         let mut connection = self.connections.remove(&id)?;
+        connection.credit.leave(&mut self.reserve);
+        self.past.add(connection.figures);
+        self.trace("obj", format_args!("domain {}: connection closed", connection.domid));
         if let Some(at_ms) = connection.wake_at_ms {
             self.timers.remove(&(at_ms, id));
         }
