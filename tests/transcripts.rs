@@ -26,7 +26,7 @@
 //! port that the domain offers, `%own` for the domid of the server's own domain.
 //!
 //! Messages: `OK`; an error's name; `"raw bytes"`; `[strings each with a NUL]`; `id t` (a number, from now on
-//! called t); `any`; `has text` (a reply that contains it); `event path token`; `nothing`. When a conversation
+//! called t); `any`; `part a b ''` (an answer to DIRECTORY_PART: a number, then these strings); `has text` (a reply that contains it); `event path token`; `nothing`. When a conversation
 //! ends, no message may be left over, and the server's own check must be clean.
 //!
 //! The world: `shutdown 7`, `unshutdown 7`, `destroy 7`, `replace 7` (destroyed and created in one notification),
@@ -494,6 +494,11 @@ fn matches(expected: &str, payload: &[u8]) -> Result<bool, String> {
     }
     if expected == "OK" {
         return Ok(payload == b"OK\0");
+    }
+    if let Some(text) = expected.strip_prefix("part ") {
+        let generation = payload.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let rest = payload[generation..].strip_prefix(&[0]);
+        return Ok(generation > 0 && rest == Some(&strings(text)?[..]));
     }
     if let Some(text) = expected.strip_prefix("has ") {
         return Ok(String::from_utf8_lossy(payload).contains(text));
