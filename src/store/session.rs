@@ -10,7 +10,7 @@ use super::perms::{Access, Entry, Party, Rights};
 use super::quota::Quota;
 use super::table::NIL;
 use super::transaction::{Below, Transaction};
-use super::tree::{Found, ROOT, Tree, entry_bytes};
+use super::tree::{Found, NODE_BYTES, ROOT, Tree, entry_bytes};
 use super::watch::Class;
 use crate::proto::error::XsError;
 use crate::proto::id::DomId;
@@ -450,7 +450,7 @@ impl Session<'_> {
             let value = if place == 0 { value.len() } else { 0 };
             self.check_size(list, value, child)?;
             child = entry_bytes(path::name(level)) as usize;
-            bytes = bytes.saturating_add(child);
+            bytes = bytes.saturating_add(NODE_BYTES).saturating_add(child);
         }
         let view = self.view(above)?;
         let children_bytes = view.children_bytes.saturating_add(child);
