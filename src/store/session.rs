@@ -72,7 +72,7 @@ impl Session<'_> {
         let view = self.view(sight)?;
         let start = reply.len();
         let _infallible = write!(Text(reply), "{}\0", view.generation);
-        let offset = usize::try_from(offset).unwrap_or(view.children_bytes);
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         // One byte stays free for the NUL behind the last name.
         let room = PAYLOAD_MAX.saturating_sub(reply.len().saturating_sub(start)).saturating_sub(1);
         let (mut at, mut used, mut whole) = (0_usize, 0_usize, true);
@@ -268,7 +268,7 @@ impl Session<'_> {
                 let _all = self.tree.children(handle).all(|(_, node)| each(self.tree.name(node)));
             }
             (Sight::Copied(at), Some(tx)) => {
-                let _all = tx.children(self.tree, at).iter().all(|name| each(name));
+                let _all = tx.children(self.tree, at, &self.party).iter().all(|name| each(name));
             }
             (Sight::Copied(_), None) => {}
         }
@@ -455,7 +455,8 @@ impl Session<'_> {
         let mut waiting = Vec::from([(top, Vec::from(path))]);
         while let Some((at, path)) = waiting.pop() {
             order.push(at);
-            let names = self.tx.as_ref().map_or(Vec::new(), |tx| tx.children(self.tree, at));
+            let names =
+                self.tx.as_ref().map_or(Vec::new(), |tx| tx.children(self.tree, at, &self.party));
             let mut children = Vec::new();
             for name in names {
                 let mut child = path.clone();

@@ -22,6 +22,7 @@
 
 use super::bytes::Bytes;
 use super::path;
+use super::perms::{Access, Party};
 use super::table::NIL;
 use super::tree::{Found, Tree, bytes_hash, entry_bytes};
 use super::watch::Class;
@@ -267,14 +268,26 @@ impl Transaction {
     }
 
     /// The names of a node's children as the transaction sees them, in order.
-    pub(super) fn children(&self, tree: &Tree, at: u32) -> Vec<Vec<u8>> {
+    ///
+    /// They are the present ones. Where something has changed since the first access, the rights that the
+    /// copy gives say nothing about them: then `party` must have the right to read the present node.
+    pub(super) fn children(&self, tree: &Tree, at: u32, party: &Party) -> Vec<Vec<u8>> {
         let Some(parent) = self.get(at) else { return Vec::new() };
         let mut names = Vec::new();
         let mut path = Vec::from(&*parent.path);
         path::push(&mut path, b"");
         let stem = path.len();
-        if let Some(base) = parent.base.filter(|_| !parent.fresh) {
-            for (_, child) in tree.children(base.node) {
+        // By its path: the handle may have gone to quite another node.
+        let live = match tree.find(&parent.path) {
+            Found::Node(handle) => tree.node(handle).map(|node| (handle, node)),
+            Found::Above(_) => None,
+        };
+        let shown = parent.base.filter(|_| !parent.fresh).zip(live).filter(|(base, (_, node))| {
+            let same = node.generation == base.generation;
+            same || tree.rights(node.list, party).access.includes(Access::Read)
+        });
+        if let Some((_, (handle, _))) = shown {
+            for (_, child) in tree.children(handle) {
                 path.truncate(stem);
                 path.extend_from_slice(tree.name(child));
                 let touched = self.find(&path).and_then(|at| self.get(at));
