@@ -4,7 +4,7 @@
 //! Nothing is copied when it starts. What is accessed is recorded: reads, probes whether something
 //! exists, and the parents consulted on the way all count. Permissions are kept from the first access on,
 //! a value from the moment it is read or written; nodes that were not touched show their present state. A path
-//! probed as missing stays missing. The list of a touched node's children is not kept: if it changes,
+//! probed as missing stays missing, and so does all below. The list of a touched node's children is not kept: if it changes,
 //! the transaction cannot commit any more, and until it ends it may see the change.
 //!
 //! A subtree that is removed whole, and in which nothing else was touched, is kept as a list of
@@ -152,7 +152,7 @@ impl Transaction {
     /// Accesses a path for the first time.
     pub(super) fn touch(&mut self, tree: &mut Tree, path: &[u8]) -> u32 {
         let live = match tree.find(path) {
-            Found::Node(handle) if !self.is_below_removed(path) => Some(handle),
+            Found::Node(handle) if !self.is_below_missing(path) => Some(handle),
             Found::Node(_) | Found::Above(_) => None,
         };
         let live = live.and_then(|handle| tree.node(handle).map(|node| (handle, node)));
@@ -189,12 +189,14 @@ impl Transaction {
         at
     }
 
-    /// Whether a node above was removed together with all below.
-    fn is_below_removed(&self, path: &[u8]) -> bool {
-        let removed = |above: &[u8]| {
-            self.find(above).and_then(|at| self.get(at)).is_some_and(|t| !t.removed.is_empty())
+    /// Whether a node above is missing as the transaction sees it, or was made in it: below is nothing then
+    /// but what the transaction makes itself.
+    fn is_below_missing(&self, path: &[u8]) -> bool {
+        let lost = |above: &[u8]| {
+            let touched = self.find(above).and_then(|at| self.get(at));
+            touched.is_some_and(|touched| touched.now.is_none() || touched.fresh)
         };
-        self.below > 0 && path::upwards(path).skip(1).any(removed)
+        path::upwards(path).skip(1).any(lost)
     }
 
     /// What a touched path holds of its connection's memory.

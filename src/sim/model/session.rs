@@ -5,7 +5,7 @@
 //! chose differently, `docs/conformance.md`).
 
 use super::text;
-use super::tree::{Change, Party, Perms, Rights, Tree, perms_text, rights};
+use super::tree::{Change, Node, Party, Perms, Rights, Tree, perms_text, rights};
 use alloc::vec::Vec;
 
 /// The name of an error.
@@ -25,6 +25,12 @@ pub(super) const NODE_SIZE: usize = 9;
 
 /// The most bytes of a reply.
 const PAYLOAD_MAX: usize = 4096;
+
+/// Whether a path lies above another one.
+fn is_above(above: &[u8], path: &[u8]) -> bool {
+    let rest = path.strip_prefix(above);
+    path != above && rest.is_some_and(|rest| above == b"/" || rest.first() == Some(&b'/'))
+}
 
 /// A node as the caller sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -51,6 +57,8 @@ struct Touched {
     base: Option<Base>,
     now: Option<View>,
     modified: bool,
+    /// The value was asked for or written, so it stays as it is.
+    kept: bool,
     /// An event at commit; whether it is one for watches above, too.
     event: Option<bool>,
 }
@@ -59,6 +67,8 @@ struct Touched {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tx {
     touched: Vec<Touched>,
+    /// What went with a subtree that was removed whole, by the subtree's path.
+    hidden: Vec<(Vec<u8>, Touched)>,
     pub(super) poisoned: bool,
     made: u64,
 }
@@ -68,9 +78,26 @@ impl Tx {
         self.touched.iter_mut().find(|touched| touched.path == path)
     }
 
+    /// Everything accessed, with what went with it behind it.
+    fn all(&self) -> impl Iterator<Item = &Touched> {
+        self.touched.iter().flat_map(|touched| {
+            let with_it = self.hidden.iter().filter(|(top, _)| *top == touched.path);
+            core::iter::once(touched).chain(with_it.map(|(_, hidden)| hidden))
+        })
+    }
+
+    /// Whether the transaction sees nothing below a path's parents but what it made itself.
+    fn hides(&self, path: &[u8]) -> bool {
+        self.touched.iter().any(|above| {
+            let lost = above.now.as_ref().is_none_or(|now| now.made.is_some());
+            lost && is_above(&above.path, path)
+        })
+    }
+
     /// A domain is gone.
     pub(super) fn strip(&mut self, domid: u16) {
-        for touched in &mut self.touched {
+        let hidden = self.hidden.iter_mut().map(|(_, hidden)| hidden);
+        for touched in self.touched.iter_mut().chain(hidden) {
             let base = touched.base.as_mut().map(|base| &mut base.perms);
             let now = touched.now.as_mut().map(|now| &mut now.perms);
             for perms in [base, now].into_iter().flatten() {
@@ -82,7 +109,7 @@ impl Tx {
     /// How many nodes more a domain would own.
     fn delta(&self, domid: u16) -> i64 {
         let one = |perms: Option<&Perms>| i64::from(perms.is_some_and(|p| p[0].domid == domid));
-        self.touched.iter().fold(0, |sum, touched| {
+        self.all().fold(0, |sum, touched| {
             let before = one(touched.base.as_ref().map(|base| &base.perms));
             sum + one(touched.now.as_ref().map(|now| &now.perms)) - before
         })
@@ -90,7 +117,7 @@ impl Tx {
 
     /// Whether it must fail: something it touched is not as it was, or a node would get an owner that is gone.
     fn conflicts(&self, tree: &Tree) -> bool {
-        self.touched.iter().any(|touched| {
+        self.all().any(|touched| {
             let was = touched.base.as_ref().map(|base| base.generation);
             let is = tree.nodes.get(&touched.path).map(|node| node.generation);
             was != is || touched.now.as_ref().is_some_and(|now| now.perms[0].stale)
@@ -115,7 +142,8 @@ impl Tx {
         if self.conflicts(tree) {
             return Err("EAGAIN");
         }
-        let changes = self.touched.clone();
+        let changes: Vec<Touched> = self.all().cloned().collect();
+        self.touched.clone_from(&changes);
         // Deepest first, what is gone or was made anew goes.
         self.touched.sort_by_key(|touched| core::cmp::Reverse(touched.path.len()));
         for touched in &self.touched {
@@ -134,7 +162,9 @@ impl Tx {
         for touched in self.touched {
             if let Some(now) = touched.now.filter(|now| touched.modified && now.made.is_none()) {
                 tree.change(&touched.path, |node| {
-                    node.value = now.value;
+                    if touched.kept {
+                        node.value = now.value;
+                    }
                     node.perms = now.perms;
                 });
             }
@@ -187,18 +217,44 @@ impl Session<'_> {
         let base = live.map(|node| Base { perms: node.perms.clone(), generation: node.generation });
         let Some(tx) = &mut self.tx else { return Ok(view) };
         if let Some(touched) = tx.at(path) {
-            return Ok(touched.now.clone());
+            let touched = touched.clone();
+            let value = self.value(&touched);
+            return Ok(touched.now.map(|now| View { value, ..now }));
         }
-        let count = tx.touched.len() + 1;
+        let (base, view) = if tx.hides(path) { (None, None) } else { (base, view) };
+        let count = tx.touched.len() + tx.hidden.len() + 1;
         if !self.limit(TX_NODES, count) {
             return self.poison("ENOSPC");
         }
-        let touched =
-            Touched { path: path.to_vec(), base, now: view.clone(), modified: false, event: None };
+        let touched = Touched {
+            path: path.to_vec(),
+            base,
+            now: view.clone(),
+            modified: false,
+            kept: false,
+            event: None,
+        };
         if let Some(tx) = &mut self.tx {
             tx.touched.push(touched);
         }
         Ok(view)
+    }
+
+    /// The value of a touched node: what was kept, else the present one, after a change only for those who
+    /// may read the present node.
+    fn value(&self, touched: &Touched) -> Vec<u8> {
+        match (&touched.now, self.shown(touched)) {
+            (Some(now), _) if touched.kept => now.value.clone(),
+            (Some(_), Some(node)) => node.value.clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The live node of which the caller is shown what the transaction has not kept.
+    fn shown(&self, touched: &Touched) -> Option<&Node> {
+        let (node, base) = self.tree.nodes.get(&touched.path).zip(touched.base.as_ref())?;
+        let same = node.generation == base.generation;
+        (same || rights(&node.perms, self.party).read).then_some(node)
     }
 
     fn poison<T>(&mut self, error: Error) -> Result<T, Error> {
@@ -230,19 +286,13 @@ impl Session<'_> {
     }
 
     fn children(&self, path: &[u8]) -> Vec<Vec<u8>> {
-        let live = self.tree.nodes.get(path);
         let Some(tx) = &self.tx else {
-            return live.map_or(Vec::new(), |node| node.children.clone());
+            return self.tree.nodes.get(path).map_or(Vec::new(), |node| node.children.clone());
         };
         let touched = |path: &[u8]| tx.touched.iter().find(|touched| touched.path == path);
         let Some(here) = touched(path) else { return Vec::new() };
         let kept = here.now.as_ref().is_some_and(|now| now.made.is_none());
-        let base = here.base.as_ref().filter(|_| kept);
-        // The present children; after a change only for those who may read the present node.
-        let same = live.zip(base).filter(|(node, base)| {
-            node.generation == base.generation || rights(&node.perms, self.party).read
-        });
-        let same = same.map(|(node, _)| node);
+        let same = self.shown(here).filter(|_| kept);
         let mut names = same.map_or(Vec::new(), |node| node.children.clone());
         names.retain(|name| {
             touched(&text::child(path, name))
@@ -262,7 +312,16 @@ impl Session<'_> {
 
     /// READ.
     pub(super) fn read(&mut self, path: &[u8]) -> Result<Vec<u8>, Error> {
-        Ok(self.permitted(path, |rights| rights.read)?.value)
+        let value = self.permitted(path, |rights| rights.read)?.value;
+        let touched = self.tx.as_mut().and_then(|tx| tx.at(path)).map(|touched| touched.clone());
+        let shown = touched.is_some_and(|touched| self.shown(&touched).is_some());
+        if let Some(touched) = self.tx.as_mut().and_then(|tx| tx.at(path)).filter(|_| shown)
+            && let Some(now) = &mut touched.now
+            && !core::mem::replace(&mut touched.kept, true)
+        {
+            now.value.clone_from(&value);
+        }
+        Ok(value)
     }
 
     /// GET_PERMS.
@@ -325,6 +384,9 @@ impl Session<'_> {
             return self.poison("ENOSPC");
         }
         self.change(path, |old, _| *old = value.to_vec());
+        if let Some(touched) = self.tx.as_mut().and_then(|tx| tx.at(path)) {
+            touched.kept = true;
+        }
         Ok(())
     }
 
@@ -378,6 +440,7 @@ impl Session<'_> {
         let (made, generation) = (Some(tx.made), self.tree.next());
         let touched = tx.at(path).expect("it was looked at");
         touched.now = Some(View { value, perms, generation, list_len: 0, made });
+        touched.kept = true;
         if told {
             touched.event = Some(true);
         }
@@ -405,16 +468,53 @@ impl Session<'_> {
         }
     }
 
+    /// A subtree of which nothing was touched goes whole, if the nodes in it are not too many.
+    fn hide_below(&mut self, top: &[u8]) -> Result<bool, Error> {
+        let Some(tx) = &self.tx else { return Ok(false) };
+        let touched = tx.touched.iter().find(|touched| touched.path == top);
+        let below = |path: &[u8]| is_above(top, path);
+        let whole = touched.is_some_and(|touched| {
+            let now = touched.now.as_ref().filter(|now| now.made.is_none() && now.list_len > 0);
+            let live = self.tree.nodes.get(top).map(|node| node.generation);
+            let was = touched.base.as_ref().map(|base| base.generation);
+            now.is_some() && live.is_some() && live == was
+        });
+        if !whole || tx.touched.iter().any(|touched| below(&touched.path)) {
+            return Ok(false);
+        }
+        let mut waiting = Vec::from([top.to_vec()]);
+        let mut hidden = Vec::new();
+        while let Some(path) = waiting.pop() {
+            let node = &self.tree.nodes[&path];
+            waiting.extend(node.children.iter().rev().map(|name| text::child(&path, name)));
+            if path != top {
+                let base = Some(Base { perms: node.perms.clone(), generation: node.generation });
+                let event = Some(false);
+                let gone = Touched { path, base, now: None, modified: false, kept: false, event };
+                hidden.push((top.to_vec(), gone));
+            }
+        }
+        if !self.limit(TX_NODES, tx.touched.len() + tx.hidden.len() + hidden.len()) {
+            return self.poison("ENOSPC");
+        }
+        if let Some(tx) = &mut self.tx {
+            tx.hidden.extend(hidden);
+        }
+        Ok(true)
+    }
+
     /// Every node of the subtree is accessed, the children of one node together; then all go.
     fn rm_in_tx(&mut self, top: &[u8]) -> Result<(), Error> {
         if let Some(above) = text::parent(top) {
             self.look(&above)?;
         }
+        let whole = self.hide_below(top)?;
         let mut waiting = Vec::from([top.to_vec()]);
         let mut all = Vec::new();
         while let Some(path) = waiting.pop() {
-            let children: Vec<_> =
+            let mut children: Vec<_> =
                 self.children(&path).iter().map(|name| text::child(&path, name)).collect();
+            children.retain(|_| !whole);
             for child in &children {
                 self.look(child)?;
             }
