@@ -1,0 +1,233 @@
+# Prepares what scripts/nested-xen boots: host packages, the distribution's Xen and Linux packages
+# (downloaded and unpacked below target/nested, never installed), and one initramfs each for dom0 and for
+# guests. Sourced by the scripts beside this directory; everything is done once and kept.
+# To start afresh: rm -r target/nested
+
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+nested=$repository/target/nested
+
+say() { printf -- '-- %s\n' "$*" >&2; }
+
+# The one way in which setting up fails: 125 is what scripts/nested-xen documents for it.
+setup_failed() {
+    printf 'error: %s\n' "$*" >&2
+    exit 125
+}
+
+# Runs a noisy command quietly; shows the end of what it said if it fails.
+quietly() {
+    local log=$nested/setup.log
+    "$@" >"$log" 2>&1 || { tail -n 15 "$log" >&2; setup_failed "'$*' failed (all of its output: $log)"; }
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+can_be_root() { [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null || { command -v sudo >/dev/null && [ -t 0 ]; }; }
+
+# A fresh machine or container has no package lists; the Xen packages being unknown is how that shows.
+need_package_lists() {
+    [ -n "$(xen_version)" ] && return
+    can_be_root || setup_failed "no Xen package is known here; run: sudo apt-get update"
+    say "fetching package lists (apt-get update)"
+    quietly as_root apt-get -q update
+    [ -n "$(xen_version)" ] ||
+        setup_failed "this distribution's package lists name no xen-hypervisor-*-amd64 (on Ubuntu it is in universe)"
+}
+
+# need_host_packages COMMAND=PACKAGES...: installs the packages whose command is missing.
+need_host_packages() {
+    local pair missing=()
+    for pair in "$@"; do
+        # shellcheck disable=SC2206 # several packages are several words
+        command -v "${pair%%=*}" >/dev/null || missing+=(${pair#*=})
+    done
+    [ ${#missing[@]} = 0 ] && return
+    command -v apt-get >/dev/null || setup_failed "needed and not found: ${missing[*]} (only Debian and Ubuntu are supported)"
+    can_be_root || setup_failed "please run: sudo apt-get install --no-install-recommends ${missing[*]}"
+    say "installing on this machine: ${missing[*]}"
+    quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get -q update
+    quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends "${missing[@]}"
+}
+
+# The newest Xen that the distribution has, as its package names spell it, such as 4.17.
+xen_version() {
+    apt-cache pkgnames xen-hypervisor- 2>/dev/null |
+        sed -n 's/^xen-hypervisor-\([0-9][0-9.]*\)-amd64$/\1/p' | sort -V | tail -n 1
+}
+
+# package_closure PACKAGE...: the packages and everything they depend on, one a line.
+package_closure() {
+    apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
+        --no-enhances "$@" | grep '^[a-z0-9]' | sort -u
+}
+
+# The kernel package behind the distribution's meta package, with Ubuntu's separate package of modules.
+kernel_packages() {
+    local meta=linux-image-generic
+    apt-cache show linux-image-amd64 >/dev/null 2>&1 && meta=linux-image-amd64
+    apt-cache depends "$meta" | sed -n 's/^ *Depends: \(linux-\(image\|modules\)-[0-9].*\)/\1/p'
+    package_closure "$meta" | grep '^linux-modules-[0-9]' || true
+}
+
+# Only the libraries that the host may lack are fetched; the C library and its like are copied from the host.
+download_packages() {
+    [ -e "$nested/packages/complete" ] && return
+    local version packages
+    version=$(xen_version)
+    mapfile -t packages < <({
+        printf '%s\n' "xen-hypervisor-$version-amd64" "xen-utils-$version" xenstore-utils busybox-static
+        kernel_packages
+        package_closure "xen-utils-$version" xenstore-utils | grep -E '^(xen-utils-common|lib(xen|yajl|ncurses6|tinfo).*)$'
+    } | sort -u)
+    say "downloading ${#packages[@]} packages of Xen $version and Linux (about 75 MB)"
+    rm -rf "$nested/packages"
+    mkdir -p "$nested/packages"
+    cd "$nested/packages"
+    quietly apt-get -q -o APT::Sandbox::User=root download "${packages[@]}"
+    cd "$repository"
+    echo "$version" >"$nested/packages/complete"
+}
+
+unpack_packages() {
+    [ "$nested/unpacked/complete" -nt "$nested/packages/complete" ] && return
+    local deb
+    say "unpacking them"
+    rm -rf "$nested/unpacked"
+    mkdir -p "$nested/unpacked"
+    for deb in "$nested"/packages/*.deb; do
+        quietly dpkg-deb --extract "$deb" "$nested/unpacked"
+    done
+    touch "$nested/unpacked/complete"
+}
+
+# A bzImage holds the ELF kernel compressed. Unpacked once here, nobody has to do it in emulation at each
+# boot. The header's words at 0x1f1, 0x248 and 0x24c (Linux, Documentation/arch/x86/boot.rst) say where it is.
+extract_kernel() {
+    local image=$1 start length magic
+    word() { od -A n -t u"$2" -j "$1" -N "$2" "$image" | tr -d ' '; }
+    start=$((($(word $((0x1f1)) 1) + 1) * 512 + $(word $((0x248)) 4)))
+    length=$(word $((0x24c)) 4)
+    magic=$(od -A n -t x1 -j "$start" -N 4 "$image" | tr -d ' ')
+    # The last 4 bytes are the unpacked size, which the unpackers would take for damage.
+    payload() { tail -c +$((start + 1)) "$image" | head -c $((length - 4)) || true; }
+    case $magic in
+    fd377a58) payload | xz -dc ;;
+    28b52ffd) payload | zstd -dcq ;;
+    1f8b*) payload | gzip -dc ;;
+    *) return 1 ;;
+    esac
+}
+
+build_kernels() {
+    local image
+    image=$(ls "$nested"/unpacked/boot/vmlinuz-* | sort -V | tail -n 1)
+    gzip -dc "$(ls "$nested"/unpacked/boot/xen-*-amd64.gz)" >"$nested/xen"
+    if ! extract_kernel "$image" >"$nested/linux" 2>/dev/null || [ "$(head -c 4 "$nested/linux" | tail -c 3)" != ELF ]; then
+        cp "$image" "$nested/linux"
+    fi
+}
+
+# add_programs ROOT PROGRAM...: copies programs below ROOT with every library they name. libgcc_s is not
+# named by anybody: the C library loads it when a thread is cancelled, which libxenstore does.
+add_programs() {
+    local root=$1 library
+    shift
+    mkdir -p "$root/lib/x86_64-linux-gnu" "$root/lib64"
+    {
+        LD_LIBRARY_PATH=$nested/unpacked/usr/lib/x86_64-linux-gnu:$nested/unpacked/lib/x86_64-linux-gnu \
+            ldd "$@" 2>/dev/null | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' || true
+        echo /lib/x86_64-linux-gnu/libgcc_s.so.1
+    } | sort -u | while read -r library; do
+        cp -L "$library" "$root/lib/x86_64-linux-gnu/"
+    done
+    cp -L /lib64/ld-linux-x86-64.so.2 "$root/lib64/"
+}
+
+# add_module ROOT NAME: a kernel module as plain ELF; one that is built in is simply not there.
+add_module() {
+    local file
+    file=$(find "$nested/unpacked" -path '*/modules/*' -name "$2.ko*" | head -n 1)
+    mkdir -p "$1/modules"
+    case $file in
+    *.ko) cp "$file" "$1/modules/" ;;
+    *.xz) xz -dc "$file" >"$1/modules/$2.ko" ;;
+    *.zst) zstd -dcq "$file" >"$1/modules/$2.ko" ;;
+    esac
+}
+
+# pack_directory DIRECTORY: an initramfs, not compressed: unpacking costs more than loading.
+pack_directory() {
+    (cd "$1" && find . -print0 | LC_ALL=C sort -z | cpio --quiet -0 -o -H newc -R 0:0)
+}
+
+# What both initramfs have: busybox and the xenstore clients.
+start_root() {
+    local root=$1
+    rm -rf "$root"
+    mkdir -p "$root"/{bin,sbin,dev,proc,sys,tmp,run,etc,var,usr/bin,root}
+    cp "$nested"/unpacked/*bin/busybox "$root/bin/" 2>/dev/null || cp "$nested"/unpacked/usr/bin/busybox "$root/bin/"
+    ln -s busybox "$root/bin/sh"
+    ln -s /run "$root/var/run"
+    cp "$nested"/unpacked/usr/bin/xenstore-{chmod,exists,list,ls,read,rm,watch,write} "$root/usr/bin/"
+    add_programs "$root" "$root/usr/bin/xenstore-ls"
+}
+
+build_guest_initramfs() {
+    local root=$nested/guest-root
+    start_root "$root"
+    install -m 755 "$repository/scripts/nested/guest-init" "$root/init"
+    # The kernel starts these two itself when the toolstack asks for a shutdown or reboot.
+    printf '#!/bin/sh\nexec /bin/busybox poweroff -f\n' >"$root/sbin/poweroff"
+    printf '#!/bin/sh\nexec /bin/busybox reboot -f\n' >"$root/sbin/reboot"
+    chmod 755 "$root"/sbin/*
+    pack_directory "$root" >"$nested/guest.cpio"
+}
+
+build_dom0_initramfs() {
+    local root=$nested/dom0-root tools module
+    tools=usr/lib/xen-$(cat "$nested/packages/complete")/bin
+    start_root "$root"
+    mkdir -p "$root/$tools" "$root/etc/xen" "$root/var/log/xen" "$root/var/lib/xen" "$root/guest"
+    cp "$nested/unpacked/$tools"/* "$root/$tools/"
+    ln -s "/$tools" "$root/xen-tools"
+    add_programs "$root" "$root/$tools"/*
+    cp "$nested/unpacked/etc/xen/oxenstored.conf" "$root/etc/xen/" 2>/dev/null || true
+    echo 'autoballoon="off"' >"$root/etc/xen/xl.conf"
+    # In the order in which they have to be loaded.
+    for module in xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs; do
+        add_module "$root" "$module"
+    done
+    ln "$nested/linux" "$root/guest/kernel"
+    ln "$nested/guest.cpio" "$root/guest/initramfs"
+    pack_directory "$root" >"$nested/dom0.cpio"
+}
+
+# Built again when this file or what goes into a guest has changed.
+build_images() {
+    local stamp
+    stamp=$(cat "$repository"/scripts/nested/{setup.sh,guest-init} "$nested/packages/complete" | cksum)
+    [ -e "$nested/images" ] && [ "$(cat "$nested/images")" = "$stamp" ] && return
+    say "building the initramfs of dom0 and of the guests"
+    rm -f "$nested/images"
+    build_kernels
+    build_guest_initramfs
+    build_dom0_initramfs
+    rm -rf "$nested"/{guest,dom0}-root
+    echo "$stamp" >"$nested/images"
+}
+
+# Everything that scripts/nested-xen needs. Several may run at once; one prepares, the others wait.
+setup_nested() {
+    mkdir -p "$nested"
+    [ "$(uname -m)" = x86_64 ] || setup_failed "an x86-64 machine is needed; this is $(uname -m)"
+    exec 9>"$nested/lock"
+    flock 9
+    need_host_packages qemu-system-x86_64=qemu-system-x86 cpio=cpio gzip=gzip xz=xz-utils zstd=zstd
+    [ -e "$nested/packages/complete" ] || need_package_lists
+    download_packages
+    unpack_packages
+    build_images
+    exec 9>&-
+}

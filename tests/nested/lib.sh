@@ -1,0 +1,181 @@
+# Helpers for scripts that scripts/nested-xen runs in dom0 (busybox sh); there: . /lib/nested.sh
+#
+# A script makes checks and skips, and ends with `finish`, whose status says whether all went well.
+
+passed=0 failed=0 skipped=0
+logs=/var/log/xen/console
+. /nested/settings # server, memory, maxmem: what this boot was asked for
+
+step() { echo "== $*"; }
+pass() { passed=$((passed + 1)); echo "ok      $*"; }
+fail() { failed=$((failed + 1)); echo "FAIL    $*"; }
+# skip DESCRIPTION: what this server cannot show is said and counted, never passed over.
+skip() { skipped=$((skipped + 1)); echo "skip    $*"; }
+
+# check DESCRIPTION COMMAND...: the command has to succeed within a minute.
+check() { expect 0 "$@"; }
+
+# refuse DESCRIPTION COMMAND...: it has to fail, but by itself and not because it hangs.
+refuse() { expect refused "$@"; }
+
+expect() {
+    expected=$1 description=$2
+    shift 2
+    limited 60 "$@" >/run/check.log 2>&1
+    result=$?
+    case $expected:$result in
+    0:0) pass "$description" ;;
+    *:143 | *:124) fail "$description: '$*' hangs" ;;
+    refused:0) fail "$description: '$*' was not refused" ;;
+    refused:*) pass "$description" ;;
+    *) fail "$description: '$*' gives status $result" ;;
+    esac
+    case $expected:$result in 0:0 | refused:[1-9]*) ;; *) sed 's/^/        /' /run/check.log ;; esac
+}
+
+# ours DESCRIPTION: true if our server runs; the check that follows makes sense for no other.
+ours() {
+    [ "$server" = ours ] && return
+    skip "$1 (not with $server)"
+    false
+}
+
+# limited SECONDS COMMAND...: with a time limit, also if the command is a function.
+limited() {
+    limit=$1
+    shift
+    if type "$1" | grep -q function; then "$@"; else timeout "$limit" "$@"; fi
+}
+
+# equal DESCRIPTION EXPECTED ACTUAL
+equal() {
+    if [ "$2" = "$3" ]; then pass "$1"; else fail "$1: expected '$2', got '$3'"; fi
+}
+
+# wait_for SECONDS COMMAND...: repeats the command until it succeeds.
+wait_for() {
+    end=$(($(seconds) + $1))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        [ "$(seconds)" -lt $end ] || return 1
+        usleep 200000
+    done
+}
+
+seconds() { cut -d . -f 1 /proc/uptime; }
+
+finish() {
+    if [ "$server" = ours ]; then
+        refuse "the stub domain reported no panic" grep -qiE 'panic|fatal' $logs/guest-Xenstore.log
+    fi
+    echo "== $passed passed, $failed failed, $skipped skipped"
+    [ $failed = 0 ]
+    exit
+}
+
+# ---- the server ------------------------------------------------------------------------------------
+
+server_domid() { xenstore-read /tool/xenstored/domid 2>/dev/null; }
+
+# What the stub domain has printed so far.
+server_console() { tr -d '\r' <$logs/guest-Xenstore.log; }
+
+server_ports() { lsevtchn "$(server_domid)" | wc -l; }
+
+# MiB that the stub domain has.
+server_memory() { xl list Xenstore | awk 'NR == 2 { print $3 }'; }
+
+# Bytes of heap in use, as our memreport tells them.
+server_heap() { xenstore-control memreport | sed -n 's/^heap: used \([0-9]*\).*/\1/p'; }
+
+server_cpu_seconds() { xl list Xenstore | awk 'NR == 2 { print $6 }'; }
+
+node_count() { xenstore-ls -f / | wc -l; }
+
+# is_introduced DOMID: the server knows a connection of this domain.
+is_introduced() { xenstore-control quota "$1" >/dev/null 2>&1; }
+
+# ---- guests ----------------------------------------------------------------------------------------
+
+# make_guest NAME [MB [LINE...]]: an xl config for a small PVH Linux guest; LINEs are added to it.
+make_guest() {
+    mkdir -p /run/guests
+    {
+        echo "name='$1'"
+        echo "memory=${2:-96}"
+        echo "type='pvh'"
+        echo "kernel='/guest/kernel'"
+        echo "ramdisk='/guest/initramfs'"
+        # What is switched off takes time in emulation and shows nothing here.
+        echo "cmdline='console=hvc0 rdinit=/init loglevel=1 pci=off rcupdate.rcu_expedited=1 ipv6.disable=1" \
+            "cryptomgr.notests apparmor=0 init_on_alloc=0'"
+        echo "vcpus=1"
+        [ $# -lt 2 ] || shift
+        shift
+        for line in "$@"; do echo "$line"; done
+    } >"/run/guests/$1.cfg"
+}
+
+# make_test_guest NAME CMDLINE: an xl config for our own test guest.
+make_test_guest() {
+    make_guest "$1" 16 "kernel='/guest/test-guest'" "ramdisk=''" "cmdline='$2'"
+}
+
+guest_log() { tr -d '\r' 2>/dev/null <"$logs/guest-$1.log"; }
+guest_domid() { xl domid "$1" 2>/dev/null; }
+
+# times_ready NAME: how often guests of this name have come up.
+times_ready() { guest_log "$1" | grep -c '^guest: ready'; }
+
+# start_guest NAME: creates it and waits until it takes requests.
+start_guest() {
+    before=$(times_ready "$1")
+    timeout 120 xl create -q "/run/guests/$1.cfg" || return
+    wait_until_ready "$1" $((before + 1))
+}
+
+wait_until_ready() { wait_for 120 more_ready "$@"; }
+more_ready() { [ "$(times_ready "$1")" -ge "$2" ]; }
+
+# guest_run NAME SCRIPT: runs SCRIPT in the guest, prints what it prints, returns its status.
+guest_run() {
+    # Not a variable: requests of background processes count, too.
+    echo >>/run/requests
+    number=$(wc -l </run/requests)
+    tty=$(xenstore-read "/local/domain/$(guest_domid "$1")/console/tty") || return 125
+    echo "$number $(printf '%s' "$2" | base64 | tr -d '\n')" >"$tty"
+    wait_for 60 guest_has_ended "$1" "$number" || {
+        echo "guest_run: no answer from $1; the end of its console:"
+        guest_log "$1" | tail -n 5
+        return 124
+    }
+    guest_log "$1" | awk -v n="$number" '
+        $1 == "guest:" && $2 == "end" && $3 == n { exit }
+        inside
+        $1 == "guest:" && $2 == "begin" && $3 == n { inside = 1 }'
+    return "$(guest_log "$1" | awk -v n="$number" '$1 == "guest:" && $2 == "end" && $3 == n { print $4 }')"
+}
+
+guest_has_ended() { guest_log "$1" | grep -q "^guest: end $2 "; }
+
+# wait_gone NAME: until no domain has this name, as after a shutdown.
+wait_gone() { wait_for 60 no_domain "$1"; }
+no_domain() { ! xl domid "$1" >/dev/null 2>&1; }
+
+# ---- below the tools -------------------------------------------------------------------------------
+
+# raw_request TYPE PAYLOAD: sends one request on dom0's ring and prints the reply's payload, such as the
+# error's name, which the tools do not show. PAYLOAD is given as printf's %b takes it.
+raw_request() {
+    printf %b "$2" >/run/payload
+    length=$(wc -c </run/payload)
+    {
+        printf %b "$(printf '\\0%o\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0%o\\0%o\\0\\0' "$1" $((length % 256)) $((length / 256)))"
+        cat /run/payload
+    } >/run/request
+    # One process has to hold the device open from the request to the reply.
+    timeout 30 sh -c 'exec 3<>/dev/xen/xenbus; cat /run/request >&3; dd bs=4096 count=1 <&3 2>/dev/null' |
+        tail -c +17 | tr -d '\0'
+}
+
+no_process() { ! kill -0 "$1" 2>/dev/null; }

@@ -1,0 +1,43 @@
+# Twelve guests at a time come, use the store and go; nothing of them stays in the server.
+# nested-xen: --memory 8 --timeout 900
+. /lib/nested.sh
+
+guests=$(seq 1 12)
+
+# One guest before: what the first guest of a boot leaves on purpose should not count.
+make_guest first
+check "a first guest" start_guest first
+check "is destroyed" xl destroy first
+wait_gone first
+
+nodes=$(node_count)
+ours "ports, heap and dom0's account are back where they were" && {
+    ports=$(server_ports)
+    heap=$(server_heap)
+    account=$(xenstore-control quota 0 | tr -s ' ')
+}
+
+step "twelve guests"
+for n in $guests; do
+    make_guest "guest$n"
+    check "guest$n: xl create" xl create -q "/run/guests/guest$n.cfg"
+done
+for n in $guests; do
+    check "guest$n is up" wait_until_ready "guest$n" 1
+    equal "guest$n reads its name" "guest$n" "$(guest_run "guest$n" 'xenstore-read name')"
+    check "guest$n writes" guest_run "guest$n" 'for i in 1 2 3 4 5; do xenstore-write data/$i $i; done'
+done
+equal "dom0 sees all of their nodes" 60 "$(xenstore-ls -f /local/domain | grep -cE '/data/[1-5] ')"
+for n in $guests; do
+    check "guest$n: xl destroy" xl destroy "guest$n"
+done
+for n in $guests; do wait_gone "guest$n"; done
+
+step "afterwards"
+equal "as many nodes as before" "$nodes" "$(node_count)"
+[ "$server" = ours ] && {
+    equal "as many ports" "$ports" "$(server_ports)"
+    equal "dom0's account" "$account" "$(xenstore-control quota 0 | tr -s ' ')"
+    equal "heap in use" "$heap" "$(server_heap)"
+}
+finish
