@@ -209,6 +209,10 @@ impl transcript::Stage for Stage {
         Ok((1, self.simulation.world.offer(DomId(domid))))
     }
 
+    fn own_domid(&mut self) -> Result<u16, Stop> {
+        Ok(self.simulation.world.own_domid().0)
+    }
+
     fn change(&mut self, words: &[&str]) -> Outcome {
         let world = self.simulation.world.clone();
         let number = |index: usize| -> Result<u64, Stop> {
@@ -239,6 +243,8 @@ impl transcript::Stage for Stage {
             "memory" => world.set_heap_free(usize::try_from(number(1)?).unwrap()),
             "old-xen" => world.set_tells_changes(false),
             "mute-xen" => world.set_tells_states(false),
+            "rename" => world.set_handle(DomId(domid(1)?), [0xaa; 16]),
+            "ran" => world.set_cpu_time(DomId(domid(1)?), number(2)?),
             "signal" => world.signal(DomId(domid(1)?)),
             "firmware" => {
                 world.page(DomId(domid(1)?)).firmware_reset();

@@ -623,6 +623,12 @@ impl Store {
 
     // Figures.
 
+    /// A number that changes whenever a node does.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.tree.generation()
+    }
+
     /// How many nodes there are, the two special ones included.
     #[must_use]
     pub fn node_count(&self) -> usize {

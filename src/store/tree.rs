@@ -22,8 +22,10 @@ use foldhash::fast::FixedState;
 /// The handle of the root, which is the first node made and never goes away.
 pub(super) const ROOT: u32 = 0;
 
-/// What a node counts for besides its value and name: about what it costs here.
-const NODE_BYTES: usize = 80;
+/// What a node counts for besides its value and name: what it costs here if it shares neither its name nor
+/// its permission list with any other, with its places in the indices and in the set of its owner's nodes.
+const NODE_BYTES: usize =
+    size_of::<Node>() + size_of::<Name>() + size_of::<List>() + 5 * size_of::<Entry>() + 32;
 
 /// What the header of a node counts for in its size, and each entry of its permissions: the C
 /// server's figures, so that a guest meets `node-size` at the same place.
@@ -176,6 +178,11 @@ impl Tree {
         let release = tree.insert(NIL, NIL, Bytes::EMPTY, public);
         tree.special = [introduce, release];
         tree
+    }
+
+    /// The latest generation.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// The next generation.

@@ -128,6 +128,12 @@ pub trait Stage {
     /// That there is none.
     fn introduction(&mut self, domid: u16) -> Result<(u64, u32), Stop>;
 
+    /// The id of the server's own domain.
+    ///
+    /// # Errors
+    /// That nobody knows.
+    fn own_domid(&mut self) -> Result<u16, Stop>;
+
     /// Brings an introduced domain into the world; `false` if it takes `domain` and INTRODUCE.
     ///
     /// # Errors
@@ -279,6 +285,9 @@ impl<S: Stage> Player<'_, S> {
             let real = |domid| self.stage.real(domid);
             let at = (index, written.len());
             arguments.push(names::in_argument(kind, at, first, argument, &real));
+        }
+        for argument in arguments.iter_mut().filter(|argument| argument.contains("%own")) {
+            *argument = argument.replace("%own", &self.stage.own_domid()?.to_string());
         }
         if let (Some(Kind::Introduce), Ok(target)) = (kind, first.parse()) {
             if let Some(port) = arguments.iter().position(|argument| argument == "%port") {
