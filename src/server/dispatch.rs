@@ -154,7 +154,7 @@ impl<P: Platform> Server<P> {
         let grammar = Grammar { features: asker.features, privileged: asker.privileged };
         let request = Request::parse(kind, payload, grammar)?;
         let in_transaction = !ignores_tx && asker.tx != TxId::NONE;
-        if !self.admits(&request, in_transaction, payload.len()) {
+        if !self.admits(&request, in_transaction, asker.privileged, payload.len()) {
             return Err(XsError::ENOMEM);
         }
         let (open, before) = (self.store.open_transactions(), self.store.generation());

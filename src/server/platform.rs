@@ -105,6 +105,9 @@ pub struct HeapStats {
     pub size: usize,
     /// What `size` can still grow to.
     pub limit: usize,
+    /// What is left for blocks of any size, growth included: less than `limit` without `used`, since
+    /// small blocks are cut from pages of their own.
+    pub free: usize,
 }
 
 /// The world as the server sees it.

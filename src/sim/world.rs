@@ -367,7 +367,7 @@ impl Platform for SimPlatform {
 
     fn heap(&self) -> HeapStats {
         let free = self.0.state().heap_free;
-        HeapStats { used: 0, size: free, limit: free }
+        HeapStats { used: 0, size: free, limit: free, free }
     }
 
     fn log(&mut self, line: fmt::Arguments<'_>) {

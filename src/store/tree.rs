@@ -248,6 +248,23 @@ impl Tree {
         core::iter::successors(at(first), move |(_, node)| at(node.next))
     }
 
+    /// Every node below one, parents first and in the order of their creation.
+    pub(super) fn below(&self, top: u32) -> impl Iterator<Item = (u32, &Node)> {
+        let mut at = top;
+        core::iter::from_fn(move || {
+            let node = self.node(at)?;
+            let mut next = node.first_child;
+            // Without children it goes on beside the nearest node above that has something there.
+            while next == NIL && at != top {
+                let node = self.node(at)?;
+                next = node.next;
+                at = node.parent;
+            }
+            at = next;
+            self.node(next).map(|node| (next, node))
+        })
+    }
+
     /// The path of a node of the tree.
     pub(super) fn path(&self, handle: u32) -> Vec<u8> {
         let upwards = core::iter::successors(self.node(handle), |node| self.node(node.parent));
