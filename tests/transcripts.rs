@@ -255,7 +255,8 @@ impl transcript::Stage for Stage {
                 actor.reads = words[0] == "read";
                 actor.is_awake |= actor.reads;
             }
-            "go" => {}
+            // This clock always does.
+            "go" | "still" => {}
             _ => return Err("what?".into()),
         }
         self.run();

@@ -25,8 +25,8 @@
 //!
 //! Arguments are words, each sent with a NUL behind it, except the last of WRITE. In a word, `\s` is a blank,
 //! `\0` a NUL, `\xHH` a byte, `\\` a backslash and `{ab*3}` is `ababab`; `''` is the empty word; `raw:x` is x
-//! without a NUL. The type is a name of `docs/misc/xenstore.txt` or a number. `%port` in INTRODUCE stands for a
-//! port that the domain offers, `%own` for the domid of the server's own domain.
+//! without a NUL. The type is a name of `docs/misc/xenstore.txt` or a number. A domain offers port 10
+//! from its birth; `%port` in INTRODUCE stands for another that it offers, `%own` for the domid of the server's own domain.
 //!
 //! Messages: `OK`; an error's name; `"raw bytes"`; `[strings each with a NUL]`; `id t` (a number, from now on
 //! called t); `any`; `has text` (a reply that contains it); `event path token`; `nothing`. When a conversation
@@ -37,7 +37,8 @@
 //! domain writes it), `signal 7`, `rename 7` (another handle), `ran 7 NS` (it has run so long), `send 7 BYTES` (into
 //! its ring, whatever they are), `firmware 7` (the rings filled, the indices zeroed), `unread 7` and `read 7` (stops and starts reading), `memory BYTES` (left in the
 //! server's heap), `mute-xen` (Xen tells nothing about domains), `discard 7 TEXT` (leaves out the next messages as
-//! long as they contain it), `old-xen` (Xen tells no changes and no unique ids), `console TEXT` (some line since
+//! long as they contain it), `old-xen` (Xen tells no changes and no unique ids), `still` (time stands still between the
+//! lines), `console TEXT` (some line since
 //! the last such line says so), `loop N` ... `end` (the lines between, N times, `%i` being the round).
 //!
 //! # On real Xen

@@ -122,7 +122,13 @@ pub trait Stage {
     /// Why it cannot be done.
     fn set_word(&mut self, domid: u16, word: Word, value: u32) -> Result<(), Stop>;
 
-    /// The frame and the port to introduce a domain with.
+    /// What the port that the text calls 10 really is, with the frame; `None` if it is 10.
+    fn first_introduction(&mut self, domid: u16) -> Option<(u64, u32)> {
+        let _ = domid;
+        None
+    }
+
+    /// The frame and a port to introduce a domain with.
     ///
     /// # Errors
     /// That there is none.
@@ -290,16 +296,27 @@ impl<S: Stage> Player<'_, S> {
             *argument = argument.replace("%own", &self.stage.own_domid()?.to_string());
         }
         if let (Some(Kind::Introduce), Ok(target)) = (kind, first.parse()) {
-            if let Some(port) = arguments.iter().position(|argument| argument == "%port") {
-                let (frame, offered) = self.stage.introduction(target)?;
-                arguments[port] = offered.to_string();
-                // Only oxenstored looks at the frame; a text's 1 stands for the right one.
-                if let Some(written) = arguments.get_mut(1).filter(|frame| *frame == "1") {
-                    *written = frame.to_string();
-                }
-            }
+            self.introduce(target, &mut arguments)?;
         }
         Ok(arguments)
+    }
+
+    /// Puts a real frame and port into the arguments of INTRODUCE.
+    fn introduce(&mut self, target: u16, arguments: &mut [String]) -> Result<(), Stop> {
+        let [_, frame, port, ..] = arguments else { return Ok(()) };
+        let place = match port.as_str() {
+            "%port" => Some(self.stage.introduction(target)?),
+            FIRST_PORT => self.stage.first_introduction(target),
+            _ => None,
+        };
+        if let Some((real_frame, real_port)) = place {
+            *port = real_port.to_string();
+            // Only oxenstored looks at the frame; a text's 1 stands for the right one.
+            if frame == "1" {
+                *frame = real_frame.to_string();
+            }
+        }
+        Ok(())
     }
 
     /// The next message for a domain; where the order is not kept, the next of the wanted sort.
@@ -384,7 +401,7 @@ impl<S: Stage> Player<'_, S> {
                 let domid = domid()?;
                 if !self.stage.guest(domid)? {
                     self.world("", &["domain", words[1]])?;
-                    return self.talk("0", &format!("> INTRODUCE {domid} 1 %port => OK"));
+                    return self.talk("0", &format!("> INTRODUCE {domid} 1 {FIRST_PORT} => OK"));
                 }
                 self.actors.insert(domid, Actor::default());
                 Ok(())
@@ -442,7 +459,9 @@ impl<S: Stage> Player<'_, S> {
             let got = self.stage.word(domid, word)?;
             return same(got == value, &got.to_string());
         }
-        self.stage.set_word(domid, word, value)
+        let is_port = word == Word::EvtchnPort && words[4] == FIRST_PORT;
+        let port = self.stage.first_introduction(domid).filter(|_| is_port);
+        self.stage.set_word(domid, word, port.map_or(value, |(_, port)| port))
     }
 
     fn end(&mut self) -> Result<(), Stop> {
@@ -455,6 +474,9 @@ impl<S: Stage> Player<'_, S> {
         self.stage.end()
     }
 }
+
+/// The port that a domain offers from its birth, in a text.
+const FIRST_PORT: &str = "10";
 
 /// Whether a reply counts what others have done before.
 fn depends_on_freshness(kind: Option<Kind>, words: &[&str]) -> bool {

@@ -6,6 +6,7 @@
 //! | `read 0`, `read 1` | from now on the response ring is left alone, or emptied at every signal | |
 //! | `get OFFSET` | | `@word VALUE` |
 //! | `set OFFSET VALUE` | stores a word, without a signal | `@done` |
+//! | `settle` | waits until the server has taken everything, but not for long | `@done` |
 //! | `signal` | signals the server | |
 //! | `firmware` | fills both rings with 0xff and zeroes their indices, as firmware does at its end | `@done` |
 //! | `reset` | zeroes all words and forgets what is still to be sent; reads again | `@done` |
@@ -28,6 +29,10 @@ use xenstore_stubdom::xen::console;
 /// Bytes of the ring that one line shows.
 const SHOWN: usize = 400;
 
+/// How long `settle` may take, and how often it looks: a server need not signal what it has taken.
+const SETTLE_MS: u64 = 300;
+const LOOK_EVERY_MS: u64 = 3;
+
 const INDICES: [Word; 4] = [Word::ReqCons, Word::ReqProd, Word::RspCons, Word::RspProd];
 const OTHERS: [Word; 4] = [Word::ServerFeatures, Word::Connection, Word::Error, Word::EvtchnPort];
 
@@ -38,6 +43,8 @@ struct Remote<'a> {
     /// There was a signal, and the response ring has not been seen empty since.
     is_awake: bool,
     is_over: bool,
+    /// Until when to wait for the server to take everything.
+    settling: Option<u64>,
 }
 
 /// Serves until it is told to end.
@@ -48,8 +55,14 @@ pub(crate) fn serve(client: &mut Client) -> Result<(), String> {
     let frame = client.machine.own_store_frame().map_err(|error| format!("{error}"))?;
     let port = client.port;
     client.say(format_args!("@ready {frame} {}", port.0));
-    let mut remote =
-        Remote { client, outbox: Vec::new(), reads: true, is_awake: true, is_over: false };
+    let mut remote = Remote {
+        client,
+        outbox: Vec::new(),
+        reads: true,
+        is_awake: true,
+        is_over: false,
+        settling: None,
+    };
     let mut typed = Vec::new();
     while !remote.is_over {
         while let Some(news) = remote.client.machine.next_port() {
@@ -63,7 +76,8 @@ pub(crate) fn serve(client: &mut Client) -> Result<(), String> {
             remote.obey(&String::from_utf8_lossy(&line));
         }
         if remote.exchange() + len == 0 {
-            remote.client.machine.wait(None);
+            let look_again = remote.settle();
+            remote.client.machine.wait(look_again);
         }
     }
     Ok(())
@@ -88,6 +102,7 @@ impl Remote<'_> {
                 self.client.page.store_u32(number(offset) as usize & !3, number(value));
                 self.client.say(format_args!("@done"));
             }
+            ["settle"] => self.settling = Some(self.client.machine.now_ms() + SETTLE_MS),
             ["signal"] => self.client.signal(),
             ["firmware"] => {
                 self.client.page.write(0, &[0xff; 2048]);
@@ -102,6 +117,19 @@ impl Remote<'_> {
             [] => {}
             _ => self.client.say(format_args!("what is {line:?}?")),
         }
+    }
+
+    /// Answers `settle` if it is time; when to look again if it is not.
+    fn settle(&mut self) -> Option<u64> {
+        let (deadline, now) = (self.settling?, self.client.machine.now_ms());
+        let word = |word| self.client.page.load(word);
+        let is_taken = self.outbox.is_empty() && word(Word::ReqCons) == word(Word::ReqProd);
+        if !is_taken && now < deadline {
+            return Some(now + LOOK_EVERY_MS);
+        }
+        self.settling = None;
+        self.client.say(format_args!("@done"));
+        None
     }
 
     /// Zeroes words of the page.
