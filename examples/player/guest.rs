@@ -42,7 +42,8 @@ impl Guest {
              cmdline='role=remote'\n"
         );
         std::fs::write(&config, text).map_err(|error| format!("{config}: {error}"))?;
-        let result = Command::new("xl").args(["create", "-q", "-e", &config]).output();
+        let result =
+            Command::new("timeout").args(["60", "xl", "create", "-q", "-e", &config]).output();
         let result = result.map_err(|error| format!("xl: {error}"))?;
         if !result.status.success() {
             let why = String::from_utf8_lossy(&result.stderr).into_owned();

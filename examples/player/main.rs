@@ -99,8 +99,11 @@ fn play(world: &mut World, conversation: &Conversation, title: &str, counts: &mu
     let start = Instant::now();
     let result = Live::open(world, conversation).and_then(|mut live| {
         let result = transcript::play(conversation, &mut live);
-        let closed = live.close();
-        result.and_then(|loose| closed.map(|()| loose))
+        // A server that died of a conversation shows when it is to be tidied up, at the latest.
+        match live.close() {
+            Err(lost @ Stop::Lost(_)) => Err(lost),
+            closed => result.and_then(|loose| closed.map(|()| loose)),
+        }
     });
     let took = start.elapsed().as_millis();
     match &result {
@@ -108,7 +111,7 @@ fn play(world: &mut World, conversation: &Conversation, title: &str, counts: &mu
         Ok(loose) => println!("ok\t{title}\t{took} ms, {loose} replies or lines not compared"),
         Err(Stop::Skip(why)) => println!("skip\t{title}\t{why}"),
         Err(Stop::Wrong(what)) => println!("FAIL\t{title}\t{what}"),
-        Err(Stop::Lost(what)) => println!("LOST\t{title}\t{what}"),
+        Err(Stop::Lost(what)) => println!("LOST\t{title}\tafter it: {what}"),
     }
     match result {
         Ok(_) => counts.passed += 1,

@@ -322,9 +322,9 @@ impl Stage for Live<'_> {
         Ok(())
     }
 
-    fn send(&mut self, domid: u16, bytes: &[u8], runs: bool) -> Result<(), Stop> {
+    fn send(&mut self, domid: u16, bytes: &[u8], _runs: bool) -> Result<(), Stop> {
         self.settle(Some(domid))?;
-        if runs && domid != 0 {
+        if domid != 0 {
             self.unsettled.insert(domid);
         }
         self.last_news = Instant::now();
