@@ -13,6 +13,8 @@
 //! * [`store`]: state. Nodes, permissions, transactions, watches, quotas. No I/O, no clock.
 //! * [`server`]: who, when, how much. Connections, dispatch, domains, CONTROL. Talks to the world
 //!   through [`server::platform::Platform`] and [`proto::ring::RingPage`] only.
+//! * [`transcript`]: conversations written down as text, and who plays them: on [`proto`] only, for tests on
+//!   every level, beside the server and not in it.
 //! * `xen`: the real world, on the bare target only; the one place with `unsafe`.
 //! * `sim`: the simulated world, on the host only.
 
@@ -27,6 +29,7 @@ pub mod server;
 #[cfg(not(target_os = "none"))]
 pub mod sim;
 pub mod store;
+pub mod transcript;
 
 #[cfg(any(test, target_os = "none"))]
 #[expect(

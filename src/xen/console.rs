@@ -70,6 +70,24 @@ impl Ring {
         let _ = hypercall::perform(&mut event_channel::Send { port: self.port });
         true
     }
+
+    /// Takes what there is and fits; says how many bytes.
+    fn read(&mut self, into: &mut [u8]) -> usize {
+        let cons = self.page.load_u32(abi::IN_CONS);
+        let available = self.page.load_u32(abi::IN_PROD).wrapping_sub(cons).min(abi::IN_SIZE);
+        let len = into.len().min(available as usize);
+        let offset = (cons % abi::IN_SIZE) as usize;
+        let (first, second) = into[..len].split_at_mut(len.min(abi::IN_SIZE as usize - offset));
+        self.page.read(abi::IN + offset, first);
+        self.page.read(abi::IN, second);
+        #[expect(clippy::cast_possible_truncation, reason = "not longer than the ring")]
+        self.page.store_u32(abi::IN_CONS, cons.wrapping_add(len as u32));
+        if len > 0 {
+            // Whoever types may be waiting for room.
+            let _ = hypercall::perform(&mut event_channel::Send { port: self.port });
+        }
+        len
+    }
 }
 
 /// The console of the domain.
@@ -106,6 +124,24 @@ pub fn line(line: fmt::Arguments<'_>) {
     if let Some(mut console) = CONSOLE.try_lock() {
         console.print(line);
     }
+}
+
+/// Prints a line on the PV console, or returns `false` if there is no room for it now.
+pub fn try_line(line: fmt::Arguments<'_>) -> bool {
+    CONSOLE.try_lock().is_some_and(|mut console| {
+        let Console { ring, line: place, .. } = &mut *console;
+        ring.as_mut().is_none_or(|ring| ring.write(place.format(line)))
+    })
+}
+
+/// Takes what somebody has typed, as much as fits; says how many bytes.
+pub fn read(into: &mut [u8]) -> usize {
+    CONSOLE.try_lock().map_or(0, |mut console| console.ring.as_mut().map_or(0, |r| r.read(into)))
+}
+
+/// The port of the PV console.
+pub(super) fn port() -> Option<u32> {
+    CONSOLE.try_lock()?.ring.as_ref().map(|ring| ring.port)
 }
 
 /// Prints a line on the PV console and on the hypervisor's.

@@ -69,6 +69,17 @@ pub fn mask(info: &SharedInfo, port: u32) {
     }
 }
 
+/// Undoes [`mask`]. News from before is dropped: look at what the port stands for once afterwards.
+pub fn unmask(info: &SharedInfo, port: u32) {
+    let (word, bit) = ((port / u64::BITS) as usize, 1 << (port % u64::BITS));
+    if let (Some(mask), Some(pending)) = (info.evtchn_mask.get(word), info.evtchn_pending.get(word))
+    {
+        mask.fetch_and(!bit, Ordering::SeqCst);
+        // Xen signals a port only if it is not pending, so a bit that nobody was told of would stay for ever.
+        pending.fetch_and(!bit, Ordering::SeqCst);
+    }
+}
+
 /// Removes the lowest set bit of a word and returns its number.
 fn take_lowest(word: &mut u64) -> Option<u32> {
     let bit = word.trailing_zeros();
@@ -133,5 +144,8 @@ mod tests {
         signal(&info, 66);
         assert_eq!((scan.next(&info), scan.next(&info)), (Some(66), None));
         assert_eq!(info.evtchn_pending[1].load(Ordering::SeqCst), 2);
+        unmask(&info, 65);
+        signal(&info, 65);
+        assert_eq!((scan.next(&info), scan.next(&info)), (Some(65), None));
     }
 }

@@ -17,6 +17,7 @@ use super::{DOMID_SELF, console, cpu, gnttab, hypercall, traps};
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::server::platform::PlatformError;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::arch::global_asm;
 use core::cell::Cell;
 use core::fmt;
@@ -74,8 +75,14 @@ extern "C" fn rust_entry(start_info: u64, image_base: usize) -> ! {
     let shared = expect(gnttab::map_shared_info());
     open_console(shared);
     let timer = expect(start_events(shared));
-    let machine =
-        Machine { shared, scan: Scan::default(), timer, armed_ms: None, latest_ms: Cell::new(0) };
+    let machine = Machine {
+        shared,
+        scan: Scan::default(),
+        timer,
+        armed_ms: None,
+        latest_ms: Cell::new(0),
+        modules: info.modules,
+    };
     xen_program(machine, info.command_line)
 }
 
@@ -215,6 +222,8 @@ pub struct Machine {
     armed_ms: Option<u64>,
     /// The latest moment that was told.
     latest_ms: Cell<u64>,
+    /// What the domain builder loaded beside the image.
+    modules: [Occupied; MODULES_MAX],
 }
 
 impl Machine {
@@ -287,6 +296,38 @@ impl Machine {
         }
         // SAFETY: (1) mapped just now, for good; (2) `TAKEN` lets this happen only once.
         Ok((unsafe { SharedPage::new(base) }, EvtchnPort(port)))
+    }
+
+    /// This domain's id, if Xen tells it.
+    #[must_use]
+    pub fn own_domid(&self) -> Option<DomId> {
+        own_domid()
+    }
+
+    /// The frame of that ring, by which a toolstack introduces the domain.
+    ///
+    /// # Errors
+    /// Xen's refusal.
+    pub fn own_store_frame(&self) -> Result<u64, PlatformError> {
+        hypercall::hvm_param(PARAM_STORE_PFN)
+    }
+
+    /// A copy of what the domain builder loaded beside the image.
+    #[must_use]
+    pub fn module(&self, index: usize) -> Option<Vec<u8>> {
+        let module = self.modules.get(index).filter(|module| module.size > 0)?;
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(module.size).ok()?;
+        bytes.resize(module.size, 0);
+        memory::copy_physical(module.start as u64, &mut bytes).then_some(bytes)
+    }
+
+    /// From now on the PV console's port reports news: something typed, or room for more lines.
+    #[must_use]
+    pub fn hear_console(&mut self) -> Option<EvtchnPort> {
+        let port = console::port()?;
+        evtchn::unmask(self.shared, port);
+        Some(EvtchnPort(port))
     }
 
     /// Ends the domain in good order.

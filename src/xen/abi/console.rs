@@ -10,6 +10,14 @@
 //!   3084     4  out_prod
 //! ```
 
+/// Offset of the ring that we read.
+pub const IN: usize = 0;
+/// Bytes of that ring; a power of two.
+pub const IN_SIZE: u32 = 1024;
+/// Offset of the index up to which we have taken bytes.
+pub const IN_CONS: usize = 3072;
+/// Offset of the index up to which there are bytes.
+pub const IN_PROD: usize = 3076;
 /// Offset of the ring that we write.
 pub const OUT: usize = 1024;
 /// Bytes of that ring; a power of two.

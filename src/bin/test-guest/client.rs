@@ -1,0 +1,245 @@
+//! A client of the xenstore that can also misbehave.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use xenstore_stubdom::proto::id::EvtchnPort;
+use xenstore_stubdom::proto::ring::{RingPage, Word};
+use xenstore_stubdom::xen::console;
+use xenstore_stubdom::xen::shared_page::SharedPage;
+use xenstore_stubdom::xen::start::Machine;
+
+/// `XENSTORE_RING_SIZE` of `xs_wire.h`; here the client's view of the ring, with its own arithmetic.
+pub(crate) const RING: u32 = 1024;
+/// Offset of the response ring.
+const RESPONSES: usize = 1024;
+/// Bytes of a header: type, request id, transaction id, length of the payload.
+const HEADER: usize = 16;
+
+/// Types of `xs_wire.h` that are used here.
+pub(crate) const XS_READ: u32 = 2;
+pub(crate) const XS_WRITE: u32 = 11;
+const XS_WATCH_EVENT: u32 = 15;
+const XS_ERROR: u32 = 16;
+
+/// Ids from here on, apart from those of transcripts.
+const FIRST_REQUEST: u32 = 1 << 31;
+
+/// How long an answer may take.
+const PATIENCE_MS: u64 = 10_000;
+
+/// Time between two looks at the page when no event comes.
+const LOOK_EVERY_MS: u64 = 100;
+
+/// The guest's end of its ring.
+pub(crate) struct Client {
+    pub(crate) machine: Machine,
+    pub(crate) page: SharedPage,
+    pub(crate) port: EvtchnPort,
+    request: u32,
+}
+
+impl Client {
+    /// On the ring and port that the machine has.
+    pub(crate) fn new(machine: Machine, page: SharedPage, port: EvtchnPort) -> Self {
+        Self { machine, page, port, request: FIRST_REQUEST }
+    }
+
+    /// Looks again and again until there is something, or patience ends.
+    pub(crate) fn until<T>(
+        &mut self,
+        what: &str,
+        mut look: impl FnMut(&mut SharedPage) -> Option<T>,
+    ) -> Result<T, String> {
+        let deadline = self.machine.now_ms() + PATIENCE_MS;
+        loop {
+            // Events are taken before the look, so one that comes after it ends the sleep.
+            while self.machine.next_port().is_some() {}
+            if let Some(found) = look(&mut self.page) {
+                return Ok(found);
+            }
+            let now = self.machine.now_ms();
+            if now >= deadline {
+                return Err(format!("no {what} within {PATIENCE_MS} ms"));
+            }
+            // A server that gives a ring up need not signal that.
+            self.machine.wait(Some(now + LOOK_EVERY_MS));
+        }
+    }
+
+    /// A word of the page.
+    pub(crate) fn word(&self, word: Word) -> u32 {
+        self.page.load(word)
+    }
+
+    /// Signals the server.
+    pub(crate) fn signal(&self) {
+        self.machine.notify(self.port);
+    }
+
+    /// Writes what fits, and signals only if the server had taken everything before, as Linux does.
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> usize {
+        let prod = self.page.load(Word::ReqProd);
+        let used = prod.wrapping_sub(self.page.load(Word::ReqCons));
+        let len = bytes.len().min(RING.saturating_sub(used) as usize);
+        let offset = (prod % RING) as usize;
+        let (first, second) = bytes[..len].split_at(len.min(RING as usize - offset));
+        self.page.write(offset, first);
+        self.page.write(0, second);
+        let end = prod.wrapping_add(u32::try_from(len).unwrap_or_default());
+        self.page.store(Word::ReqProd, end);
+        self.page.barrier();
+        if len > 0 && self.page.load(Word::ReqCons) == prod {
+            self.signal();
+        }
+        len
+    }
+
+    /// Reads what there is, and signals only if the server had no room, as Linux does.
+    pub(crate) fn pull(&mut self, into: &mut Vec<u8>) -> usize {
+        let cons = self.page.load(Word::RspCons);
+        let available = self.page.load(Word::RspProd).wrapping_sub(cons).min(RING);
+        let offset = (cons % RING) as usize;
+        let mut bytes = alloc::vec![0; available as usize];
+        let (first, second) = {
+            let len = bytes.len().min(RING as usize - offset);
+            bytes.split_at_mut(len)
+        };
+        self.page.read(RESPONSES + offset, first);
+        self.page.read(RESPONSES, second);
+        self.page.store(Word::RspCons, cons.wrapping_add(available));
+        self.page.barrier();
+        if available == RING {
+            self.signal();
+        }
+        into.extend_from_slice(&bytes);
+        bytes.len()
+    }
+
+    /// Lets time pass.
+    pub(crate) fn sleep(&mut self, ms: u64) {
+        let end = self.machine.now_ms() + ms;
+        while self.machine.now_ms() < end {
+            while self.machine.next_port().is_some() {}
+            self.machine.wait(Some(end));
+        }
+    }
+
+    /// Prints a line, waiting for room.
+    pub(crate) fn say(&mut self, line: core::fmt::Arguments<'_>) {
+        while !console::try_line(line) {
+            let soon = self.machine.now_ms() + 10;
+            self.machine.wait(Some(soon));
+        }
+    }
+
+    /// Sets a word of the page and signals.
+    pub(crate) fn poke(&mut self, word: Word, value: u32) {
+        self.page.store(word, value);
+        self.machine.notify(self.port);
+    }
+
+    /// Sends bytes, waiting for room as needed.
+    pub(crate) fn send(&mut self, mut bytes: &[u8]) -> Result<(), String> {
+        while !bytes.is_empty() {
+            let sent = self.until("room for a request", |page| {
+                let (prod, cons) = (page.load(Word::ReqProd), page.load(Word::ReqCons));
+                let room = RING.saturating_sub(prod.wrapping_sub(cons));
+                let offset = prod % RING;
+                let len = room.min(RING - offset).min(u32::try_from(bytes.len()).unwrap_or(RING));
+                if len == 0 {
+                    return None;
+                }
+                page.write(offset as usize, &bytes[..len as usize]);
+                page.store(Word::ReqProd, prod.wrapping_add(len));
+                Some(len as usize)
+            })?;
+            self.machine.notify(self.port);
+            bytes = &bytes[sent..];
+        }
+        Ok(())
+    }
+
+    /// Receives exactly as many bytes as fit.
+    fn receive(&mut self, mut into: &mut [u8]) -> Result<(), String> {
+        while !into.is_empty() {
+            let got = self.until("reply", |page| {
+                let (prod, cons) = (page.load(Word::RspProd), page.load(Word::RspCons));
+                let offset = cons % RING;
+                let len = prod.wrapping_sub(cons).min(RING - offset);
+                let len = len.min(u32::try_from(into.len()).unwrap_or(RING));
+                if len == 0 {
+                    return None;
+                }
+                page.read(RESPONSES + offset as usize, &mut into[..len as usize]);
+                page.store(Word::RspCons, cons.wrapping_add(len));
+                Some(len as usize)
+            })?;
+            self.machine.notify(self.port);
+            into = &mut into[got..];
+        }
+        Ok(())
+    }
+
+    /// One message; its type, request id and payload.
+    fn message(&mut self) -> Result<(u32, u32, Vec<u8>), String> {
+        let mut head = [0; HEADER];
+        self.receive(&mut head)?;
+        let word = |i: usize| u32::from_le_bytes([head[i], head[i + 1], head[i + 2], head[i + 3]]);
+        let [kind, request, len] = [0, 4, 12].map(word);
+        let mut payload = alloc::vec![0; len.min(4096) as usize];
+        self.receive(&mut payload)?;
+        Ok((kind, request, payload))
+    }
+
+    /// One request and its reply, which has to be the next message.
+    pub(crate) fn call(&mut self, kind: u32, payload: &[u8]) -> Result<Vec<u8>, String> {
+        self.ask(kind, payload)?;
+        let message = self.message()?;
+        self.answer(kind, message)
+    }
+
+    /// One request and its reply; events and answers to earlier requests are passed over.
+    pub(crate) fn call_skipping_events(
+        &mut self,
+        kind: u32,
+        payload: &[u8],
+    ) -> Result<Vec<u8>, String> {
+        self.ask(kind, payload)?;
+        loop {
+            let message = self.message()?;
+            if message.1 == self.request && message.0 != XS_WATCH_EVENT {
+                return self.answer(kind, message);
+            }
+        }
+    }
+
+    fn ask(&mut self, kind: u32, payload: &[u8]) -> Result<(), String> {
+        self.request += 1;
+        let len = u32::try_from(payload.len()).map_err(|_| "payload too long")?;
+        let mut message = header(kind, self.request, len).to_vec();
+        message.extend_from_slice(payload);
+        self.send(&message)
+    }
+
+    fn answer(&self, kind: u32, message: (u32, u32, Vec<u8>)) -> Result<Vec<u8>, String> {
+        let (got_kind, got_request, reply) = message;
+        if got_request != self.request {
+            return Err(format!("reply to request {got_request} instead of {}", self.request));
+        }
+        match got_kind {
+            XS_ERROR => Err(format!("error {}", String::from_utf8_lossy(&reply))),
+            _ if got_kind == kind => Ok(reply),
+            _ => Err(format!("reply of type {got_kind} to a request of type {kind}")),
+        }
+    }
+}
+
+/// The bytes of a header outside any transaction.
+pub(crate) fn header(kind: u32, request: u32, len: u32) -> [u8; HEADER] {
+    let mut bytes = [0; HEADER];
+    for (chunk, word) in bytes.chunks_exact_mut(4).zip([kind, request, 0, len]) {
+        chunk.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
+}
