@@ -19,21 +19,27 @@
 // `sti` takes effect behind the next instruction, so an event that is pending already ends the
 // `hlt` at once. That holds only if nothing comes between the two: an exit to the hypervisor
 // there may lose the delay, and the interrupt then arrives ahead of `hlt`, which with interrupts off
-// would stop the vCPU for good (seen on QEMU). Hence the handler always goes on behind the `hlt`.
+// would stop the vCPU for good. Hence the handler steps over a `hlt` that it would return to.
 .global sleep_until_event
 .type sleep_until_event, @function
 sleep_until_event:
     sti
+asleep:
     hlt
 awake:
     cli
     ret
 .size sleep_until_event, . - sleep_until_event
 
+// Any other place is returned to as it is. That includes the first instruction of this handler: QEMU's
+// emulation of SVM (7.2) now and then delivers an injected interrupt twice, one inside the other.
 .global event_upcall
 .type event_upcall, @function
 event_upcall:
+    cmp     qword ptr [rsp + FRAME_RIP], offset asleep
+    jne     leave_interrupts_off
     mov     qword ptr [rsp + FRAME_RIP], offset awake
+leave_interrupts_off:
     and     qword ptr [rsp + FRAME_RFLAGS], ~RFLAGS_IF
     iretq
 .size event_upcall, . - event_upcall

@@ -23,15 +23,15 @@
 //! Arguments are words, each sent with a NUL behind it, except the last of WRITE. In a word, `\s` is a blank,
 //! `\0` a NUL, `\xHH` a byte, `\\` a backslash and `{ab*3}` is `ababab`; `''` is the empty word; `raw:x` is x
 //! without a NUL. The type is a name of `docs/misc/xenstore.txt` or a number. `%port` in INTRODUCE stands for a
-//! port that the domain offers.
+//! port that the domain offers, `%own` for the domid of the server's own domain.
 //!
 //! Messages: `OK`; an error's name; `"raw bytes"`; `[strings each with a NUL]`; `id t` (a number, from now on
-//! called t); `any`; `has text` (a reply that contains it); `event path token`; `nothing`. When a conversation
+//! called t); `any`; `part a b ''` (an answer to DIRECTORY_PART: a number, then these strings); `has text` (a reply that contains it); `event path token`; `nothing`. When a conversation
 //! ends, no message may be left over, and the server's own check must be clean.
 //!
 //! The world: `shutdown 7`, `unshutdown 7`, `destroy 7`, `replace 7` (destroyed and created in one notification),
 //! `revoke 7` and `grant 7` (grant entry 1), `sleep MS`, `word 7 NAME = N` (must be), `word 7 NAME := N` (the
-//! domain writes it), `signal 7`, `send 7 BYTES` (into its ring, whatever they are), `firmware 7` (the rings
+//! domain writes it), `signal 7`, `rename 7` (another handle), `ran 7 NS` (it has run so long), `send 7 BYTES` (into its ring, whatever they are), `firmware 7` (the rings
 //! filled, the indices zeroed), `unread 7` and `read 7` (stops and starts reading), `memory BYTES` (left in the
 //! server's heap), `mute-xen` (Xen tells nothing about domains), `discard 7 TEXT` (leaves out the next messages as long as they contain it), `old-xen` (Xen tells no changes and no unique ids), `console TEXT` (some line since the last such line
 //! says so), `loop N` ... `end` (the lines between, N times, `%i` being the round).
@@ -249,6 +249,10 @@ impl Stage {
         ) {
             arguments[port] = self.simulation.world.offer(DomId(target)).to_string();
         }
+        let own_domid = self.simulation.world.own_domid().to_string();
+        for argument in &mut arguments {
+            *argument = argument.replace("%own", &own_domid);
+        }
         let mut payload = Vec::new();
         for (index, argument) in arguments.iter().enumerate() {
             let is_value = kind == Kind::Write.number() && index == 1;
@@ -409,6 +413,8 @@ impl Stage {
             "memory" => world.set_heap_free(usize::try_from(number(1)?).unwrap()),
             "old-xen" => world.set_tells_changes(false),
             "mute-xen" => world.set_tells_states(false),
+            "rename" => world.set_handle(DomId(domid(1)?), [0xaa; 16]),
+            "ran" => world.set_cpu_time(DomId(domid(1)?), number(2)?),
             "signal" => world.signal(DomId(domid(1)?)),
             "firmware" => {
                 world.page(DomId(domid(1)?)).firmware_reset();
@@ -488,6 +494,11 @@ fn matches(expected: &str, payload: &[u8]) -> Result<bool, String> {
     }
     if expected == "OK" {
         return Ok(payload == b"OK\0");
+    }
+    if let Some(text) = expected.strip_prefix("part ") {
+        let generation = payload.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let rest = payload[generation..].strip_prefix(&[0]);
+        return Ok(generation > 0 && rest == Some(&strings(text)?[..]));
     }
     if let Some(text) = expected.strip_prefix("has ") {
         return Ok(String::from_utf8_lossy(payload).contains(text));

@@ -10,7 +10,7 @@ use crate::proto::id::{DomId, EvtchnPort};
 use crate::proto::ring::{
     self, BadIndices, RING_SIZE, Requests, Responses, RingError, RingPage, Word,
 };
-use crate::proto::wire::features;
+use crate::proto::wire::{HEADER_SIZE, features};
 
 /// How often impossible indices are looked at again before they cost the connection: the firmware of an HVM
 /// guest zeroes the four words one by one, and the server may look just then.
@@ -79,6 +79,42 @@ pub(super) struct Figures {
     pub(super) requests: u64,
     pub(super) events: u64,
     pub(super) dropped_events: u64,
+    /// Bytes of complete requests.
+    pub(super) bytes_in: u64,
+    /// Bytes of replies and events, read or not.
+    pub(super) bytes_out: u64,
+}
+
+impl Figures {
+    /// Requests, events, dropped events.
+    pub(super) fn sums(self) -> (u64, u64, u64) {
+        (self.requests, self.events, self.dropped_events)
+    }
+
+    /// Adds the figures of another connection.
+    pub(super) fn add(&mut self, other: Self) {
+        self.requests = self.requests.saturating_add(other.requests);
+        self.events = self.events.saturating_add(other.events);
+        self.dropped_events = self.dropped_events.saturating_add(other.dropped_events);
+        self.bytes_in = self.bytes_in.saturating_add(other.bytes_in);
+        self.bytes_out = self.bytes_out.saturating_add(other.bytes_out);
+    }
+
+    /// Counts a message that is queued.
+    pub(super) fn queued(&mut self, payload: usize) {
+        self.bytes_out = self.bytes_out.saturating_add(message_bytes(payload));
+    }
+
+    /// Counts a request that is complete.
+    pub(super) fn received(&mut self, payload: usize) {
+        self.requests = self.requests.saturating_add(1);
+        self.bytes_in = self.bytes_in.saturating_add(message_bytes(payload));
+    }
+}
+
+/// Bytes of a message with a payload of that size.
+fn message_bytes(payload: usize) -> u64 {
+    payload.saturating_add(HEADER_SIZE) as u64
 }
 
 /// One connection.

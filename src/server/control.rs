@@ -28,19 +28,19 @@ const COMMANDS: [(&str, &str); 9] = [
     ("print", "<string>"),
     ("quota", "[set <name> <val>|<domid>|max [-r]]"),
     ("quota-soft", "[set memory <val>]"),
-    ("stats", ""),
+    ("stats", "[<first domid>]"),
 ];
 
 /// The text of a reply: lines, as many as fit into a message.
 #[derive(Debug, Default)]
-struct Text {
+pub(super) struct Text {
     lines: String,
     is_full: bool,
 }
 
 impl Text {
     /// Appends a line, unless it or one before did not fit.
-    fn line(&mut self, line: fmt::Arguments<'_>) {
+    pub(super) fn line(&mut self, line: fmt::Arguments<'_>) {
         let before = self.lines.len();
         // Writing to a string does not fail.
         let _ = writeln!(self.lines, "{line}");
@@ -50,7 +50,12 @@ impl Text {
         }
     }
 
-    fn reply(self) -> Reply {
+    /// Bytes so far.
+    pub(super) fn len(&self) -> usize {
+        self.lines.len()
+    }
+
+    pub(super) fn reply(self) -> Reply {
         let mut bytes = self.lines.into_bytes();
         bytes.push(0);
         Reply::Data(bytes)
@@ -91,7 +96,10 @@ impl<P: Platform> Server<P> {
                 self.store.set_quota(None, Quota::SoftMemory, positive(value)?);
                 Ok(Reply::Done)
             }
-            (b"stats", []) => Ok(self.control_stats()),
+            (b"stats", []) => Ok(self.control_stats(DomId(0))),
+            (b"stats", [domid]) => {
+                Ok(self.control_stats(text::domid(domid).ok_or(XsError::EINVAL)?))
+            }
             // A reason must be a successful reply: the client prints that, and of an error only its number.
             (b"live-update", [b"-a", ..]) => text(format_args!("no live update is in progress")),
             (b"live-update", [_, ..]) => {
@@ -160,27 +168,6 @@ impl<P: Platform> Server<P> {
         text.reply()
     }
 
-    /// `stats`: how busy the server and each connection are.
-    fn control_stats(&self) -> Reply {
-        let uptime_ms = self.now_ms.saturating_sub(self.started_ms);
-        let mut text = Text::default();
-        text.line(format_args!("uptime: {} s", uptime_ms.wrapping_div(1000)));
-        text.line(format_args!("domid requests events dropped queued state"));
-        for (_, connection) in self.connections_in_order() {
-            let figures = connection.figures;
-            let state = if connection.is_connected() { "connected" } else { "ignored" };
-            text.line(format_args!(
-                "{:>5} {} {} {} {} {state}",
-                connection.domid,
-                figures.requests,
-                figures.events,
-                figures.dropped_events,
-                connection.queue.len()
-            ));
-        }
-        text.reply()
-    }
-
     /// `quota` in all its forms.
     fn control_quota(&mut self, arguments: &[&[u8]]) -> Answer {
         match arguments {
@@ -224,7 +211,7 @@ impl<P: Platform> Server<P> {
         }
         let mut text = Text::default();
         text.line(format_args!("Domain {domid}:"));
-        for quota in Quota::ALL {
+        for quota in Quota::ALL.into_iter().filter(|quota| quota.counts_stock()) {
             if let Some((used, most)) = self.store.usage(domid, quota) {
                 let name = quota.name();
                 text.line(format_args!("{name:<17}: {used:>8} (max: {most:>8})"));
@@ -239,7 +226,7 @@ impl<P: Platform> Server<P> {
         text.line(format_args!("Max. quotas used by unprivileged domains:"));
         let privileged = self.store.privileged();
         let domids = self.store.domids();
-        for quota in Quota::ALL {
+        for quota in Quota::ALL.into_iter().filter(|quota| quota.counts_stock()) {
             let most = domids
                 .iter()
                 .filter(|domid| **domid != privileged)

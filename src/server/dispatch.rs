@@ -8,7 +8,6 @@
 //! own too (XSA-425): it holds no reference to one, and whoever goes on afterwards looks it up again.
 
 use super::Server;
-use super::connection::Connection;
 use super::memory;
 use super::platform::Platform;
 use super::queue::{CauseId, MESSAGE_OVERHEAD, Payload};
@@ -111,12 +110,13 @@ impl<P: Platform> Server<P> {
     /// Handles the complete request of a connection.
     pub(super) fn execute(&mut self, id: ConnId) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        connection.figures.requests = connection.figures.requests.saturating_add(1);
         // Out of the connection, since the connection may not outlive the request.
         let mut assembler = core::mem::take(&mut connection.assembler);
         if let Some((header, payload)) = assembler.complete() {
+            connection.figures.received(payload.len());
             let cause = self.open_cause(id);
             let answer = self.answer(id, header, payload);
+            self.trace_answer(id, header, &answer);
             self.deliver_events(cause);
             self.queue_answer(id, header, answer, cause);
             if let Some(cause) = cause {
@@ -154,19 +154,23 @@ impl<P: Platform> Server<P> {
         let grammar = Grammar { features: asker.features, privileged: asker.privileged };
         let request = Request::parse(kind, payload, grammar)?;
         let in_transaction = !ignores_tx && asker.tx != TxId::NONE;
-        if !self.admits(&request, in_transaction, payload.len()) {
+        if !self.admits(&request, in_transaction, asker.privileged, payload.len()) {
             return Err(XsError::ENOMEM);
         }
-        self.pay_for_write(asker, &request);
-        self.handle(asker, &request)
+        let (open, before) = (self.store.open_transactions(), self.store.generation());
+        let answer = self.handle(asker, &request);
+        if answer.is_ok() && self.store.generation() != before {
+            self.pay_for_write(asker, &request, open);
+        }
+        answer
     }
 
-    /// Charges the write-rate limit for what can make others' transactions fail.
-    fn pay_for_write(&mut self, asker: Asker, request: &Request<'_>) {
+    /// Charges the write-rate limit for a change that can make others' transactions fail; `open` is how many
+    /// there were when it was asked for.
+    fn pay_for_write(&mut self, asker: Asker, request: &Request<'_>, open: usize) {
         if asker.privileged {
             return;
         }
-        let open = self.store.open_transactions();
         let disturbs = if let Request::TransactionEnd { commit } = request {
             *commit && open > 1
         } else {
@@ -177,7 +181,7 @@ impl<P: Platform> Server<P> {
         }
         let guests = self.guests();
         if let Some(connection) = self.connections.get_mut(&asker.id) {
-            connection.credit.pay(self.now_ms, guests);
+            connection.credit.pay(self.now_ms, guests, &mut self.reserve);
         }
     }
 
@@ -206,6 +210,7 @@ impl<P: Platform> Server<P> {
             Ok(payload) => (header.kind, payload),
             Err(error) => (Kind::Error.number(), Cow::Borrowed(error_payload(error))),
         };
+        connection.figures.queued(payload.len());
         if !connection.privileged {
             let cost = payload.len().saturating_add(MESSAGE_OVERHEAD);
             self.store.charge(connection.domid, Quota::Memory, cost);
@@ -254,6 +259,7 @@ impl<P: Platform> Server<P> {
             return;
         }
         connection.figures.events = connection.figures.events.saturating_add(1);
+        connection.figures.queued(payload.len());
         let deadline_ms = if connection.privileged {
             None
         } else {
@@ -292,12 +298,5 @@ impl<P: Platform> Server<P> {
     /// How many domains share the income of the write-rate limit.
     pub(super) fn guests(&self) -> usize {
         self.connections.len()
-    }
-
-    /// The connection's facts that `CONTROL` shows.
-    pub(super) fn connections_in_order(&self) -> Vec<(ConnId, &Connection<P::Ring>)> {
-        let mut all = self.connections.iter().map(|(id, c)| (*id, &**c)).collect::<Vec<_>>();
-        all.sort_unstable_by_key(|(id, _)| *id);
-        all
     }
 }

@@ -2,15 +2,33 @@
 //!
 //! A domain is *tracked* from the first time anybody names it while it exists, *introduced* while it has a
 //! connection (which may be ignored), and *destroyed* when Xen says that it is dead or the toolstack
-//! releases it. Two domains that had the same domid are told apart by Xen's unique id where there is one.
+//! releases it. The server's own domain counts as introduced, but has no connection: nobody is there to ask.
+//!
+//! # A domid that is used again
+//! Nothing of a dead domain may be left for the next one with its domid. Where Xen has unique ids, they tell.
+//! Older versions of Xen tell of a death when it is complete, and the server looks before it handles any
+//! request that came after; what could go unseen is a death and a birth between two such looks:
+//!
+//! * An *introduced* domain cannot be replaced unseen: the server maps one of its pages, and Xen gives a domid
+//!   away only when the last page of its domain is free (`domain_destroy` in `xen/common/domain.c`). This holds
+//!   for ignored connections, too, whose pages stay mapped for that reason.
+//! * One that is only *tracked*, because rights were given to it before its introduction, is recognized by
+//!   its handle and the time it has run, each time it is named again and at its introduction.
+//! * What is left: a domain that is destroyed before it was introduced and built again with the same domid and
+//!   the same UUID, neither having run, within one pass of the server. Its rights are those of the failed attempt to
+//!   build the same guest.
+//!
+//! Where Xen tells nothing at all, RELEASE is the only news of a death.
+//!
 //! Order and events are those of the C server ("C xenstored 4.22 behaviour"; `docs/misc/xenstore.txt`,
 //! INTRODUCE and the following).
 
 use super::Server;
 use super::connection::Connection;
 use super::dispatch::{Answer, Reply};
-use super::platform::{Change, DomainState, Platform};
+use super::platform::{Change, DomainState, Identity, Platform};
 use super::queue::{Queue, Released};
+use super::rate::WriteCredit;
 use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, DomId, EvtchnPort};
 use crate::proto::ring::{self, RingPage, Word};
@@ -22,13 +40,13 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 
 /// How many changed domains are asked for in one scan: more than can exist.
-const CHANGES_PER_SCAN: usize = 1 << 16;
+pub(super) const CHANGES_PER_SCAN: usize = 1 << 16;
 
 /// A domain that the server knows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Domain {
-    /// What tells it from another domain with the same domid, as far as Xen says.
-    pub(super) unique_id: Option<u64>,
+    /// What tells it from another domain with the same domid, as it was last seen.
+    pub(super) identity: Identity,
     /// The feature bits that it is, or will be, shown.
     pub(super) features: u32,
     /// Its connection; with one it counts as introduced.
@@ -38,48 +56,62 @@ pub(super) struct Domain {
 }
 
 impl Domain {
-    fn new(unique_id: Option<u64>) -> Self {
-        Self { unique_id, features: features::OFFERED, connection: None, shutdown_reported: false }
+    fn new(identity: Identity) -> Self {
+        Self { identity, features: features::OFFERED, connection: None, shutdown_reported: false }
     }
 }
 
 impl<P: Platform> Server<P> {
-    /// Whether the server knows the domain, after asking Xen if it does not.
+    /// Whether the server knows the domain, after asking Xen if need be.
     pub(super) fn learn(&mut self, domid: DomId) -> bool {
-        if self.domains.contains_key(&domid) {
-            return true;
+        let is_tracked = self.renew(domid);
+        if is_tracked || !domid.is_ordinary() {
+            return is_tracked;
         }
-        if !domid.is_ordinary() {
-            return false;
-        }
-        let unique_id = match self.ask(domid) {
+        let identity = match self.ask(domid) {
             DomainState::Gone => return false,
-            DomainState::Exists { unique_id, .. } => unique_id,
-            DomainState::Unknown => None,
+            DomainState::Exists { identity, .. } => identity,
+            DomainState::Unknown => Identity::Unknown,
         };
-        self.track(domid, unique_id);
+        self.track(domid, identity);
         true
     }
 
     /// As [`learn`](Self::learn), but on behalf of a guest: where Xen does not tell, it could make the server
     /// remember every domid there is.
     pub(super) fn learn_certain(&mut self, domid: DomId) {
-        if self.domains.contains_key(&domid) || !domid.is_ordinary() {
+        if self.renew(domid) || !domid.is_ordinary() {
             return;
         }
-        if let DomainState::Exists { unique_id, .. } = self.ask(domid) {
-            self.track(domid, unique_id);
+        if let DomainState::Exists { identity, .. } = self.ask(domid) {
+            self.track(domid, identity);
         }
     }
 
-    fn track(&mut self, domid: DomId, unique_id: Option<u64>) {
-        self.domains.insert(domid, Domain::new(unique_id));
+    /// Whether a domain is tracked, after making sure that one without a connection is still the same.
+    fn renew(&mut self, domid: DomId) -> bool {
+        let Some(domain) = self.domains.get(&domid) else { return false };
+        if domain.connection.is_some() || domid == self.privileged {
+            return true;
+        }
+        if let DomainState::Exists { identity, .. } = self.ask(domid) {
+            if self.is_replaced(domid, identity) {
+                self.destroy(domid);
+                self.track(domid, identity);
+            }
+        }
+        true
+    }
+
+    fn track(&mut self, domid: DomId, identity: Identity) {
+        self.domains.insert(domid, Domain::new(identity));
         self.store.learn(domid);
+        self.trace("obj", format_args!("domain {domid}: known"));
     }
 
     /// The privileged domain is known from the start, whether or not it is connected.
     pub(super) fn know_privileged(&mut self) {
-        self.domains.insert(self.options.privileged, Domain::new(None));
+        self.domains.insert(self.privileged, Domain::new(Identity::Unknown));
     }
 
     /// Asks Xen about a domain.
@@ -96,7 +128,7 @@ impl<P: Platform> Server<P> {
     }
 
     /// The connection of an introduced domain.
-    fn connection_of(&self, domid: DomId) -> Option<ConnId> {
+    pub(super) fn connection_of(&self, domid: DomId) -> Option<ConnId> {
         self.domains.get(&domid)?.connection
     }
 
@@ -107,30 +139,19 @@ impl<P: Platform> Server<P> {
         if port == 0 || !domid.is_ordinary() {
             return Err(XsError::EINVAL);
         }
-        let unique_id = match self.ask(domid) {
-            DomainState::Exists { unique_id, .. } => unique_id,
-            // Mapping its page will tell.
-            DomainState::Gone | DomainState::Unknown => None,
-        };
-        if self.is_replaced(domid, unique_id) {
+        if self.own_domid == Some(domid) {
+            return Ok(Reply::Done);
+        }
+        // If Xen does not know it, mapping its page will tell.
+        let identity = self.identity(domid);
+        if self.is_replaced(domid, identity) {
             self.destroy(domid);
         }
         if let Some(id) = self.connection_of(domid) {
             self.reintroduce(id, domid, port);
             return Ok(Reply::Done);
         }
-        let id = self.open(domid, port, unique_id)?;
-        if domid != self.options.privileged {
-            self.store.fire_special(Special::IntroduceDomain, domid, true);
-            self.deliver_events(None);
-        }
-        self.start_over(id);
-        Ok(Reply::Done)
-    }
-
-    /// Maps the ring, binds the port and makes the connection.
-    fn open(&mut self, domid: DomId, port: u32, unique_id: Option<u64>) -> Result<ConnId, XsError> {
-        let mut page = match self.platform.map_ring(domid) {
+        let page = match self.platform.map_ring(domid) {
             Ok(page) => page,
             Err(error) => {
                 let what = "its ring cannot be mapped";
@@ -138,6 +159,31 @@ impl<P: Platform> Server<P> {
                 return Err(XsError::EINVAL);
             }
         };
+        let id = self.open(domid, page, port, identity)?;
+        if domid != self.privileged {
+            self.store.fire_special(Special::IntroduceDomain, domid, true);
+            self.deliver_events(None);
+        }
+        self.start_over(id);
+        Ok(Reply::Done)
+    }
+
+    /// What Xen says of who a domain is.
+    pub(super) fn identity(&mut self, domid: DomId) -> Identity {
+        match self.ask(domid) {
+            DomainState::Exists { identity, .. } => identity,
+            DomainState::Gone | DomainState::Unknown => Identity::Unknown,
+        }
+    }
+
+    /// Binds the port of a domain whose ring is mapped, and makes the connection.
+    pub(super) fn open(
+        &mut self,
+        domid: DomId,
+        mut page: P::Ring,
+        port: u32,
+        identity: Identity,
+    ) -> Result<ConnId, XsError> {
         // A domain builder may know better than the toolstack.
         let remote_port = match page.load(Word::EvtchnPort) {
             0 => port,
@@ -153,14 +199,15 @@ impl<P: Platform> Server<P> {
             }
         };
         if !self.domains.contains_key(&domid) {
-            self.track(domid, unique_id);
+            self.track(domid, identity);
         }
         let features = self.domains.get(&domid).map_or(features::OFFERED, |domain| domain.features);
         page.store(Word::ServerFeatures, features);
         let mut connection =
             Connection::new(domid, page, Some(bound), Queue::new(self.platform.hash_seed()));
         connection.features = features;
-        connection.privileged = domid == self.options.privileged;
+        connection.credit = WriteCredit::new(self.now_ms, &mut self.reserve);
+        connection.privileged = domid == self.privileged;
         Ok(self.attach(connection, bound))
     }
 
@@ -170,6 +217,7 @@ impl<P: Platform> Server<P> {
         // 2^32 introductions take longer than any host lives.
         self.next_connection = self.next_connection.wrapping_add(1);
         let (domid, privileged) = (connection.domid, connection.privileged);
+        self.trace("obj", format_args!("domain {domid}: connection opened"));
         self.ports.insert(port, id);
         self.connections.insert(id, Box::new(connection));
         self.store.connect(id, Party { domid, target: None, privileged });
@@ -228,7 +276,7 @@ impl<P: Platform> Server<P> {
         self.mark_ready(id);
     }
 
-    /// RELEASE: as if the domain had died. The privileged domain cannot be released.
+    /// RELEASE: as if the domain had died. The privileged domain and the server's own cannot be released.
     pub(super) fn release(&mut self, domid: DomId) -> Answer {
         self.must_be_introduced(domid)?;
         self.destroy(domid);
@@ -245,7 +293,7 @@ impl<P: Platform> Server<P> {
     }
 
     fn must_be_introduced(&self, domid: DomId) -> Result<ConnId, XsError> {
-        if domid == self.options.privileged {
+        if domid == self.privileged || self.own_domid == Some(domid) {
             return Err(XsError::EINVAL);
         }
         self.connection_of(domid).ok_or(XsError::ENOENT)
@@ -253,14 +301,21 @@ impl<P: Platform> Server<P> {
 
     /// IS_DOMAIN_INTRODUCED.
     pub(super) fn is_introduced(&self, domid: DomId) -> Reply {
-        let introduced = domid == DomId::SELF || self.connection_of(domid).is_some();
+        let is_self = domid == DomId::SELF || self.own_domid == Some(domid);
+        let introduced = is_self || self.connection_of(domid).is_some();
         Reply::Data(if introduced { b"T\0".to_vec() } else { b"F\0".to_vec() })
     }
 
     /// SET_TARGET: the first domain gets the rights of the second, whose devices it emulates.
     pub(super) fn set_target(&mut self, domid: DomId, target: DomId) -> Answer {
-        let id = self.connection_of(domid).ok_or(XsError::ENOENT)?;
-        self.connection_of(target).ok_or(XsError::ENOENT)?;
+        let own_domid = self.own_domid;
+        let find = |server: &Self, domid| match server.connection_of(domid) {
+            // Introduced, but without a connection.
+            None if own_domid == Some(domid) => Err(XsError::EINVAL),
+            found => found.ok_or(XsError::ENOENT),
+        };
+        let id = find(self, domid)?;
+        find(self, target)?;
         if !self.connections.get(&id).is_some_and(|connection| connection.is_connected()) {
             return Err(XsError::EINVAL);
         }
@@ -268,33 +323,7 @@ impl<P: Platform> Server<P> {
         Ok(Reply::Done)
     }
 
-    // ---- start, shutdown and death ----
-
-    /// Serves the domain that the toolstack named on the command line. Its ring is not reset: requests may wait in
-    /// it. Its kernel starts with the first event it gets, so that one comes last.
-    pub(super) fn open_first(&mut self) {
-        let domid = self.options.first_domain;
-        let Some(port) = self.options.event_port else {
-            self.platform.log(format_args!(
-                "option --event is missing: domain {domid} is not served until it is introduced"
-            ));
-            return;
-        };
-        let unique_id = match self.ask(domid) {
-            DomainState::Exists { unique_id, .. } => unique_id,
-            DomainState::Gone | DomainState::Unknown => None,
-        };
-        if let Some(domain) = self.domains.get_mut(&domid) {
-            domain.unique_id = unique_id;
-        }
-        let Ok(id) = self.open(domid, port, unique_id) else { return };
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        connection.ring.store(Word::Connection, 0);
-        if let Some(port) = connection.port {
-            self.platform.notify(port);
-        }
-        self.mark_ready(id);
-    }
+    // ---- shutdown and death ----
 
     /// Finds out what became of the domains after Xen said that something did.
     pub(super) fn scan_domains(&mut self) {
@@ -323,9 +352,13 @@ impl<P: Platform> Server<P> {
         let is_introduced = domain.connection.is_some();
         match state {
             DomainState::Unknown => {}
-            DomainState::Exists { shutdown, unique_id } if !self.is_replaced(domid, unique_id) => {
+            DomainState::Exists { shutdown, identity, .. }
+                if !self.is_replaced(domid, identity) =>
+            {
                 let Some(domain) = self.domains.get_mut(&domid) else { return };
-                domain.unique_id = domain.unique_id.or(unique_id);
+                if identity != Identity::Unknown {
+                    domain.identity = identity;
+                }
                 if shutdown && is_introduced && !domain.shutdown_reported {
                     domain.shutdown_reported = true;
                     self.announce_shutdown(announced, Plain::No);
@@ -350,19 +383,21 @@ impl<P: Platform> Server<P> {
     }
 
     /// Whether another domain has this domid now.
-    fn is_replaced(&self, domid: DomId, unique_id: Option<u64>) -> bool {
-        let known = self.domains.get(&domid).and_then(|domain| domain.unique_id);
-        matches!((known, unique_id), (Some(known), Some(now)) if known != now)
+    fn is_replaced(&self, domid: DomId, identity: Identity) -> bool {
+        self.domains.get(&domid).is_some_and(|domain| {
+            domain.identity.is_replaced_by(identity, domain.connection.is_some())
+        })
     }
 
     /// Removes a domain and everything it has. The privileged domain is never removed: without
     /// it there is no host.
     fn destroy(&mut self, domid: DomId) {
-        if domid == self.options.privileged {
+        if domid == self.privileged {
             self.platform.log(format_args!("domain {domid} is gone; it was the privileged one"));
             return;
         }
         let Some(domain) = self.domains.remove(&domid) else { return };
+        self.trace("obj", format_args!("domain {domid}: forgotten"));
         // First of all it gets no events any more, not even about its own nodes.
         let connection = domain.connection.and_then(|id| self.detach(id));
         // Others lose the rights that they had as its emulators, too.
@@ -411,6 +446,9 @@ impl<P: Platform> Server<P> {
     fn detach(&mut self, id: ConnId) -> Option<Box<Connection<P::Ring>>> {
         self.store.disconnect(id);
         let mut connection = self.connections.remove(&id)?;
+        connection.credit.leave(&mut self.reserve);
+        self.past.add(connection.figures);
+        self.trace("obj", format_args!("domain {}: connection closed", connection.domid));
         if let Some(at_ms) = connection.wake_at_ms {
             self.timers.remove(&(at_ms, id));
         }

@@ -1,10 +1,11 @@
 //! What goes to the console, and what guests can make appear there.
 
 use super::Server;
-use super::dispatch::Asker;
+use super::dispatch::{Answer, Asker, Reply};
 use super::platform::Platform;
+use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, TxId};
-use crate::proto::wire::Kind;
+use crate::proto::wire::{Header, Kind};
 use core::fmt;
 
 /// A guest's doings give at most one line in this time.
@@ -21,7 +22,13 @@ pub(super) struct LineBudget {
     left_out: u32,
 }
 
-/// The switches of `CONTROL log`.
+/// The switches of `CONTROL log`, by the names of the C server:
+///
+/// * `io`: every request and its answer.
+/// * `obj`: domains that become known, connections that come and go.
+/// * `acc`: requests refused for want of quota or memory.
+/// * `wrl`: domains that the write-rate limit holds up.
+/// * `tdb`: nothing, since there is no such database here; scripts may turn it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Switches {
     pub(super) on: bool,
@@ -75,6 +82,41 @@ impl<P: Platform> Server<P> {
         connection.quiet_until_ms = now_ms.saturating_add(GUEST_PAUSE_MS);
         let domid = connection.domid;
         self.platform.log(format_args!("domain {domid}: {line}"));
+    }
+
+    /// Prints a line if the administrator has turned its switch.
+    pub(super) fn trace(&mut self, switch: &str, line: fmt::Arguments<'_>) {
+        if self.switches.wants(switch) {
+            self.platform.log(line);
+        }
+    }
+
+    /// Prints the answer to a request if the administrator wants to see it.
+    pub(super) fn trace_answer(&mut self, id: ConnId, header: Header, answer: &Answer) {
+        if !self.switches.on {
+            return;
+        }
+        let Some(domid) = self.connections.get(&id).map(|connection| connection.domid) else {
+            return;
+        };
+        let request = header.req_id;
+        if let (Err(error @ (XsError::ENOSPC | XsError::ENOMEM)), Some(kind)) =
+            (answer, Kind::from_number(header.kind))
+        {
+            self.trace("acc", format_args!("domain {domid}: {kind:?} refused: {error:?}"));
+        }
+        match answer {
+            Ok(Reply::Done | Reply::Watching(_)) => {
+                self.trace("io", format_args!("domain {domid} request {request}: OK"));
+            }
+            Ok(Reply::Data(data)) => {
+                let bytes = data.len();
+                self.trace("io", format_args!("domain {domid} request {request}: {bytes} bytes"));
+            }
+            Err(error) => {
+                self.trace("io", format_args!("domain {domid} request {request}: {error:?}"));
+            }
+        }
     }
 
     /// Prints a request if the administrator wants to see them.

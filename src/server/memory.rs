@@ -9,8 +9,9 @@ use super::platform::Platform;
 use crate::proto::request::Request;
 use crate::proto::wire::PAYLOAD_MAX;
 
-/// Kept for requests that free memory or only look.
-const STANDING_RESERVE: usize = 128 * 1024;
+/// Kept for requests that free memory or only look. Enough for an administrator's `xenstore-rm`, which
+/// uses a transaction, to remove ten thousand nodes at once.
+const STANDING_RESERVE: usize = 512 * 1024;
 
 /// The part of it that requests which only look leave to those that free.
 const RESERVE_FOR_FREEING: usize = 64 * 1024;
@@ -18,9 +19,6 @@ const RESERVE_FOR_FREEING: usize = 64 * 1024;
 /// The most that the server itself needs around a request: the request, its reply, and the
 /// bookkeeping of a new connection or some queued messages.
 const OWN_WORST_CASE: usize = 4 * PAYLOAD_MAX;
-
-/// What the store may usually allocate for events and transactions of one request.
-const HEADROOM_WISH: usize = 512 * 1024;
 
 /// Below this nothing is even read.
 const READ_NEEDS: usize = 2 * PAYLOAD_MAX;
@@ -39,9 +37,17 @@ enum Appetite {
     Grows,
 }
 
-/// What a request does to memory. In a transaction even looking is remembered.
-fn appetite(request: &Request<'_>, in_transaction: bool) -> Appetite {
+/// What a request does to memory. In a transaction even looking is remembered. Who is privileged may remove
+/// in a transaction out of the reserve; he is trusted to end it.
+fn appetite(request: &Request<'_>, in_transaction: bool, privileged: bool) -> Appetite {
     match request {
+        Request::TransactionStart
+        | Request::Rm { .. }
+        | Request::TransactionEnd { commit: true }
+            if privileged =>
+        {
+            Appetite::Frees
+        }
         Request::Unwatch { .. }
         | Request::TransactionEnd { commit: false }
         | Request::ResetWatches
@@ -78,9 +84,10 @@ impl<P: Platform> Server<P> {
         &mut self,
         request: &Request<'_>,
         in_transaction: bool,
+        privileged: bool,
         payload_len: usize,
     ) -> bool {
-        let needed = match appetite(request, in_transaction) {
+        let needed = match appetite(request, in_transaction, privileged) {
             Appetite::Frees => OWN_WORST_CASE,
             Appetite::Looks => OWN_WORST_CASE.saturating_add(RESERVE_FOR_FREEING),
             Appetite::Grows => OWN_WORST_CASE
@@ -99,10 +106,7 @@ impl<P: Platform> Server<P> {
 
     /// Tells the store how much it may allocate for what has no bound of its own, besides `needed`.
     fn limit_store(&mut self, needed: usize) {
-        let _ = self.platform.reserve(needed.saturating_add(HEADROOM_WISH));
-        let heap = self.platform.heap();
-        let free = heap.size.saturating_sub(heap.used);
-        self.store.set_headroom(free.saturating_sub(needed));
+        self.store.set_headroom(self.platform.heap().free.saturating_sub(needed));
     }
 }
 
@@ -123,12 +127,15 @@ mod tests {
     #[test]
     fn inside_a_transaction_only_what_ends_it_is_free() {
         let rm = Request::Rm { path: b"/a" };
-        assert_eq!(appetite(&rm, false), Appetite::Frees);
-        assert_eq!(appetite(&rm, true), Appetite::Grows);
+        assert_eq!(appetite(&rm, false, false), Appetite::Frees);
+        assert_eq!(appetite(&rm, true, false), Appetite::Grows);
+        assert_eq!(appetite(&rm, true, true), Appetite::Frees);
         let read = Request::Read { path: b"/a" };
-        assert_eq!(appetite(&read, false), Appetite::Looks);
-        assert_eq!(appetite(&read, true), Appetite::Grows);
-        assert_eq!(appetite(&Request::TransactionEnd { commit: false }, true), Appetite::Frees);
-        assert_eq!(appetite(&Request::TransactionEnd { commit: true }, true), Appetite::Grows);
+        assert_eq!(appetite(&read, false, false), Appetite::Looks);
+        assert_eq!(appetite(&read, true, true), Appetite::Grows);
+        let end = |commit| Request::TransactionEnd { commit };
+        assert_eq!(appetite(&end(false), true, false), Appetite::Frees);
+        assert_eq!(appetite(&end(true), true, false), Appetite::Grows);
+        assert_eq!(appetite(&end(true), true, true), Appetite::Frees);
     }
 }

@@ -6,8 +6,9 @@
 //! * `schedule`: one pass after the other; who is served when, and when to sleep.
 //! * `connection`, `queue`: bytes of one client, in and out.
 //! * `dispatch`, `handlers`: one request from its header to its reply.
+//! * `start`: the first steps.
 //! * `domains`: introduction, shutdown and death of domains.
-//! * `control`: what administrators ask.
+//! * `control`, `stats`: what administrators ask.
 //! * `accounts`, `memory`, `rate`: who pays for what waits, and what is refused.
 //! * `options`: the command line. `log`: what goes to the console.
 #![forbid(unsafe_code)]
@@ -34,6 +35,8 @@ pub mod platform;
 mod queue;
 mod rate;
 mod schedule;
+mod start;
+mod stats;
 
 pub use schedule::Pass;
 
@@ -44,7 +47,7 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
-use connection::Connection;
+use connection::{Connection, Figures};
 use core::fmt;
 use domains::Domain;
 use foldhash::fast::FixedState;
@@ -53,6 +56,8 @@ use log::{LineBudget, Switches};
 use options::Options;
 use platform::Platform;
 use queue::CauseId;
+use rate::Reserve;
+use stats::Latency;
 
 /// A map whose hashes a guest cannot foresee.
 type Map<K, V> = HashMap<K, V, FixedState>;
@@ -62,6 +67,12 @@ pub struct Server<P: Platform> {
     platform: P,
     store: Store,
     options: Options,
+    /// The domain that may do everything.
+    privileged: DomId,
+    /// The domain that the server runs in, where Xen tells.
+    own_domid: Option<DomId>,
+    /// Domains that existed before the server did, until it has looked whether they wait for it.
+    existing: Vec<DomId>,
     connections: Map<ConnId, Box<Connection<P::Ring>>>,
     ports: Map<EvtchnPort, ConnId>,
     domains: BTreeMap<DomId, Domain>,
@@ -73,6 +84,8 @@ pub struct Server<P: Platform> {
     served: Vec<ConnId>,
     /// Connections that are not read because they, or the server, have no memory left.
     short_of_memory: Vec<ConnId>,
+    /// What idle domains leave to busy ones in the write-rate limit.
+    reserve: Reserve,
     /// When a connection wants to be served even if nobody signals; one entry each at most.
     timers: BTreeSet<(u64, ConnId)>,
     next_connection: u32,
@@ -81,6 +94,10 @@ pub struct Server<P: Platform> {
     now_ms: u64,
     started_ms: u64,
     next_rescan_ms: u64,
+    /// How long requests took.
+    latency: Latency,
+    /// The figures of connections that are no more.
+    past: Figures,
     warned_of_unknown_states: bool,
     /// Events that the store had dropped when that was last reported.
     dropped_before: u64,
@@ -106,11 +123,17 @@ impl<P: Platform> Server<P> {
             platform.log(format_args!("command line: {complaint}"));
         }
         let (seed, now_ms) = (platform.hash_seed(), platform.now_ms());
-        let store = Store::new(seed, options.privileged, options.quotas);
+        let (existing, control) = start::find_existing(&mut platform);
+        let privileged = options.privileged.or(control).unwrap_or(DomId(0));
+        let own_domid = platform.own_domid();
+        let store = Store::new(seed, privileged, options.quotas);
         let mut server = Self {
             platform,
             store,
             options,
+            privileged,
+            own_domid,
+            existing,
             connections: HashMap::with_hasher(FixedState::with_seed(seed)),
             ports: HashMap::with_hasher(FixedState::with_seed(seed)),
             domains: BTreeMap::new(),
@@ -118,12 +141,15 @@ impl<P: Platform> Server<P> {
             ready: VecDeque::new(),
             served: Vec::new(),
             short_of_memory: Vec::new(),
+            reserve: Reserve::default(),
             timers: BTreeSet::new(),
             next_connection: 1,
             next_cause: 0,
             now_ms,
             started_ms: now_ms,
             next_rescan_ms: now_ms,
+            latency: Latency::default(),
+            past: Figures::default(),
             warned_of_unknown_states: false,
             dropped_before: 0,
             next_drop_line_ms: now_ms,
@@ -134,9 +160,11 @@ impl<P: Platform> Server<P> {
         server
     }
 
-    /// Connects the first domain and lets it start. Call this once, before the first step.
+    /// Connects the domains that wait for the server and lets them start. Call this once, before the
+    /// first step.
     pub fn start(&mut self) {
         self.open_first();
+        self.open_existing();
     }
 
     /// Serves for ever.

@@ -21,8 +21,8 @@ pub struct Options {
     pub event_port: Option<u32>,
     /// The domain whose ring is served from the start.
     pub first_domain: DomId,
-    /// The domain that may do everything.
-    pub privileged: DomId,
+    /// The domain that may do everything; `None` for the one that Xen calls the control domain.
+    pub privileged: Option<DomId>,
     /// Limits of domains that the server learns about.
     pub quotas: Quotas,
     /// How long an event may wait for an unprivileged reader; `None` for ever.
@@ -36,7 +36,7 @@ impl Default for Options {
         Self {
             event_port: None,
             first_domain: DomId(0),
-            privileged: DomId(0),
+            privileged: None,
             quotas: Quotas::default(),
             watch_event_timeout_ms: Some(WATCH_EVENT_TIMEOUT_MS),
             complaints: Vec::new(),
@@ -156,7 +156,7 @@ impl Options {
         let done = match found.meaning {
             Meaning::Event => set(&mut self.event_port, parse_port(value).map(Some)),
             Meaning::FirstDomain => set(&mut self.first_domain, parse_domid(value)),
-            Meaning::Privileged => set(&mut self.privileged, parse_domid(value)),
+            Meaning::Privileged => set(&mut self.privileged, parse_domid(value).map(Some)),
             Meaning::Limit(quota) => self.limit(quota, value),
             Meaning::Quota => value
                 .split_once('=')
@@ -267,7 +267,7 @@ mod tests {
         assert_eq!(options.quotas.get(Quota::SoftMemory), 7);
         assert_eq!(options.quotas.get(Quota::NodePermissions), 9);
         assert_eq!(options.watch_event_timeout_ms, Some(3000));
-        assert_eq!(options.privileged, DomId(2));
+        assert_eq!(options.privileged, Some(DomId(2)));
         assert_eq!(Options::parse("--timeout watch-event=0").watch_event_timeout_ms, None);
         assert_eq!(Options::parse("-M 4000").quotas.get(Quota::PathMax), 2048);
     }

@@ -31,6 +31,42 @@ pub enum Event {
     DomainChange,
 }
 
+/// What tells a domain from another one that had the same domid before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Identity {
+    /// A number that no two domains share (Xen 4.21 on).
+    Unique(u64),
+    /// What older ones tell: a name that the toolstack chose, and may change, and a clock.
+    Traits {
+        /// The domain's handle, usually the UUID of its configuration.
+        handle: [u8; 16],
+        /// Nanoseconds that it has run, which never become fewer.
+        cpu_time: u64,
+    },
+    /// Nothing.
+    Unknown,
+}
+
+impl Identity {
+    /// Whether the domain that looks like `now` is another one than the one that looked like `self`.
+    ///
+    /// Without a unique number this is a judgement. `held` says that the server maps a page of it: Xen gives
+    /// a domid away only when the last page of its domain is free, so a handle that changes meanwhile is
+    /// a toolstack that renames a living domain. Of a domain that is not held a new handle means another
+    /// domain. One that has run for less time than before is another one in any case.
+    #[must_use]
+    pub fn is_replaced_by(self, now: Self, held: bool) -> bool {
+        match (self, now) {
+            (Self::Unique(before), Self::Unique(now)) => before != now,
+            (
+                Self::Traits { handle: before, cpu_time: ran },
+                Self::Traits { handle: now, cpu_time: runs },
+            ) => runs < ran || !held && before != now,
+            _ => false,
+        }
+    }
+}
+
 /// What Xen says of one domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DomainState {
@@ -40,8 +76,10 @@ pub enum DomainState {
     Exists {
         /// It has shut down or crashed, and waits for the toolstack.
         shutdown: bool,
-        /// Differs between two domains that had the same domid; `None` where Xen does not tell.
-        unique_id: Option<u64>,
+        /// Xen lets it build and destroy domains.
+        control: bool,
+        /// What tells it from its predecessors.
+        identity: Identity,
     },
     /// Xen does not let this domain ask.
     Unknown,
@@ -67,6 +105,9 @@ pub struct HeapStats {
     pub size: usize,
     /// What `size` can still grow to.
     pub limit: usize,
+    /// What is left for blocks of any size, growth included: less than `limit` without `used`, since
+    /// small blocks are cut from pages of their own.
+    pub free: usize,
 }
 
 /// The world as the server sees it.
@@ -76,6 +117,12 @@ pub trait Platform {
 
     /// Milliseconds since some fixed moment; never goes back.
     fn now_ms(&self) -> u64;
+
+    /// Microseconds since some fixed moment, as fine as the clock is: for figures only.
+    fn now_us(&self) -> u64;
+
+    /// The domid of the domain that the server runs in, where Xen tells.
+    fn own_domid(&self) -> Option<DomId>;
 
     /// A key for hash tables that guests cannot guess; the same on every call.
     fn hash_seed(&self) -> u64;
@@ -109,7 +156,8 @@ pub trait Platform {
     /// What Xen says of a domain.
     fn domain_state(&mut self, domid: DomId) -> DomainState;
 
-    /// The next domain whose state changed since it was last reported here.
+    /// The next domain whose state changed since it was last reported here; at the start that is every
+    /// domain that exists.
     fn next_change(&mut self) -> Change;
 
     /// Tries to have at least `bytes` of heap free, growing it where possible. `false` if fewer are.

@@ -1,31 +1,61 @@
 //! The write-rate limit: a guest that writes without pause must not keep everybody else's transactions
 //! from ever committing (XSA-206).
 //!
-//! Writes are free while nobody could be disturbed. While a transaction is open, each one costs credit, and
-//! a domain without credit is not read for a while; it never sees an error. The constants are those
-//! of C xenstored (4.22 behaviour). Other than there, a domain cannot borrow from what others left.
+//! Writes are free while nobody could be disturbed. A change outside of transactions costs credit while any
+//! transaction is open, a commit while there is another one. A domain without credit is not read for a
+//! while; it never sees an error, and what it has written stays in its ring. Privileged domains never pay.
+//!
+//! All domains share one income in equal parts. Each saves up to a burst; what it earns beyond that goes to a
+//! reserve, and a domain in debt is helped out of the reserve: so one busy domain among idle ones may use the
+//! whole income. A new domain gets its first burst from the reserve, which may go into debt for that,
+//! but only so far: who is introduced again and again gains nothing.
+//!
+//! The constants are those of C xenstored (4.22 behaviour). A guest may rely on ten writes in a row at any
+//! time and on its share of 200 writes a second.
 
 /// What one write costs, in millionths of a write.
 const COST: i64 = 1_000_000;
 
 /// What a domain can save up: ten writes.
-const BURST: i64 = 10_000_000;
+const BURST: i64 = 10 * COST;
 
 /// What all domains together earn in a millisecond: 200 writes a second.
-const INCOME_PER_MS: i64 = 200_000;
+const INCOME_PER_MS: i64 = COST / 5;
+
+/// The most that the reserve holds: a thousand writes.
+const RESERVE_MAX: i64 = 1000 * COST;
+
+/// How far the reserve goes into debt for new domains: five bursts.
+const RESERVE_MIN: i64 = -5 * BURST;
+
+/// What idle domains leave to the others.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Reserve(i64);
+
+impl Reserve {
+    /// Gives what is wanted, as far as the reserve stays above `floor`.
+    fn take(&mut self, wanted: i64, floor: i64) -> i64 {
+        let given = wanted.min(self.0.saturating_sub(floor)).max(0);
+        self.0 = self.0.saturating_sub(given);
+        given
+    }
+
+    fn put(&mut self, surplus: i64) {
+        self.0 = self.0.saturating_add(surplus).min(RESERVE_MAX);
+    }
+
+    /// How many writes it is worth, for the administrator.
+    pub(super) fn writes(self) -> i64 {
+        self.0.div_euclid(COST)
+    }
+}
 
 /// One domain's credit.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Default, Debug)]
 pub(super) struct WriteCredit {
     credit: i64,
     /// Up to when its income is in `credit`.
     since_ms: u64,
-}
-
-impl Default for WriteCredit {
-    fn default() -> Self {
-        Self { credit: BURST, since_ms: 0 }
-    }
 }
 
 /// What each of so many domains earns in a millisecond.
@@ -35,25 +65,47 @@ fn share(domains: usize) -> i64 {
 }
 
 impl WriteCredit {
-    /// Adds what has been earned since the last call.
-    fn earn(&mut self, now_ms: u64, domains: usize) {
+    /// The credit of a new domain.
+    pub(super) fn new(now_ms: u64, reserve: &mut Reserve) -> Self {
+        Self { credit: reserve.take(BURST, RESERVE_MIN), since_ms: now_ms }
+    }
+
+    /// The domain is gone: what it saved goes to the others, its debts are forgotten.
+    pub(super) fn leave(self, reserve: &mut Reserve) {
+        reserve.put(self.credit.max(0));
+    }
+
+    /// Adds what has been earned since the last call; what is too much to save goes to the reserve.
+    pub(super) fn earn(&mut self, now_ms: u64, domains: usize, reserve: &mut Reserve) {
         let elapsed = i64::try_from(now_ms.saturating_sub(self.since_ms)).unwrap_or(i64::MAX);
-        self.credit = self.credit.saturating_add(elapsed.saturating_mul(share(domains))).min(BURST);
+        self.credit = self.credit.saturating_add(elapsed.saturating_mul(share(domains)));
         self.since_ms = now_ms;
+        let surplus = self.credit.saturating_sub(BURST).max(0);
+        self.credit = self.credit.saturating_sub(surplus);
+        reserve.put(surplus);
     }
 
     /// Pays for one write.
-    pub(super) fn pay(&mut self, now_ms: u64, domains: usize) {
-        self.earn(now_ms, domains);
+    pub(super) fn pay(&mut self, now_ms: u64, domains: usize, reserve: &mut Reserve) {
+        self.earn(now_ms, domains, reserve);
         self.credit = self.credit.saturating_sub(COST);
+        let debt = self.credit.min(0).saturating_neg();
+        self.credit = self.credit.saturating_add(reserve.take(debt, 0));
     }
 
     /// The moment from which the domain may go on; `None` if it may now.
-    pub(super) fn blocked_until(&mut self, now_ms: u64, domains: usize) -> Option<u64> {
+    pub(super) fn blocked_until(
+        &mut self,
+        now_ms: u64,
+        domains: usize,
+        reserve: &mut Reserve,
+    ) -> Option<u64> {
         if self.credit >= 0 {
             return None;
         }
-        self.earn(now_ms, domains);
+        self.earn(now_ms, domains, reserve);
+        let debt = self.credit.min(0).saturating_neg();
+        self.credit = self.credit.saturating_add(reserve.take(debt, 0));
         if self.credit >= 0 {
             return None;
         }
@@ -66,30 +118,80 @@ impl WriteCredit {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_burst_is_free_and_then_the_rate_holds() {
-        let mut credit = WriteCredit::default();
-        let (mut now_ms, mut writes) = (1000, 0);
-        while now_ms < 3000 {
-            match credit.blocked_until(now_ms, 4) {
+    /// Writes as fast as it may from `start_ms` to `end_ms`.
+    fn storm(
+        credit: &mut WriteCredit,
+        reserve: &mut Reserve,
+        start_ms: u64,
+        end_ms: u64,
+        domains: usize,
+    ) -> u32 {
+        let (mut now_ms, mut writes) = (start_ms, 0);
+        while now_ms < end_ms {
+            match credit.blocked_until(now_ms, domains, reserve) {
                 Some(until) => now_ms = until,
                 None => {
-                    credit.pay(now_ms, 4);
+                    credit.pay(now_ms, domains, reserve);
                     writes += 1;
                 }
             }
         }
+        writes
+    }
+
+    #[test]
+    fn xsa_206_a_burst_is_free_and_then_the_rate_holds() {
+        let mut reserve = Reserve::default();
+        let mut credit = WriteCredit::new(1000, &mut reserve);
+        let writes = storm(&mut credit, &mut reserve, 1000, 3000, 4);
         // 50 writes a second for each of four, for two seconds, and the burst.
         assert!((100..=112).contains(&writes), "{writes}");
     }
 
     #[test]
-    fn many_domains_get_little_but_not_nothing() {
-        let mut credit = WriteCredit::default();
-        for _ in 0..20 {
-            credit.pay(0, 1_000_000);
+    fn what_idle_domains_earn_goes_to_the_busy_one() {
+        let mut reserve = Reserve::default();
+        let mut busy = WriteCredit::new(0, &mut reserve);
+        let mut idle = [(); 3].map(|()| WriteCredit::new(0, &mut reserve));
+        let mut writes = 0;
+        for second in 0..10 {
+            writes += storm(&mut busy, &mut reserve, second * 1000, second * 1000 + 1000, 4);
+            for credit in &mut idle {
+                credit.earn(second * 1000 + 1000, 4, &mut reserve);
+            }
         }
-        assert!(credit.blocked_until(0, 1_000_000).is_some());
-        assert_eq!(credit.blocked_until(u64::MAX, 1_000_000), None);
+        // All of the 200 a second, late by one second, and after the debt for the first bursts is paid.
+        assert!((1700..=2010).contains(&writes), "{writes}");
+    }
+
+    #[test]
+    fn the_reserve_is_bounded_both_ways() {
+        let mut reserve = Reserve::default();
+        for _ in 0..5 {
+            assert_eq!(WriteCredit::new(0, &mut reserve).credit, BURST);
+        }
+        assert_eq!(reserve.writes(), -50);
+        // Whoever comes now has to earn it, however often it comes.
+        for _ in 0..100 {
+            let mut credit = WriteCredit::new(0, &mut reserve);
+            assert_eq!(credit.credit, 0);
+            credit.pay(0, 1, &mut reserve);
+            assert!(credit.blocked_until(0, 1, &mut reserve).is_some());
+            credit.leave(&mut reserve);
+        }
+        let mut idle = WriteCredit::default();
+        idle.earn(u64::MAX, 1, &mut reserve);
+        assert_eq!((idle.credit, reserve.writes()), (BURST, 1000));
+    }
+
+    #[test]
+    fn many_domains_get_little_but_not_nothing() {
+        let mut reserve = Reserve::default();
+        let mut credit = WriteCredit::new(0, &mut reserve);
+        for _ in 0..20 {
+            credit.pay(0, 1_000_000, &mut reserve);
+        }
+        assert!(credit.blocked_until(0, 1_000_000, &mut reserve).is_some());
+        assert_eq!(credit.blocked_until(u64::MAX, 1_000_000, &mut reserve), None);
     }
 }

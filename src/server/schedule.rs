@@ -119,13 +119,15 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// The net under lost signals.
+    /// The net under lost signals. Idle domains hand over what they earned, too.
     fn rescan(&mut self) {
         if self.now_ms < self.next_rescan_ms {
             return;
         }
         self.next_rescan_ms = self.now_ms.saturating_add(RESCAN_MS);
+        let guests = self.guests();
         for (id, connection) in &mut self.connections {
+            connection.credit.earn(self.now_ms, guests, &mut self.reserve);
             if !connection.is_ready && connection.has_work() {
                 connection.is_ready = true;
                 self.ready.push_back(*id);
@@ -173,8 +175,14 @@ impl<P: Platform> Server<P> {
     fn exchange(&mut self, id: ConnId) -> Result<(), Fault> {
         self.send(id)?;
         let mut budget = REQUESTS_PER_PASS;
+        let mut begun_us = None;
         while self.read_request(id)? == Read::Complete {
+            let from_us = begun_us.unwrap_or_else(|| self.platform.now_us());
             self.execute(id);
+            let until_us = self.platform.now_us();
+            self.latency.add(until_us.saturating_sub(from_us));
+            // The next request begins where this one ends, so the clock is read once for each.
+            begun_us = Some(until_us);
             budget = budget.saturating_sub(1);
             if budget == 0 {
                 self.mark_ready(id);
@@ -206,12 +214,18 @@ impl<P: Platform> Server<P> {
             return Ok(Read::Nothing);
         }
         let before = core::mem::replace(&mut connection.suspension, suspension);
+        let domid = connection.domid;
         if suspension == Some(Suspension::Memory) && before != suspension {
             self.short_of_memory.push(id);
+        }
+        if let (Some(Suspension::Rate(until)), true) = (suspension, before != suspension) {
+            let ms = until.saturating_sub(self.now_ms);
+            self.trace("wrl", format_args!("domain {domid}: writes too fast, waits {ms} ms"));
         }
         if suspension.is_some() {
             return Ok(Read::Nothing);
         }
+        let Some(connection) = self.connections.get_mut(&id) else { return Ok(Read::Nothing) };
         Ok(if connection.receive()? { Read::Complete } else { Read::Nothing })
     }
 
@@ -231,7 +245,8 @@ impl<P: Platform> Server<P> {
         if !self.store.allows(connection.domid, Quota::Memory, 1) {
             return Some(Suspension::Memory);
         }
-        connection.credit.blocked_until(self.now_ms, guests).map(Suspension::Rate)
+        let until = connection.credit.blocked_until(self.now_ms, guests, &mut self.reserve);
+        until.map(Suspension::Rate)
     }
 
     /// After a connection was served, or could not be: signal, timer, place in the lists.

@@ -2,7 +2,9 @@
 
 use super::page::SimPage;
 use crate::proto::id::{DomId, EvtchnPort};
-use crate::server::platform::{Change, DomainState, Event, HeapStats, Platform, PlatformError};
+use crate::server::platform::{
+    Change, DomainState, Event, HeapStats, Identity, Platform, PlatformError,
+};
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
@@ -13,10 +15,18 @@ use core::fmt;
 /// The port that every simulated domain offers first.
 const FIRST_OFFER: u32 = 10;
 
+/// The domain that the server lives in.
+const OWN_DOMID: DomId = DomId(32_000);
+
 /// A simulated domain.
 #[derive(Debug)]
 struct Domain {
     unique_id: u64,
+    /// What older versions of Xen tell instead of the unique id.
+    handle: [u8; 16],
+    cpu_time: u64,
+    /// It may build and destroy domains.
+    control: bool,
     page: SimPage,
     /// The ring page is granted to the server.
     granted: bool,
@@ -84,9 +94,13 @@ impl World {
         self.0.borrow_mut()
     }
 
-    /// The server's access.
+    /// The server's access. As Xen does, this marks all domains as changed.
     #[must_use]
     pub fn platform(&self) -> SimPlatform {
+        let mut state = self.state();
+        let existing = state.domains.keys().copied().collect::<Vec<_>>();
+        state.changed.extend(existing);
+        drop(state);
         SimPlatform(self.clone())
     }
 
@@ -97,6 +111,9 @@ impl World {
         state.next_unique_id += 1;
         let domain = Domain {
             unique_id,
+            handle: u128::from(unique_id).to_le_bytes(),
+            cpu_time: 0,
+            control: domid == DomId(0),
             page: SimPage::default(),
             granted: true,
             shutdown: false,
@@ -119,6 +136,33 @@ impl World {
         domain.next_offer += 1;
         domain.offers.insert(port);
         port
+    }
+
+    /// The handle of a domain changes, as when a toolstack renames it.
+    pub fn set_handle(&self, domid: DomId, handle: [u8; 16]) {
+        if let Some(domain) = self.state().domains.get_mut(&domid) {
+            domain.handle = handle;
+        }
+    }
+
+    /// A domain has run for so many nanoseconds.
+    pub fn set_cpu_time(&self, domid: DomId, ns: u64) {
+        if let Some(domain) = self.state().domains.get_mut(&domid) {
+            domain.cpu_time = ns;
+        }
+    }
+
+    /// Chooses whether a domain has control.
+    pub fn set_control(&self, domid: DomId, control: bool) {
+        if let Some(domain) = self.state().domains.get_mut(&domid) {
+            domain.control = control;
+        }
+    }
+
+    /// The domid of the domain that the server lives in.
+    #[must_use]
+    pub fn own_domid(&self) -> DomId {
+        OWN_DOMID
     }
 
     /// Takes the grant of the ring page back, or gives it again.
@@ -216,9 +260,18 @@ impl State {
         if !self.tells_states {
             return DomainState::Unknown;
         }
+        if domid == OWN_DOMID {
+            let identity = Identity::Unknown;
+            return DomainState::Exists { shutdown: false, control: false, identity };
+        }
         self.domains.get(&domid).map_or(DomainState::Gone, |domain| DomainState::Exists {
             shutdown: domain.shutdown,
-            unique_id: self.tells_changes.then_some(domain.unique_id),
+            control: self.tells_changes && domain.control,
+            identity: if self.tells_changes {
+                Identity::Unique(domain.unique_id)
+            } else {
+                Identity::Traits { handle: domain.handle, cpu_time: domain.cpu_time }
+            },
         })
     }
 }
@@ -228,6 +281,14 @@ impl Platform for SimPlatform {
 
     fn now_ms(&self) -> u64 {
         self.0.now_ms()
+    }
+
+    fn now_us(&self) -> u64 {
+        self.0.now_ms().saturating_mul(1000)
+    }
+
+    fn own_domid(&self) -> Option<DomId> {
+        Some(OWN_DOMID)
     }
 
     fn hash_seed(&self) -> u64 {
@@ -306,7 +367,7 @@ impl Platform for SimPlatform {
 
     fn heap(&self) -> HeapStats {
         let free = self.0.state().heap_free;
-        HeapStats { used: 0, size: free, limit: free }
+        HeapStats { used: 0, size: free, limit: free, free }
     }
 
     fn log(&mut self, line: fmt::Arguments<'_>) {

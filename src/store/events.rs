@@ -60,11 +60,6 @@ impl Bell<'_> {
         }
     }
 
-    /// Gives back what was spent too much.
-    pub(super) fn earn(&mut self, bytes: usize) {
-        *self.headroom = self.headroom.saturating_add(bytes);
-    }
-
     /// Whether there is a watch below a path.
     pub(super) fn any_below(&self, path: &[u8]) -> bool {
         self.watches.any_below(path)

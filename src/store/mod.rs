@@ -100,9 +100,6 @@ pub struct Store {
     seed: u64,
 }
 
-/// What a transaction's commit allocates for each touched path, at most: a node and its event.
-const COMMIT_COST: usize = Tree::NODE_COST + 256;
-
 impl Store {
     /// The initial tree: `/`, `/tool` and `/tool/xenstored`, owned by `privileged`.
     ///
@@ -546,7 +543,9 @@ impl Store {
             tx.discard(&mut self.tree);
             return Ok(());
         }
-        let cost = tx.len().saturating_mul(COMMIT_COST);
+        let watches = &self.watches;
+        let watched = |path: &[u8]| watches.any_below(path);
+        let cost = tx.commit_bytes(watched);
         let more = usize::try_from(tx.delta(party.domid)).unwrap_or(0);
         let refusal = if tx.poisoned || self.headroom < cost {
             Some(XsError::ENOMEM)
@@ -562,7 +561,7 @@ impl Store {
             return Err(error);
         }
         self.headroom = self.headroom.saturating_sub(cost);
-        for news in tx.apply(&mut self.tree) {
+        for news in tx.apply(&mut self.tree, watched) {
             let (tree, mut bell) = self.tree_and_bell();
             let (now, above) = match tree.find(&news.path) {
                 tree::Found::Node(node) if !news.gone => (
@@ -622,6 +621,12 @@ impl Store {
     }
 
     // Figures.
+
+    /// A number that changes whenever a node does.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.tree.generation()
+    }
 
     /// How many nodes there are, the two special ones included.
     #[must_use]

@@ -81,6 +81,15 @@ impl Quota {
         }
     }
 
+    /// Whether it limits something that a domain has a stock of, rather than a single request.
+    #[must_use]
+    pub fn counts_stock(self) -> bool {
+        matches!(
+            self,
+            Self::Nodes | Self::Watches | Self::Outstanding | Self::Memory | Self::Transactions
+        )
+    }
+
     /// The quota with this name.
     #[must_use]
     pub fn from_name(name: &[u8]) -> Option<Self> {

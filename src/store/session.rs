@@ -9,8 +9,8 @@ use super::path::{self, Path, Text};
 use super::perms::{Access, Entry, Party, Rights};
 use super::quota::Quota;
 use super::table::NIL;
-use super::transaction::Transaction;
-use super::tree::{Found, ROOT, Tree, entry_bytes};
+use super::transaction::{Below, Transaction};
+use super::tree::{Found, NODE_BYTES, ROOT, Tree, entry_bytes};
 use super::watch::Class;
 use crate::proto::error::XsError;
 use crate::proto::id::DomId;
@@ -100,6 +100,9 @@ impl Session<'_> {
     /// Appends the value.
     pub(super) fn read(&mut self, path: &Path, reply: &mut Vec<u8>) -> Result<(), XsError> {
         let sight = self.permitted(path.bytes(), Access::Read)?;
+        if let Sight::Copied(at) = sight {
+            self.keep_value(at)?;
+        }
         reply.extend_from_slice(self.view(sight)?.value);
         Ok(())
     }
@@ -244,9 +247,10 @@ impl Session<'_> {
                 children_bytes: node.children_bytes as usize,
             }),
             Sight::Copied(at) => {
-                let touched = self.tx.as_ref().and_then(|tx| tx.get(at));
-                touched.and_then(|touched| touched.now.as_ref()).map(|now| View {
-                    value: now.value.get(),
+                let tx = self.tx.as_deref();
+                let now = tx.and_then(|tx| tx.get(at)?.now.as_ref());
+                now.map(|now| View {
+                    value: tx.and_then(|tx| tx.value(self.tree, at)).unwrap_or(&[]),
                     list: now.list,
                     generation: now.generation,
                     children_bytes: now.children_bytes as usize,
@@ -280,29 +284,64 @@ impl Session<'_> {
         if let Some(at) = tx.find(path) {
             return Ok(at);
         }
-        let domid = self.party.domid;
-        let (count, bytes) = (tx.len().saturating_add(1), path.len().saturating_mul(2));
-        let cost = Transaction::TOUCH_COST.saturating_add(bytes).saturating_add(PAYLOAD_MAX);
-        let refusal = if !self.within(Quota::TransactionNodes, count) {
-            Some(XsError::ENOSPC)
-        } else if !self.tree.domains.allows(domid, Quota::Memory, path.len())
+        let count = tx.len().saturating_add(1);
+        let cost = Transaction::TOUCH_COST.saturating_add(path.len().saturating_mul(2));
+        self.check_transaction(count, path.len(), cost)?;
+        let Some(tx) = self.tx.as_deref_mut() else { return Err(XsError::EIO) };
+        let at = tx.touch(self.tree, path);
+        self.charge_transaction(at, 0);
+        Ok(at)
+    }
+
+    /// Keeps the value of a node that is read in the transaction.
+    fn keep_value(&mut self, at: u32) -> Result<(), XsError> {
+        let Some(tx) = self.tx.as_deref() else { return Ok(()) };
+        let kept = tx.get(at).and_then(|touched| touched.now.as_ref()?.value.as_ref()).is_some();
+        let (bytes, count) = (tx.value(self.tree, at).map_or(0, <[u8]>::len), tx.len());
+        if kept {
+            return Ok(());
+        }
+        self.check_transaction(count, bytes, bytes)?;
+        let before = self.transaction_bytes(at);
+        if let Some(tx) = self.tx.as_deref_mut() {
+            tx.keep_value(self.tree, at);
+        }
+        self.charge_transaction(at, before);
+        Ok(())
+    }
+
+    /// Whether the transaction may touch that many nodes, hold so many bytes more for its domain, and
+    /// allocate `cost`. If not, it is spoiled.
+    fn check_transaction(
+        &mut self,
+        count: usize,
+        bytes: usize,
+        cost: usize,
+    ) -> Result<(), XsError> {
+        let checked = if !self.within(Quota::TransactionNodes, count) {
+            Err(XsError::ENOSPC)
+        } else if !self.tree.domains.allows(self.party.domid, Quota::Memory, bytes)
             || !self.bell.spend(cost)
         {
-            Some(XsError::ENOMEM)
+            Err(XsError::ENOMEM)
         } else {
-            None
+            Ok(())
         };
-        let Some(tx) = self.tx.as_deref_mut() else { return Err(XsError::EIO) };
-        if let Some(error) = refusal {
-            tx.poisoned = true;
-            return Err(error);
+        self.spoiled(checked)
+    }
+
+    fn transaction_bytes(&self, at: u32) -> usize {
+        self.tx.as_ref().map_or(0, |tx| tx.touched_bytes(at))
+    }
+
+    /// Charges what a touched path holds now, after it held `before`.
+    fn charge_transaction(&mut self, at: u32, before: usize) {
+        let now = self.transaction_bytes(at);
+        if let Some(tx) = self.tx.as_deref_mut() {
+            tx.bytes = tx.bytes.saturating_add(now).saturating_sub(before);
         }
-        let at = tx.touch(self.tree, path);
-        let bytes = tx.touched_bytes(at);
-        self.bell.earn(cost.saturating_sub(bytes.saturating_add(Transaction::TOUCH_COST)));
-        tx.bytes = tx.bytes.saturating_add(bytes);
-        self.tree.domains.charge(domid, Quota::Memory, bytes);
-        Ok(at)
+        self.tree.domains.charge(self.party.domid, Quota::Memory, now);
+        self.tree.domains.refund(self.party.domid, Quota::Memory, before);
     }
 
     // Limits.
@@ -341,21 +380,20 @@ impl Session<'_> {
         });
         self.spoiled(checked)?;
         let bytes = Bytes::new(value);
-        match (sight, self.tx.as_deref_mut()) {
-            (Sight::Copied(at), Some(tx)) => {
-                let domid = self.party.domid;
-                tx.set_value(self.tree, at, bytes);
-                tx.announce(at, Class::Subtree);
-                tx.bytes = tx.bytes.saturating_add(value.len()).saturating_sub(old);
-                self.tree.domains.charge(domid, Quota::Memory, value.len());
-                self.tree.domains.refund(domid, Quota::Memory, old);
+        match sight {
+            Sight::Copied(at) => {
+                let before = self.transaction_bytes(at);
+                if let Some(tx) = self.tx.as_deref_mut() {
+                    tx.set_value(self.tree, at, bytes);
+                    tx.announce(at, Class::Subtree);
+                }
+                self.charge_transaction(at, before);
             }
-            (Sight::Live(handle), _) => {
+            Sight::Live(handle) => {
                 self.tree.set_value(handle, bytes);
                 let above = self.parent_list(path.bytes());
                 self.bell.ring(self.tree, path.bytes(), Class::Subtree, &[list, above]);
             }
-            (Sight::Copied(_), None) => {}
         }
         Ok(())
     }
@@ -412,7 +450,7 @@ impl Session<'_> {
             let value = if place == 0 { value.len() } else { 0 };
             self.check_size(list, value, child)?;
             child = entry_bytes(path::name(level)) as usize;
-            bytes = bytes.saturating_add(child);
+            bytes = bytes.saturating_add(NODE_BYTES).saturating_add(child);
         }
         let view = self.view(above)?;
         let children_bytes = view.children_bytes.saturating_add(child);
@@ -431,26 +469,74 @@ impl Session<'_> {
     }
 
     fn create_copied(&mut self, list: u32, missing: &[&[u8]], value: &[u8]) {
-        let Some(tx) = self.tx.as_deref_mut() else { return };
         for (left, level) in (0..missing.len()).rev().zip(missing.iter().rev()) {
-            let Some(at) = tx.find(level) else { continue };
+            let Some(at) = self.tx.as_ref().and_then(|tx| tx.find(level)) else { continue };
+            let before = self.transaction_bytes(at);
             let value = if left == 0 { value } else { &[] };
             self.tree.retain_list(list);
-            tx.create(self.tree, at, Bytes::new(value), list);
-            if left == 0 {
-                tx.announce(at, Class::Subtree);
-                tx.bytes = tx.bytes.saturating_add(value.len());
-                self.tree.domains.charge(self.party.domid, Quota::Memory, value.len());
+            if let Some(tx) = self.tx.as_deref_mut() {
+                tx.create(self.tree, at, Bytes::new(value), list);
+                if left == 0 {
+                    tx.announce(at, Class::Subtree);
+                }
             }
+            self.charge_transaction(at, before);
         }
     }
 
-    /// Removes a subtree in the transaction: first everything is touched, which may fail, then
+    /// Removes a subtree in the transaction: first everything is noted, which may fail, then
     /// everything is removed, which cannot.
     fn remove_copied(&mut self, top: u32, path: &[u8]) -> Result<(), XsError> {
         if let Some(above) = path::parent(path) {
             self.touch(above)?;
         }
+        let untouched = self.tx.as_ref().and_then(|tx| tx.untouched_subtree(top));
+        let order = match untouched {
+            Some(live) => {
+                self.note_below(top, live)?;
+                Vec::from([top])
+            }
+            None => self.touch_below(top, path)?,
+        };
+        for at in order.into_iter().rev() {
+            let class = if at == top { Class::Subtree } else { Class::Exact };
+            let before = self.transaction_bytes(at);
+            if let Some(tx) = self.tx.as_deref_mut() {
+                tx.remove(self.tree, at);
+                tx.announce(at, class);
+            }
+            self.charge_transaction(at, before);
+        }
+        Ok(())
+    }
+
+    /// Notes the live nodes below one, of which the transaction has touched none.
+    fn note_below(&mut self, top: u32, live: u32) -> Result<(), XsError> {
+        let count = self.tx.as_ref().map_or(0, |tx| tx.len());
+        let domain = self.tree.domains.get(self.party.domid).filter(|_| !self.party.privileged);
+        let limit = domain.map_or(0, |domain| domain.quotas.get(Quota::TransactionNodes) as usize);
+        let limit = if limit == 0 { usize::MAX } else { limit.saturating_sub(count) };
+        // A list that grows is there twice for a moment.
+        let cost = size_of::<Below>().saturating_mul(3);
+        let room = self.bell.headroom.checked_div(cost).unwrap_or(0);
+        // One more than there may be is enough to be refused.
+        let most = limit.min(room).saturating_add(1);
+        let nodes = self.tree.below(live).take(most);
+        let below: Vec<Below> = nodes.map(|(handle, node)| (handle, node.generation)).collect();
+        let bytes = size_of::<Below>().saturating_mul(below.len());
+        let count = count.saturating_add(below.len());
+        self.check_transaction(count, bytes, cost.saturating_mul(below.len()))?;
+        let before = self.transaction_bytes(top);
+        if let Some(tx) = self.tx.as_deref_mut() {
+            tx.remove_below(self.tree, top, below);
+        }
+        self.charge_transaction(top, before);
+        Ok(())
+    }
+
+    /// Touches everything below a node that the transaction sees, and returns their places and that
+    /// of the node, parents first.
+    fn touch_below(&mut self, top: u32, path: &[u8]) -> Result<Vec<u32>, XsError> {
         let mut order = Vec::new();
         let mut waiting = Vec::from([(top, Vec::from(path))]);
         while let Some((at, path)) = waiting.pop() {
@@ -464,17 +550,7 @@ impl Session<'_> {
             }
             waiting.extend(children.into_iter().rev());
         }
-        let Some(tx) = self.tx.as_deref_mut() else { return Ok(()) };
-        for at in order.into_iter().rev() {
-            let class = if at == top { Class::Subtree } else { Class::Exact };
-            let value = tx.get(at).and_then(|touched| touched.now.as_ref());
-            let value = value.map_or(0, |now| now.value.len());
-            tx.remove(self.tree, at);
-            tx.announce(at, class);
-            tx.bytes = tx.bytes.saturating_sub(value);
-            self.tree.domains.refund(self.party.domid, Quota::Memory, value);
-        }
-        Ok(())
+        Ok(order)
     }
 
     /// The permissions of the live node directly above a path; those of the root for a special name.

@@ -362,6 +362,60 @@ fn a_subtree_removed_in_a_transaction_goes_at_commit() {
 }
 
 #[test]
+fn a_large_subtree_is_removed_in_a_transaction_by_its_handles() {
+    let mut w = World::new();
+    for i in 0..2000 {
+        w.write(DOM0, 0, &format!("/x/{}/{i}", i % 7), "").unwrap();
+    }
+    let nodes = w.store.node_count();
+    // Somebody changes a node below, that the transaction has never named.
+    let t = w.start(DOM0);
+    w.rm(DOM0, t, "/x").unwrap();
+    assert_eq!(w.read(DOM0, t, "/x/3/3"), Err(XsError::ENOENT));
+    w.write(DOM0, 0, "/x/3/3", "changed").unwrap();
+    assert_eq!((w.end(DOM0, t), w.store.node_count()), (Err(XsError::EAGAIN), nodes));
+    // What is made anew there starts empty, and may be removed again.
+    let t = w.start(DOM0);
+    w.rm(DOM0, t, "/x").unwrap();
+    w.write(DOM0, t, "/x/3/new", "1").unwrap();
+    assert_eq!(w.list(DOM0, t, "/x/3").unwrap(), "new");
+    w.rm(DOM0, t, "/x/3").unwrap();
+    assert_eq!(w.list(DOM0, t, "/x").unwrap(), "");
+    w.end(DOM0, t).unwrap();
+    assert_eq!((w.list(DOM0, 0, "/x").unwrap(), w.store.node_count()), ("".into(), nodes - 2007));
+    // Children that went one by one are not counted again with their parent.
+    w.write(DOM0, 0, "/x/a/b", "").unwrap();
+    let t = w.start(DOM0);
+    w.rm(DOM0, t, "/x/a/b").unwrap();
+    w.rm(DOM0, t, "/x/a").unwrap();
+    w.rm(DOM0, t, "/x").unwrap();
+    w.end(DOM0, t).unwrap();
+    assert_eq!(w.store.node_count(), nodes - 2008);
+    // The nodes below count for the limit of a transaction.
+    w.store.set_quota(Some(DomId(1)), Quota::TransactionNodes, 20);
+    for i in 0..20 {
+        w.write(A, 0, &format!("d/{i}"), "").unwrap();
+    }
+    let t = w.start(A);
+    assert_eq!(w.rm(A, t, "d"), Err(XsError::ENOSPC));
+    assert_eq!(w.list(A, t, "d").unwrap().split(' ').count(), 20);
+    assert_eq!(w.end(A, t), Err(XsError::ENOMEM));
+}
+
+#[test]
+fn a_value_that_was_read_reads_the_same_for_the_rest_of_the_transaction() {
+    let mut w = World::new();
+    w.write(DOM0, 0, "/x", "old").unwrap();
+    w.write(DOM0, 0, "/y", "old").unwrap();
+    let t = w.start(DOM0);
+    assert_eq!(w.read(DOM0, t, "/x").unwrap(), "old");
+    w.write(DOM0, 0, "/x", "new").unwrap();
+    w.rm(DOM0, 0, "/y").unwrap();
+    assert_eq!(w.read(DOM0, t, "/x").unwrap(), "old");
+    assert_eq!(w.end(DOM0, t), Err(XsError::EAGAIN));
+}
+
+#[test]
 fn xsa_421_made_and_removed_in_one_transaction() {
     let mut w = World::new();
     let before = w.nodes_of(1);

@@ -1,11 +1,14 @@
 //! Transactions: an overlay of touched nodes over the live tree.
 //!
 //! # What a transaction sees
-//! Nothing is copied when it starts. A node is copied at the first access to it: reads, probes
-//! whether something exists, and the parents consulted on the way all count. From then on the transaction
-//! sees its copy; nodes that it has not touched show their present state. A path probed as missing
-//! stays missing. The list of a touched node's children is not copied: if it changes, the
-//! transaction cannot commit any more, and until it ends it may see the change.
+//! Nothing is copied when it starts. What is accessed is recorded: reads, probes whether something
+//! exists, and the parents consulted on the way all count. Permissions are kept from the first access on,
+//! a value from the moment it is read or written; nodes that were not touched show their present state. A path
+//! probed as missing stays missing. The list of a touched node's children is not kept: if it changes,
+//! the transaction cannot commit any more, and until it ends it may see the change.
+//!
+//! A subtree that is removed whole, and in which nothing else was touched, is kept as a list of
+//! its nodes and their generations, so that even a large one costs little.
 //!
 //! # When it conflicts
 //! At commit every node that it touched must still have the generation it had at the first access.
@@ -31,7 +34,13 @@ use alloc::vec::Vec;
 use hashbrown::HashTable;
 
 /// What a touched path counts for besides path and value: about what it costs here.
-const TOUCHED_BYTES: usize = 160;
+const TOUCHED_BYTES: usize = 200;
+
+/// What announcing a change takes besides its path.
+const EVENT_COST: usize = 256;
+
+/// A live node below one that was removed: its handle and its generation then.
+pub(super) type Below = (u32, u64);
 
 /// The live node as it was at the first access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,7 +54,8 @@ pub(super) struct Base {
 /// A node as the transaction sees it.
 #[derive(Debug)]
 pub(super) struct Copy {
-    pub(super) value: Bytes,
+    /// `None` as long as nobody asked for it: it is the live one.
+    pub(super) value: Option<Bytes>,
     /// With a use of its own.
     pub(super) list: u32,
     pub(super) generation: u64,
@@ -70,6 +80,8 @@ pub(super) struct Touched {
     added: Vec<u32>,
     /// Its own place in its parent's `added`, or `NIL`.
     place: u32,
+    /// The live nodes below, parents first, if it was removed together with them.
+    removed: Vec<Below>,
 }
 
 /// An open transaction.
@@ -83,6 +95,8 @@ pub(super) struct Transaction {
     pub(super) poisoned: bool,
     /// Bytes charged to the connection's domain.
     pub(super) bytes: usize,
+    /// Nodes in the `removed` lists.
+    below: usize,
     /// How many nodes more each owner would have.
     delta: Vec<(DomId, i64)>,
 }
@@ -110,13 +124,14 @@ impl Transaction {
             seed,
             poisoned: false,
             bytes: 0,
+            below: 0,
             delta: Vec::new(),
         }
     }
 
-    /// How many paths it has accessed.
+    /// How many nodes it has accessed.
     pub(super) fn len(&self) -> usize {
-        self.touched.len()
+        self.touched.len().saturating_add(self.below)
     }
 
     pub(super) fn get(&self, at: u32) -> Option<&Touched> {
@@ -133,16 +148,17 @@ impl Transaction {
         self.index.find(bytes_hash(self.seed, path), same).copied()
     }
 
-    /// Accesses a path for the first time: takes the copy.
+    /// Accesses a path for the first time.
     pub(super) fn touch(&mut self, tree: &mut Tree, path: &[u8]) -> u32 {
         let live = match tree.find(path) {
-            Found::Node(handle) => tree.node(handle).map(|node| (handle, node)),
-            Found::Above(_) => None,
+            Found::Node(handle) if !self.is_below_removed(path) => Some(handle),
+            Found::Node(_) | Found::Above(_) => None,
         };
+        let live = live.and_then(|handle| tree.node(handle).map(|node| (handle, node)));
         let (base, now) = live.map_or((None, None), |(handle, node)| {
             let base = Base { node: handle, generation: node.generation, list: node.list };
             let copy = Copy {
-                value: node.value.clone(),
+                value: None,
                 list: node.list,
                 generation: node.generation,
                 children_bytes: node.children_bytes,
@@ -162,6 +178,7 @@ impl Transaction {
             event: None,
             added: Vec::new(),
             place: NIL,
+            removed: Vec::new(),
         });
         let (touched, seed) = (&self.touched, self.seed);
         let hash_of = |at: &u32| {
@@ -171,12 +188,43 @@ impl Transaction {
         at
     }
 
+    /// Whether a node above was removed together with all below.
+    fn is_below_removed(&self, path: &[u8]) -> bool {
+        let removed = |above: &[u8]| {
+            self.find(above).and_then(|at| self.get(at)).is_some_and(|t| !t.removed.is_empty())
+        };
+        self.below > 0 && path::upwards(path).skip(1).any(removed)
+    }
+
     /// What a touched path holds of its connection's memory.
     pub(super) fn touched_bytes(&self, at: u32) -> usize {
         self.get(at).map_or(0, |touched| {
-            let value = touched.now.as_ref().map_or(0, |now| now.value.len());
-            TOUCHED_BYTES.saturating_add(touched.path.len()).saturating_add(value)
+            let value = touched.now.as_ref().and_then(|now| now.value.as_ref());
+            TOUCHED_BYTES
+                .saturating_add(touched.path.len())
+                .saturating_add(value.map_or(0, Bytes::len))
+                .saturating_add(touched.removed.len().saturating_mul(size_of::<Below>()))
         })
+    }
+
+    /// The value of a touched node that exists. One that was not asked for before is the live one;
+    /// `None` if that is gone, and with it the chance to commit.
+    pub(super) fn value<'a>(&'a self, tree: &'a Tree, at: u32) -> Option<&'a [u8]> {
+        let touched = self.get(at)?;
+        match &touched.now.as_ref()?.value {
+            Some(value) => Some(value.get()),
+            None => tree.node(touched.base?.node).map(|node| node.value.get()),
+        }
+    }
+
+    /// Keeps the value of a node that was read, so that it reads the same from now on.
+    pub(super) fn keep_value(&mut self, tree: &Tree, at: u32) {
+        let value = self.value(tree, at).map(Bytes::new);
+        if let Some(now) = self.get_mut(at).and_then(|touched| touched.now.as_mut())
+            && now.value.is_none()
+        {
+            now.value = value;
+        }
     }
 
     /// How many nodes more a domain would own.
@@ -197,7 +245,7 @@ impl Transaction {
         self.count(tree.owner(list), 1);
         let generation = tree.advance();
         let Some(touched) = self.get_mut(at) else { return };
-        touched.now = Some(Copy { value, list, generation, children_bytes: 0 });
+        touched.now = Some(Copy { value: Some(value), list, generation, children_bytes: 0 });
         touched.fresh = true;
         touched.added.clear();
         let bytes = entry_bytes(path::name(&touched.path));
@@ -215,7 +263,32 @@ impl Transaction {
         }
     }
 
-    /// Removes a node that has no children left. The parent must have been touched.
+    /// The live node at a touched path, if what the transaction sees below it are live nodes, of which
+    /// none was touched.
+    pub(super) fn untouched_subtree(&self, at: u32) -> Option<u32> {
+        let top = self.get(at).filter(|top| !top.fresh)?;
+        let has_children = top.now.as_ref().is_some_and(|now| now.children_bytes > 0);
+        let is_below = |path: &[u8]| {
+            path.strip_prefix(&*top.path).is_some_and(|rest| rest.first() == Some(&b'/'))
+        };
+        let base = top.base.filter(|_| has_children)?;
+        (!self.touched.iter().any(|other| is_below(&other.path))).then_some(base.node)
+    }
+
+    /// Notes the live nodes below one that is about to be removed.
+    pub(super) fn remove_below(&mut self, tree: &Tree, at: u32, below: Vec<Below>) {
+        for (node, _) in &below {
+            let list = tree.node(*node).map_or(NIL, |node| node.list);
+            self.count(tree.owner(list), -1);
+        }
+        self.below = self.below.saturating_add(below.len());
+        if let Some(touched) = self.get_mut(at) {
+            touched.removed = below;
+        }
+    }
+
+    /// Removes a node that has no children left, or none but those noted by
+    /// [`remove_below`](Self::remove_below). The parent must have been touched.
     pub(super) fn remove(&mut self, tree: &mut Tree, at: u32) {
         let generation = tree.advance();
         let Some(touched) = self.get_mut(at) else { return };
@@ -240,7 +313,7 @@ impl Transaction {
         let Some(touched) = self.get_mut(at) else { return };
         touched.modified = true;
         if let Some(now) = &mut touched.now {
-            now.value = value;
+            now.value = Some(value);
             now.generation = generation;
         }
     }
@@ -298,10 +371,14 @@ impl Transaction {
 
     /// Whether anything that it touched has changed since, or an owner it gave a node to is gone.
     pub(super) fn conflicts(&self, tree: &Tree) -> bool {
+        let differs = |handle: u32, generation: u64| {
+            tree.node(handle).is_none_or(|node| node.generation != generation)
+        };
         self.touched.iter().any(|touched| {
-            let changed = touched.base.is_some_and(|base| {
-                tree.node(base.node).is_none_or(|node| node.generation != base.generation)
-            });
+            let below =
+                touched.removed.iter().any(|(node, generation)| differs(*node, *generation));
+            let base = touched.base.is_some_and(|base| differs(base.node, base.generation));
+            let changed = below || base;
             let ownerless = touched
                 .now
                 .as_ref()
@@ -310,24 +387,56 @@ impl Transaction {
         })
     }
 
+    /// Upper bound of what a commit allocates: a node and an event for each touched path, and an
+    /// event for each node below one that was removed, if anybody watches there.
+    pub(super) fn commit_bytes(&self, watched: impl Fn(&[u8]) -> bool) -> usize {
+        self.touched.iter().fold(0, |sum, touched| {
+            let told = !touched.removed.is_empty() && watched(&touched.path);
+            let below = if told { touched.removed.len() } else { 0 };
+            sum.saturating_add(Tree::NODE_COST)
+                .saturating_add(below.saturating_add(1).saturating_mul(EVENT_COST))
+                .saturating_add(touched.path.len())
+        })
+    }
+
     /// Applies everything to the live tree, after [`conflicts`](Self::conflicts) said no, and returns
-    /// what there is to announce, in the order of first access.
-    pub(super) fn apply(mut self, tree: &mut Tree) -> Vec<Announcement> {
+    /// what there is to announce, in the order of first access. `watched` tells whether anybody watches
+    /// below a path.
+    pub(super) fn apply(
+        mut self,
+        tree: &mut Tree,
+        watched: impl Fn(&[u8]) -> bool,
+    ) -> Vec<Announcement> {
         let mut by_depth: Vec<u32> = (0_u32..).zip(&self.touched).map(|(at, _)| at).collect();
         by_depth.sort_by_key(|at| self.get(*at).map_or(0, |touched| touched.path.len()));
+        let mut below = Vec::new();
         for at in by_depth.iter().rev() {
             let touched = self.get(*at);
             if let Some(touched) = touched.filter(|t| t.now.is_none() || t.fresh)
                 && let Some(base) = touched.base
             {
+                if watched(&touched.path) {
+                    below.push((*at, touched.announcements_below(tree)));
+                }
+                for (node, _) in touched.removed.iter().rev() {
+                    tree.remove_leaf(*node);
+                }
                 tree.remove_leaf(base.node);
             }
         }
         for at in by_depth {
             self.apply_one(tree, at);
         }
-        let changed = core::mem::take(&mut self.touched).into_iter();
-        changed.filter_map(|touched| touched.announcement(tree)).collect()
+        below.sort_by_key(|(at, _)| *at);
+        let mut below = below.into_iter().peekable();
+        let mut news = Vec::new();
+        for (at, touched) in (0_u32..).zip(core::mem::take(&mut self.touched)) {
+            news.extend(touched.announcement(tree));
+            if let Some((_, more)) = below.next_if(|(top, _)| *top == at) {
+                news.extend(more);
+            }
+        }
+        news
     }
 
     /// Writes one node and makes its new children.
@@ -341,12 +450,14 @@ impl Transaction {
         {
             tree.retain_list(now.list);
             tree.set_list(handle, now.list);
-            tree.set_value(handle, core::mem::replace(&mut now.value, Bytes::EMPTY));
+            if let Some(value) = now.value.take() {
+                tree.set_value(handle, value);
+            }
         }
         for (place, child) in (0_u32..).zip(added) {
             let Some(child) = self.get_mut(child) else { continue };
             if let Some(now) = child.now.as_mut().filter(|_| child.place == place) {
-                let value = core::mem::replace(&mut now.value, Bytes::EMPTY);
+                let value = now.value.take().unwrap_or(Bytes::EMPTY);
                 tree.retain_list(now.list);
                 tree.create(handle, path::name(&child.path), value, now.list);
             }
@@ -371,6 +482,18 @@ impl Transaction {
 }
 
 impl Touched {
+    /// What is to be told of the live nodes that go with this one, before they go.
+    fn announcements_below(&self, tree: &mut Tree) -> Vec<Announcement> {
+        let mut news = Vec::new();
+        for (handle, _) in &self.removed {
+            let old_list = tree.node(*handle).map_or(NIL, |node| node.list);
+            tree.retain_list(old_list);
+            let path = tree.path(*handle).into();
+            news.push(Announcement { path, class: Class::Exact, old_list, gone: true });
+        }
+        news
+    }
+
     /// What is to be told of this path after the commit; gives back the uses of permission lists
     /// that this does not need.
     fn announcement(self, tree: &mut Tree) -> Option<Announcement> {

@@ -22,8 +22,10 @@ use foldhash::fast::FixedState;
 /// The handle of the root, which is the first node made and never goes away.
 pub(super) const ROOT: u32 = 0;
 
-/// What a node counts for besides its value and name: about what it costs here.
-const NODE_BYTES: usize = 80;
+/// What a node counts for besides its value and name: what it costs here if it shares neither its name nor
+/// its permission list with any other, with its places in the indices and in the set of its owner's nodes.
+pub(super) const NODE_BYTES: usize =
+    size_of::<Node>() + size_of::<Name>() + size_of::<List>() + 5 * size_of::<Entry>() + 32;
 
 /// What the header of a node counts for in its size, and each entry of its permissions: the C
 /// server's figures, so that a guest meets `node-size` at the same place.
@@ -178,6 +180,11 @@ impl Tree {
         tree
     }
 
+    /// The latest generation.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// The next generation.
     pub(super) fn advance(&mut self) -> u64 {
         self.generation = self.generation.saturating_add(1);
@@ -239,6 +246,23 @@ impl Tree {
         let first = self.node(parent).map_or(NIL, |node| node.first_child);
         let at = move |handle| self.node(handle).map(|node| (handle, node));
         core::iter::successors(at(first), move |(_, node)| at(node.next))
+    }
+
+    /// Every node below one, parents first and in the order of their creation.
+    pub(super) fn below(&self, top: u32) -> impl Iterator<Item = (u32, &Node)> {
+        let mut at = top;
+        core::iter::from_fn(move || {
+            let node = self.node(at)?;
+            let mut next = node.first_child;
+            // Without children it goes on beside the nearest node above that has something there.
+            while next == NIL && at != top {
+                let node = self.node(at)?;
+                next = node.next;
+                at = node.parent;
+            }
+            at = next;
+            self.node(next).map(|node| (next, node))
+        })
     }
 
     /// The path of a node of the tree.

@@ -8,7 +8,7 @@ use super::abi::domctl::{Domctl, GET_DOMAIN_STATE, GETDOMAININFO, info, state};
 use super::abi::xen::errno;
 use super::{console, hypercall};
 use crate::proto::id::DomId;
-use crate::server::platform::{Change, DomainState};
+use crate::server::platform::{Change, DomainState, Identity};
 use core::ops::RangeInclusive;
 
 /// Versions that are tried: 0x15 is Xen 4.17's, 0x18 4.22's; the rest is for releases to come.
@@ -112,7 +112,9 @@ impl Domctls {
                     DomainState::Gone
                 } else {
                     let shutdown = bits & state::SHUTDOWN != 0;
-                    DomainState::Exists { shutdown, unique_id: Some(answer.second()) }
+                    let control = bits & state::CAP_CONTROL != 0;
+                    let identity = Identity::Unique(answer.second());
+                    DomainState::Exists { shutdown, control, identity }
                 }
             }
             Self::Info(_) | Self::Denied => {
@@ -121,7 +123,10 @@ impl Domctls {
                     DomainState::Gone
                 } else {
                     let shutdown = flags & info::SHUTDOWN != 0;
-                    DomainState::Exists { shutdown, unique_id: None }
+                    let (handle, cpu_time) = (answer.info_handle(), answer.info_cpu_time());
+                    // The flags do not tell who has control.
+                    let identity = Identity::Traits { handle, cpu_time };
+                    DomainState::Exists { shutdown, control: false, identity }
                 }
             }
         }

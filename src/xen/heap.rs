@@ -5,6 +5,9 @@
 //! with the number of holes, which stays small because the small blocks are kept away from it.
 //! A slab without blocks goes back there, except for the last one of its size.
 //!
+//! Large blocks are whole pages, as slabs are: so every hole can hold a slab, and the bytes that are
+//! free are bytes that can be used. A block of 2033 bytes pays for that with half a page.
+//!
 //! Here is only the arithmetic on memory that the heap has been given; where more comes from is
 //! in `memory`.
 
@@ -89,9 +92,10 @@ fn class_of(layout: Layout) -> Option<usize> {
     CLASS_OF.get(layout.size().div_ceil(16)).map(|&class| usize::from(class))
 }
 
-/// What a large block really takes.
-fn rounded(layout: Layout) -> usize {
-    layout.size().next_multiple_of(align_of::<usize>())
+/// What a large block really takes: whole pages.
+fn whole_pages(layout: Layout) -> Option<Layout> {
+    let size = layout.size().checked_next_multiple_of(PAGE_SIZE)?;
+    Layout::from_size_align(size, layout.align().max(PAGE_SIZE)).ok()
 }
 
 impl Heap {
@@ -119,6 +123,17 @@ impl Heap {
         self.holes.free()
     }
 
+    /// Whether a block of `size` bytes could be had. Looks by taking it and giving it back.
+    pub fn has_block(&mut self, size: usize) -> bool {
+        let Ok(layout) = Layout::from_size_align(size, PAGE_SIZE) else { return false };
+        let block = self.allocate(layout);
+        if !block.is_null() {
+            // SAFETY: allocated just now with this layout.
+            unsafe { self.free(block, layout) };
+        }
+        !block.is_null()
+    }
+
     /// Gives the heap `size` more bytes, right behind those it has.
     ///
     /// # Safety
@@ -140,9 +155,10 @@ impl Heap {
     pub fn allocate(&mut self, layout: Layout) -> *mut u8 {
         let block = match class_of(layout) {
             Some(class) => self.allocate_small(class).inspect(|_| self.used += SIZES[class]),
-            None => {
-                self.holes.allocate_first_fit(layout).ok().inspect(|_| self.used += rounded(layout))
-            }
+            None => whole_pages(layout).and_then(|pages| {
+                let block = self.holes.allocate_first_fit(pages).ok();
+                block.inspect(|_| self.used += pages.size())
+            }),
         };
         block.map_or(null_mut(), NonNull::as_ptr)
     }
@@ -156,10 +172,10 @@ impl Heap {
             self.used -= SIZES[class];
             // SAFETY: a block of this class, by contract.
             unsafe { self.free_small(block, class) };
-        } else if let Some(block) = NonNull::new(block) {
-            self.used -= rounded(layout);
-            // SAFETY: by contract.
-            unsafe { self.holes.deallocate(block, layout) };
+        } else if let (Some(block), Some(pages)) = (NonNull::new(block), whole_pages(layout)) {
+            self.used -= pages.size();
+            // SAFETY: by contract, and `allocate` took the same pages for this layout.
+            unsafe { self.holes.deallocate(block, pages) };
         }
     }
 
@@ -359,6 +375,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_free_can_be_used_page_by_page() {
+        with_heap(64, |heap| {
+            let odd = |size| Layout::from_size_align(size, 8).unwrap();
+            let layouts = (0..40).map(|i| odd(2100 + i * 50));
+            let blocks: Vec<_> = layouts.map(|l| (heap.allocate(l), l)).collect();
+            for (block, layout) in blocks.iter().step_by(2) {
+                // SAFETY: allocated above with that layout.
+                unsafe { heap.free(*block, *layout) };
+            }
+            let mut pages = 0;
+            while !heap.allocate(odd(PAGE_SIZE)).is_null() {
+                pages += 1;
+            }
+            assert_eq!((pages, heap.available()), (64 - 20, 0));
+        });
+    }
+
+    #[test]
     fn exhaustion_is_null_and_passes() {
         with_heap(8, |heap| {
             let layout = Layout::from_size_align(1000, 8).unwrap();
@@ -372,6 +406,7 @@ mod tests {
             }
             assert!(blocks.len() >= 28);
             assert!(heap.allocate(Layout::from_size_align(5000, 8).unwrap()).is_null());
+            assert!(!heap.has_block(1));
             for block in blocks {
                 // SAFETY: allocated above with that layout.
                 unsafe { heap.free(block, layout) };

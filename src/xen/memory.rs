@@ -476,11 +476,23 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
-/// Makes sure that `bytes` of the heap are free, growing it where possible; `false` if not.
+/// The largest block that is looked for in one piece: more than any single one that a request needs.
+const PIECE: usize = 64 * 1024;
+
+/// Makes sure that `bytes` of the heap are free, growing it where possible, and that [`PIECE`] of them,
+/// or all if they are fewer, can be had in one piece; `false` if not.
+///
+/// What the heap has not got yet from the domain's memory is one piece, so holes are looked at only when
+/// that is nearly used up.
 pub(super) fn reserve(bytes: usize) -> bool {
     let mut heap = THE_HEAP.lock();
     let missing = bytes.saturating_sub(heap.available());
-    missing == 0 || grow(&mut heap, missing)
+    if missing > 0 && !grow(&mut heap, missing) {
+        return false;
+    }
+    let piece = bytes.min(PIECE);
+    let obtainable = MEMORY.lock().obtainable() * PAGE_SIZE;
+    obtainable >= piece || heap.has_block(piece)
 }
 
 /// The heap's figures.
@@ -488,8 +500,8 @@ pub(super) fn reserve(bytes: usize) -> bool {
 pub fn heap() -> HeapStats {
     let heap = THE_HEAP.lock();
     let size = heap.size();
-    let limit = size + MEMORY.lock().obtainable() * PAGE_SIZE;
-    HeapStats { used: heap.used(), size, limit }
+    let growth = MEMORY.lock().obtainable() * PAGE_SIZE;
+    HeapStats { used: heap.used(), size, limit: size + growth, free: heap.available() + growth }
 }
 
 const _: () = assert!(SPECIAL_PAGES < CHUNK);

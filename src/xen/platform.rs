@@ -19,6 +19,7 @@ pub struct XenPlatform {
     /// The port of `VIRQ_DOM_EXC`, unless Xen gives that to another domain.
     changes: Option<EvtchnPort>,
     seed: u64,
+    own_domid: Option<DomId>,
 }
 
 impl XenPlatform {
@@ -33,7 +34,8 @@ impl XenPlatform {
                 None
             }
         };
-        Self { machine, domctls: Domctls::probe(), changes, seed: seed() }
+        let own_domid = super::start::own_domid();
+        Self { machine, domctls: Domctls::probe(), changes, seed: seed(), own_domid }
     }
 
     /// The machine beneath.
@@ -68,6 +70,14 @@ impl Platform for XenPlatform {
 
     fn now_ms(&self) -> u64 {
         self.machine.now_ms()
+    }
+
+    fn now_us(&self) -> u64 {
+        self.machine.now_us()
+    }
+
+    fn own_domid(&self) -> Option<DomId> {
+        self.own_domid
     }
 
     fn hash_seed(&self) -> u64 {

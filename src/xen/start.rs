@@ -12,9 +12,9 @@ use super::abi::xen::{SharedInfo, VIRQ_TIMER};
 use super::evtchn::{self, Scan};
 use super::memory::{self, Occupied};
 use super::shared_page::SharedPage;
-use super::time::{self, NS_PER_MS};
+use super::time::{self, NS_PER_MS, NS_PER_US};
 use super::{DOMID_SELF, console, cpu, gnttab, hypercall, traps};
-use crate::proto::id::EvtchnPort;
+use crate::proto::id::{DomId, EvtchnPort};
 use crate::server::platform::PlatformError;
 use alloc::string::String;
 use core::arch::global_asm;
@@ -63,7 +63,7 @@ extern "C" fn rust_entry(start_info: u64, image_base: usize) -> ! {
     // SAFETY: called once, by `boot/head.S`, before all else.
     unsafe { traps::init() };
     hypercall::choose_instruction();
-    if !on_xen() {
+    if xen_leaf().is_none() {
         no_xen();
     }
     // SAFETY: first and only call, with the address that `boot/head.S` found.
@@ -87,13 +87,27 @@ fn expect<T>(result: Result<T, PlatformError>) -> T {
     }
 }
 
-/// Whether a hypervisor that calls itself Xen is there.
-fn on_xen() -> bool {
+/// The first CPUID leaf of a hypervisor that calls itself Xen.
+fn xen_leaf() -> Option<u32> {
     use super::abi::cpuid::{FIRST_LEAF, LAST_LEAF, SIGNATURE, STEP};
-    (FIRST_LEAF..LAST_LEAF).step_by(STEP as usize).any(|leaf| {
-        let answer = cpu::cpuid(leaf, 0);
+    (FIRST_LEAF..LAST_LEAF).step_by(STEP as usize).find(|leaf| {
+        let answer = cpu::cpuid(*leaf, 0);
         [answer.ebx, answer.ecx, answer.edx] == SIGNATURE
     })
+}
+
+/// The domid of this domain, as Xen tells it by CPUID.
+pub(super) fn own_domid() -> Option<DomId> {
+    use super::abi::cpuid::{DOMID_PRESENT, HVM_LEAF};
+    let first = xen_leaf()?;
+    let leaf = first.checked_add(HVM_LEAF)?;
+    // EAX of the first leaf is the last one that there is.
+    if cpu::cpuid(first, 0).eax < leaf {
+        return None;
+    }
+    let answer = cpu::cpuid(leaf, 0);
+    let domid = u16::try_from(answer.ecx).ok().map(DomId);
+    domid.filter(|domid| answer.eax & DOMID_PRESENT != 0 && domid.is_ordinary())
 }
 
 /// Says on the first serial port that this is not Xen, and stops.
@@ -211,6 +225,12 @@ impl Machine {
         // Xen adjusts its scale now and then, which may take a hair back.
         self.latest_ms.set(self.latest_ms.get().max(now));
         self.latest_ms.get()
+    }
+
+    /// Microseconds since Xen booted; may step back by a hair.
+    #[must_use]
+    pub fn now_us(&self) -> u64 {
+        time::now_ns(&self.shared.vcpu_info[0].time, cpu::tsc) / NS_PER_US
     }
 
     /// The next port with news, without waiting.

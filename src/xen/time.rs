@@ -7,6 +7,9 @@ use core::sync::atomic::{Ordering, fence};
 /// Nanoseconds of a millisecond.
 pub const NS_PER_MS: u64 = 1_000_000;
 
+/// Nanoseconds of a microsecond.
+pub const NS_PER_US: u64 = 1000;
+
 /// Xen's system time in nanoseconds; `tsc` reads the time stamp counter.
 pub fn now_ns(info: &VcpuTimeInfo, tsc: impl Fn() -> u64) -> u64 {
     loop {

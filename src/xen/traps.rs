@@ -72,6 +72,8 @@ unsafe extern "C" {
 unsafe extern "C" {
     safe static stack_guard: [u8; 0];
     safe static stack_bottom: [u8; 0];
+    safe static stack_top: [u8; 0];
+    safe static text_end: [u8; 0];
 }
 
 /// What `boot/traps.S` leaves on the stack.
@@ -240,7 +242,48 @@ extern "C" fn report_fault(frame: &Frame) -> ! {
             a.0, a.1, b.0, b.1, c.0, c.1, d.0, d.1
         ));
     }
+    report_stack(&mut report, frame.rsp);
     crash()
+}
+
+/// Rows of four words of the stack that are shown.
+const STACK_ROWS: usize = 4;
+
+/// Prints the words around the stack pointer, and those above it that look like return addresses.
+fn report_stack(report: &mut Report, rsp: u64) {
+    let bottom = (&raw const stack_bottom).addr() as u64;
+    let top = (&raw const stack_top).addr() as u64;
+    if rsp < bottom || rsp >= top {
+        return;
+    }
+    let word = |address: u64| {
+        let address = usize::try_from(address).unwrap_or(0);
+        // SAFETY: both callers stay inside the stack, at multiples of 8.
+        unsafe { core::ptr::with_exposed_provenance::<u64>(address).read_volatile() }
+    };
+    let first = rsp.saturating_sub(4 * 8).max(bottom) & !7;
+    for row in (first..top).step_by(4 * 8).take(STACK_ROWS) {
+        let last = (row + 4 * 8).min(top);
+        report.line(format_args!("  {row:016x}:{:?}", Words(row..last, word)));
+    }
+    let text = (&raw const text_end).addr() as u64;
+    let code = super::memory::image().start as u64..text;
+    let calls = (rsp & !7..top).step_by(8).map(word).filter(|w| code.contains(w)).take(20);
+    for address in calls {
+        report.line(format_args!("  perhaps called from {}", Place(address)));
+    }
+}
+
+/// Words of memory, to be printed.
+struct Words<F>(core::ops::Range<u64>, F);
+
+impl<F: Fn(u64) -> u64> fmt::Debug for Words<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for address in self.0.clone().step_by(8) {
+            write!(f, " {:016x}", (self.1)(address))?;
+        }
+        Ok(())
+    }
 }
 
 /// An address, and where in the image that is.

@@ -118,7 +118,8 @@ make_guest() {
 
 # make_test_guest NAME CMDLINE: an xl config for our own test guest.
 make_test_guest() {
-    make_guest "$1" 16 "kernel='/guest/test-guest'" "ramdisk=''" "cmdline='$2'"
+    # It is kept when it has ended, so that what became of its connection can be looked at.
+    make_guest "$1" 16 "kernel='/guest/test-guest'" "ramdisk=''" "cmdline='$2'" "on_poweroff='preserve'"
 }
 
 guest_log() { tr -d '\r' 2>/dev/null <"$logs/guest-$1.log"; }

@@ -1,5 +1,5 @@
 # Twelve guests at a time come, use the store and go; nothing of them stays in the server.
-# nested-xen: --memory 8 --processors 16 --timeout 900
+# nested-xen: --memory 8 --timeout 900
 . /lib/nested.sh
 
 guests=$(seq 1 12)

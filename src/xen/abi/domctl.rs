@@ -35,6 +35,21 @@ impl Domctl {
     pub fn second(&self) -> u64 {
         self.u[1]
     }
+
+    /// `cpu_time` of `struct xen_domctl_getdomaininfo`, which lies at the same place from 4.17 to 4.22.
+    #[must_use]
+    pub fn info_cpu_time(&self) -> u64 {
+        self.u[7]
+    }
+
+    /// `handle` of `struct xen_domctl_getdomaininfo`, 16 bytes from byte 76 on.
+    #[must_use]
+    pub fn info_handle(&self) -> [u8; 16] {
+        let words = [self.u[9] >> 32 | self.u[10] << 32, self.u[10] >> 32 | self.u[11] << 32];
+        let [a, b, c, d, e, f, g, h] = words[0].to_le_bytes();
+        let [i, j, k, l, m, n, o, p] = words[1].to_le_bytes();
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+    }
 }
 
 /// Bits of `struct xen_domctl_get_domain_state`'s `state`, the low 16 bits of the first word.
@@ -45,6 +60,8 @@ pub mod state {
     pub const SHUTDOWN: u64 = 2;
     /// Only the structure is left.
     pub const DEAD: u64 = 8;
+    /// `XEN_DOMCTL_GETDOMSTATE_CAP_CONTROL`, in the 16 bits of `caps` that follow.
+    pub const CAP_CONTROL: u64 = 1 << 16;
 }
 
 /// Bits of `struct xen_domctl_getdomaininfo`'s `flags`, the high half of the first word.
@@ -53,4 +70,18 @@ pub mod info {
     pub const DYING: u64 = 1;
     /// The guest has shut down.
     pub const SHUTDOWN: u64 = 4;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_handle_is_cut_out_of_three_words() {
+        let mut answer = Domctl::default();
+        answer.u[9] = 0x0302_0100_ffff_ffff;
+        answer.u[10] = 0x0b0a_0908_0706_0504;
+        answer.u[11] = 0xffff_ffff_0f0e_0d0c;
+        assert_eq!(answer.info_handle(), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+    }
 }

@@ -1,0 +1,78 @@
+//! The server's first steps: who has control, who waits for it, and the event that starts the first domain.
+//!
+//! Source: "C xenstored 4.22 behaviour"; for the page words, `docs/misc/xenstore-ring.txt`.
+
+use super::Server;
+use super::domains::CHANGES_PER_SCAN;
+use super::platform::{Change, DomainState, Identity, Platform};
+use crate::proto::id::DomId;
+use crate::proto::ring::{RingPage, Word};
+use alloc::vec::Vec;
+
+/// The domains that exist when the server starts, and the first of them that has control, as far as
+/// Xen tells.
+pub(super) fn find_existing<P: Platform>(platform: &mut P) -> (Vec<DomId>, Option<DomId>) {
+    let (mut existing, mut first) = (Vec::new(), None);
+    for _ in 0..CHANGES_PER_SCAN {
+        let Change::Domain(domid, state) = platform.next_change() else { break };
+        if let DomainState::Exists { control, .. } = state {
+            existing.push(domid);
+            if control && first.is_none() {
+                first = Some(domid);
+            }
+        }
+    }
+    (existing, first)
+}
+
+impl<P: Platform> Server<P> {
+    /// Serves the domain that the toolstack named on the command line. Its ring is not reset: requests may wait in
+    /// it. Its kernel starts with the first event it gets, so that one comes last.
+    pub(super) fn open_first(&mut self) {
+        let domid = self.options.first_domain;
+        let Some(port) = self.options.event_port else {
+            self.platform.log(format_args!(
+                "option --event is missing: domain {domid} is not served until it is introduced"
+            ));
+            return;
+        };
+        let identity = self.identity(domid);
+        if let Some(domain) = self.domains.get_mut(&domid) {
+            domain.identity = identity;
+        }
+        match self.platform.map_ring(domid) {
+            Ok(page) => self.greet(domid, page, port, identity),
+            Err(error) => self
+                .platform
+                .log(format_args!("domain {domid}: its ring cannot be mapped: {error}")),
+        }
+    }
+
+    /// Serves the domains that were there before the server and whose builder left a port in their page. All
+    /// others are introduced by the toolstack.
+    pub(super) fn open_existing(&mut self) {
+        for domid in core::mem::take(&mut self.existing) {
+            if self.own_domid == Some(domid) || self.connection_of(domid).is_some() {
+                continue;
+            }
+            // Most grant nothing to this domain.
+            let Ok(page) = self.platform.map_ring(domid) else { continue };
+            let port = page.load(Word::EvtchnPort);
+            if port != 0 {
+                let identity = self.identity(domid);
+                self.greet(domid, page, port, identity);
+            }
+        }
+    }
+
+    /// Connects a domain that may have written requests already.
+    fn greet(&mut self, domid: DomId, page: P::Ring, port: u32, identity: Identity) {
+        let Ok(id) = self.open(domid, page, port, identity) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.ring.store(Word::Connection, 0);
+        if let Some(port) = connection.port {
+            self.platform.notify(port);
+        }
+        self.mark_ready(id);
+    }
+}
