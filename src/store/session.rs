@@ -403,9 +403,15 @@ impl Session<'_> {
     fn create(&mut self, path: &Path, value: &[u8]) -> Result<(), XsError> {
         let path = path.bytes();
         let above = self.nearest(path)?;
+        // All levels below it are missing. Looking for each would cost the square of the depth; in a transaction
+        // it has to be, for each is an access.
+        let there = match above {
+            Sight::Live(handle) => self.tree.path(handle).len(),
+            Sight::Copied(_) => 0,
+        };
         let mut missing = Vec::new();
         for level in path::upwards(path) {
-            if self.look(level)?.is_some() {
+            if level.len() <= there || there == 0 && self.look(level)?.is_some() {
                 break;
             }
             missing.push(level);
