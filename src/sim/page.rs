@@ -127,9 +127,14 @@ impl SimPage {
         }
     }
 
+    /// Fills both rings with ones.
+    pub fn fill_rings(&self) {
+        self.bytes.borrow_mut()[..2 * RSP_OFFSET].fill(0xff);
+    }
+
     /// As the firmware of an HVM guest when it is done: both rings filled, all indices zero.
     pub fn firmware_reset(&self) {
-        self.bytes.borrow_mut()[..2 * RSP_OFFSET].fill(0xff);
+        self.fill_rings();
         for word in [Word::ReqCons, Word::ReqProd, Word::RspCons, Word::RspProd] {
             self.set_word(word, 0);
         }

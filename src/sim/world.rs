@@ -61,6 +61,7 @@ struct State {
     /// One in so many signals, in both directions, gets lost; 0 for none.
     losses: u32,
     chance: Random,
+    hash_seed: u64,
     next_page: PageId,
     journal: Journal,
     console: Vec<String>,
@@ -90,6 +91,7 @@ impl Default for World {
             refusals: 0,
             losses: 0,
             chance: Random::new(0),
+            hash_seed: 0x5eed,
             next_page: 0,
             journal: Journal::default(),
             console: Vec::new(),
@@ -147,9 +149,11 @@ impl World {
         self.state().journal.clone()
     }
 
-    /// Seeds the faults below.
+    /// Seeds the faults below, and the server's hash tables if it has not been made yet.
     pub fn seed(&self, seed: u64) {
-        self.state().chance = Random::new(seed);
+        let mut state = self.state();
+        state.chance = Random::new(seed);
+        state.hash_seed = state.chance.next_u64();
     }
 
     /// Refuses memory once in so many times although there is some; 0 for never.
@@ -350,7 +354,7 @@ impl Platform for SimPlatform {
     }
 
     fn hash_seed(&self) -> u64 {
-        0x5eed
+        self.0.state().hash_seed
     }
 
     fn next_event(&mut self) -> Option<Event> {

@@ -167,6 +167,13 @@ impl Model {
         self.conns.values().any(|conn| conn.page == page && conn.live && conn.port.is_some())
     }
 
+    /// Whether nothing can come for a page unless its client asks.
+    #[must_use]
+    pub fn is_quiet(&self, page: PageId) -> bool {
+        let mut conns = self.conns.values().filter(|conn| conn.page == page && conn.live);
+        conns.all(|conn| conn.watches.is_empty() && conn.inbox.is_empty() && conn.out.is_empty())
+    }
+
     /// What the server still owes to the client behind a page: a description, or nothing.
     #[must_use]
     pub fn owed(&self, page: PageId) -> Option<String> {

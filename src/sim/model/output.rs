@@ -99,6 +99,11 @@ impl Output {
         self.owed.iter().filter_map(|owed| owed.cause)
     }
 
+    /// Whether nothing is owed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.owed.is_empty() && self.started.is_empty()
+    }
+
     /// Whether all that is owed must come.
     pub(super) fn is_certain(&self) -> bool {
         self.owed.iter().all(|owed| !owed.unsure && owed.deadline_ms.is_none())

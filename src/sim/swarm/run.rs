@@ -4,6 +4,7 @@ use super::agent::{Agent, Then};
 use super::options::Options;
 use super::words::Speech;
 use crate::proto::id::DomId;
+use crate::proto::ring::Word;
 use crate::proto::wire::Kind;
 use crate::server::Pass;
 use crate::sim::Simulation;
@@ -48,6 +49,7 @@ impl Run {
         let mut model = Model::new(options.setting.clone());
         let (simulation, client) =
             Simulation::start_watched(&options.command_line(), |world, page| {
+                world.seed(random.next_u64());
                 world.journal().open();
                 world.set_tells_changes(options.tells_changes);
                 world.set_tells_states(options.tells_states);
@@ -80,7 +82,6 @@ impl Run {
         self.order(Kind::Mkdir, &["/shared"], Then::Nothing);
         self.order(Kind::SetPerms, &["/shared", "b0"], Then::Nothing);
         let world = self.simulation.world.clone();
-        world.seed(self.random.next_u64());
         world.set_losses(self.options.losses);
         world.set_refusals(self.options.refusals);
         for _ in 0..self.options.steps {
@@ -125,16 +126,43 @@ impl Run {
     fn act(&mut self, domid: u16) -> Outcome {
         let piece = 1 + self.random.index(self.options.piece);
         let late = self.options.late_writes && self.random.one_in(3);
-        let world = &self.simulation.world;
+        let world = self.simulation.world.clone();
         let Some(agent) = self.agents.get_mut(&domid) else { return Ok(()) };
         if agent.hostile && !agent.frozen && self.random.one_in(12) {
             agent.misbehave(&mut self.random);
         }
+        if self.random.one_in(30) && self.firmware(domid)? {
+            return Ok(());
+        }
+        let Some(agent) = self.agents.get_mut(&domid) else { return Ok(()) };
         agent.chat(&mut self.random, &self.options);
         let mut answered = Vec::new();
-        agent.work(world, piece, late, &mut answered)?;
+        agent.work(&world, piece, late, &mut answered)?;
         self.react(&answered);
         Ok(())
+    }
+
+    /// The firmware of an honest guest is done and leaves an empty ring to the kernel, not telling anybody;
+    /// the server may look between any two of its stores.
+    fn firmware(&mut self, domid: u16) -> Result<bool, String> {
+        const ORDER: [Word; 4] = [Word::ReqCons, Word::ReqProd, Word::RspCons, Word::RspProd];
+        let Some(agent) = self.agents.get_mut(&domid) else { return Ok(false) };
+        let page = agent.client.page().clone();
+        let read = page.word(Word::RspProd) == page.word(Word::RspCons);
+        let fit = domid != 0 && !agent.hostile && !agent.frozen && agent.is_content() && read;
+        if !fit || !self.model.is_quiet(page.id()) {
+            return Ok(false);
+        }
+        page.fill_rings();
+        let first = self.random.index(ORDER.len());
+        for place in 0..ORDER.len() {
+            page.set_word(ORDER[(first + place) % ORDER.len()], 0);
+            if self.random.one_in(2) {
+                self.simulation.world.signal(DomId(domid));
+                self.pass()?;
+            }
+        }
+        Ok(true)
     }
 
     /// The server works once, and is judged.
