@@ -68,15 +68,23 @@ impl Guest {
             answers: VecDeque::new(),
         };
         let ready = guest.answer(START)?;
-        let mut words = ready.split(' ').skip(1);
-        let mut number = || words.next().and_then(|word| word.parse::<u32>().ok());
-        guest.frame = number().ok_or("no frame")?.into();
-        guest.port = number().ok_or("no port")?;
+        let frame = ready.split(' ').nth(1).and_then(|word| word.parse().ok());
+        guest.frame = frame.ok_or("no frame")?;
         for path in [&vm, &home, &format!("/libxl/{domid}")] {
             drop(link.call(Kind::Rm, &[path])?);
         }
         link.call(Kind::Release, &[&domid.to_string()])??;
         Ok(guest)
+    }
+
+    /// Has it offer a new port to the server's domain.
+    ///
+    /// Not every server closes its end of the old one when it releases a domain (oxenstored does not).
+    pub(crate) fn offer_port(&mut self, server: u16) -> Result<u32, Stop> {
+        let answer = self.ask(&format!("port {server}"))?;
+        let port = answer.strip_prefix("@port ").and_then(|port| port.parse().ok());
+        self.port = port.ok_or_else(|| format!("console: {answer}"))?;
+        Ok(self.port)
     }
 
     /// Looks at what its console says.

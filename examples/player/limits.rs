@@ -10,7 +10,8 @@ pub(crate) type Limits = Vec<(String, String)>;
 
 /// What the server says its limits are; none from oxenstored, which does not tell.
 pub(crate) fn present(link: &mut Link) -> Result<Limits, Stop> {
-    let text = link.call(Kind::Control, &["quota"])?.unwrap_or_default();
+    let mut text = link.call(Kind::Control, &["quota"])?.unwrap_or_default();
+    text += &link.call(Kind::Control, &["quota-soft"])?.unwrap_or_default();
     let numbers = text.lines().filter_map(|line| {
         let (name, rest) = line.split_once(':')?;
         let value = rest.split_whitespace().next()?;

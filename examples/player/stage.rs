@@ -95,6 +95,8 @@ pub(crate) struct Live<'a> {
     world: &'a mut World,
     dom0: Link,
     dom0_messages: VecDeque<Message>,
+    /// Requests of dom0 without a reply yet.
+    dom0_asked: usize,
     cast: BTreeMap<u16, Guest>,
     /// Domains of the text that exist no more, or cannot be driven any more.
     ended: Vec<Guest>,
@@ -125,6 +127,7 @@ impl<'a> Live<'a> {
             world,
             dom0,
             dom0_messages: VecDeque::new(),
+            dom0_asked: 0,
             cast: BTreeMap::new(),
             ended: Vec::new(),
             names: BTreeMap::new(),
@@ -182,6 +185,9 @@ impl<'a> Live<'a> {
     /// Looks once at everything from which something may come.
     fn poll(&mut self) -> Result<(), Stop> {
         while let Some(message) = self.dom0.poll()? {
+            if message.header.kind != Kind::WatchEvent.number() {
+                self.dom0_asked = self.dom0_asked.saturating_sub(1);
+            }
             self.dom0_messages.push_back(message);
             self.last_news = Instant::now();
         }
@@ -331,7 +337,17 @@ impl Stage for Live<'_> {
         if domid == 0 && self.dom0.is_device && bytes.len() > KERNEL_MAX {
             return Err(Stop::Skip("dom0's kernel passes on no more than 4096 bytes".to_owned()));
         }
-        if domid == 0 { self.dom0.send(bytes) } else { self.guest(domid)?.send(bytes) }
+        if domid != 0 {
+            return self.guest(domid)?.send(bytes);
+        }
+        // The kernel sends out of one buffer for each file, and does not wait for it to be free.
+        let deadline = Instant::now() + PATIENCE;
+        while self.dom0.is_device && self.dom0_asked > 0 && Instant::now() < deadline {
+            self.poll()?;
+            std::thread::sleep(PAUSE);
+        }
+        self.dom0_asked += 1;
+        self.dom0.send(bytes)
     }
 
     fn receive(&mut self, domid: u16, patience: Patience) -> Result<Option<Message>, Stop> {
@@ -374,8 +390,11 @@ impl Stage for Live<'_> {
     }
 
     fn introduction(&mut self, domid: u16) -> Result<(u64, u32), Stop> {
-        let place = self.first_introduction(domid);
-        place.ok_or_else(|| Stop::Skip(format!("domain {domid} has no ring to offer here")))
+        let server = self.own_domid()?;
+        let Some(guest) = self.cast.get_mut(&domid) else {
+            return Err(Stop::Skip(format!("domain {domid} has no ring to offer here")));
+        };
+        Ok((guest.frame, guest.offer_port(server)?))
     }
 
     fn own_domid(&mut self) -> Result<u16, Stop> {
@@ -389,7 +408,9 @@ impl Stage for Live<'_> {
         self.settle(None)?;
         match words[0] {
             "domain" => {
-                let guest = self.world.guest()?;
+                let server = self.own_domid()?;
+                let mut guest = self.world.guest()?;
+                guest.offer_port(server)?;
                 self.names.insert(domid()?, guest.domid);
                 self.cast.insert(domid()?, guest);
             }

@@ -25,7 +25,7 @@
 //!
 //! Arguments are words, each sent with a NUL behind it, except the last of WRITE. In a word, `\s` is a blank,
 //! `\0` a NUL, `\xHH` a byte, `\\` a backslash and `{ab*3}` is `ababab`; `''` is the empty word; `raw:x` is x
-//! without a NUL. The type is a name of `docs/misc/xenstore.txt` or a number. A domain offers port 10
+//! without a NUL. TRANSACTION_START and RESET_WATCHES without arguments have one NUL, as all clients send them. The type is a name of `docs/misc/xenstore.txt` or a number. A domain offers port 10
 //! from its birth; `%port` in INTRODUCE stands for another that it offers, `%own` for the domid of the server's own domain.
 //!
 //! Messages: `OK`; an error's name; `"raw bytes"`; `[strings each with a NUL]`; `id t` (a number, from now on

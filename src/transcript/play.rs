@@ -492,6 +492,9 @@ fn depends_on_freshness(kind: Option<Kind>, words: &[&str]) -> bool {
 /// The bytes of a request behind its header.
 fn payload(kind: Option<Kind>, arguments: &[String]) -> Result<Vec<u8>, Stop> {
     let mut payload = Vec::new();
+    if arguments.is_empty() && matches!(kind, Some(Kind::TransactionStart | Kind::ResetWatches)) {
+        payload.push(0);
+    }
     for (index, argument) in arguments.iter().enumerate() {
         let is_value = kind == Some(Kind::Write) && index == 1;
         if let Some(raw) = argument.strip_prefix("raw:") {

@@ -1,6 +1,6 @@
 //! From `boot/head.S` to the program: the order in which everything comes to life.
 
-use super::abi::event_channel::{BindVirq, Send};
+use super::abi::event_channel::{AllocUnbound, BindVirq, Close, Send};
 use super::abi::hvm::{
     CALLBACK_VECTOR, PARAM_CALLBACK_IRQ, PARAM_CONSOLE_EVTCHN, PARAM_CONSOLE_PFN,
     PARAM_STORE_EVTCHN, PARAM_STORE_PFN, SetParam,
@@ -302,6 +302,22 @@ impl Machine {
     #[must_use]
     pub fn own_domid(&self) -> Option<DomId> {
         own_domid()
+    }
+
+    /// A new port for `peer` to bind to, as a guest makes when its old one is of no use any more.
+    ///
+    /// # Errors
+    /// Xen's refusal.
+    pub fn offer_port(&self, peer: DomId) -> Result<EvtchnPort, PlatformError> {
+        let mut offer = AllocUnbound { dom: DOMID_SELF, remote_dom: peer.0, port: 0 };
+        hypercall::perform(&mut offer)?;
+        Ok(EvtchnPort(offer.port))
+    }
+
+    /// Gives a port of its own up.
+    pub fn close_port(&self, port: EvtchnPort) {
+        // One that is closed already is no harm.
+        let _ = hypercall::perform(&mut Close { port: port.0 });
     }
 
     /// The frame of that ring, by which a toolstack introduces the domain.

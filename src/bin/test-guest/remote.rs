@@ -10,10 +10,10 @@
 //! | `signal` | signals the server | |
 //! | `firmware` | fills both rings with 0xff and zeroes their indices, as firmware does at its end | `@done` |
 //! | `reset` | zeroes all words and forgets what is still to be sent; reads again | `@done` |
+//! | `port DOMID` | gives its port up and offers that domain a new one | `@port PORT` |
 //! | `off` | powers off | |
 //!
-//! What comes from the response ring is printed as `@got HEX`. The first line is `@ready FRAME PORT`: what the
-//! domain has to be introduced with. Each answer is a line of its own; other lines are for people.
+//! What comes from the response ring is printed as `@got HEX`. The first line is `@ready FRAME`, the frame of the ring. Each answer is a line of its own; other lines are for people.
 //!
 //! The response ring is looked at after a signal only, until it has been seen empty: a server that forgets a
 //! signal is found out.
@@ -23,6 +23,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write as _;
+use xenstore_stubdom::proto::id::DomId;
 use xenstore_stubdom::proto::ring::{RingPage, Word};
 use xenstore_stubdom::xen::console;
 
@@ -53,8 +54,7 @@ pub(crate) fn serve(client: &mut Client) -> Result<(), String> {
         return Err(String::from("no PV console"));
     }
     let frame = client.machine.own_store_frame().map_err(|error| format!("{error}"))?;
-    let port = client.port;
-    client.say(format_args!("@ready {frame} {}", port.0));
+    client.say(format_args!("@ready {frame}"));
     let mut remote = Remote {
         client,
         outbox: Vec::new(),
@@ -66,7 +66,7 @@ pub(crate) fn serve(client: &mut Client) -> Result<(), String> {
     let mut typed = Vec::new();
     while !remote.is_over {
         while let Some(news) = remote.client.machine.next_port() {
-            remote.is_awake |= news == port;
+            remote.is_awake |= news == remote.client.port;
         }
         let mut piece = [0; 512];
         let len = console::read(&mut piece);
@@ -113,6 +113,7 @@ impl Remote<'_> {
                 self.outbox.clear();
                 self.zero(&[&INDICES[..], &OTHERS].concat());
             }
+            ["port", peer] => self.new_port(u16::try_from(number(peer)).unwrap_or_default()),
             ["off"] => self.is_over = true,
             [] => {}
             _ => self.client.say(format_args!("what is {line:?}?")),
@@ -130,6 +131,19 @@ impl Remote<'_> {
         self.settling = None;
         self.client.say(format_args!("@done"));
         None
+    }
+
+    /// Another port, as after the server has given up the old one.
+    fn new_port(&mut self, peer: u16) {
+        let machine = &self.client.machine;
+        match machine.offer_port(DomId(peer)) {
+            Ok(port) => {
+                machine.close_port(self.client.port);
+                self.client.port = port;
+                self.client.say(format_args!("@port {}", port.0));
+            }
+            Err(error) => self.client.say(format_args!("@port none: {error}")),
+        }
     }
 
     /// Zeroes words of the page.

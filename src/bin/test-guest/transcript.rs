@@ -43,6 +43,10 @@ pub(crate) fn play_module(client: &mut Client) -> Result<String, String> {
             reads: true,
         };
         let result = match conversation.options() {
+            // What costs the connection would cost it for all conversations after it.
+            "" if conversation.lines().any(|line| line.starts_with("send ")) => {
+                Err(Stop::Skip(String::from("it costs the connection")))
+            }
             "" => transcript::play(&conversation, &mut alone),
             _ => Err(Stop::Skip(String::from("its limits are not the usual ones"))),
         };

@@ -26,6 +26,19 @@ pub struct BindVirq {
 }
 const _: () = assert!(size_of::<BindVirq>() == 12);
 
+/// `struct evtchn_alloc_unbound`.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct AllocUnbound {
+    /// Whose port it will be.
+    pub dom: u16,
+    /// Who may bind to it.
+    pub remote_dom: u16,
+    /// Out.
+    pub port: u32,
+}
+const _: () = assert!(size_of::<AllocUnbound>() == 8);
+
 /// `struct evtchn_close`.
 #[derive(Debug, Default)]
 #[repr(C)]
