@@ -136,9 +136,20 @@ impl Court {
         let (bytes, _) = self.clients[who].request(kind, tx, payload);
         let mut rest = &bytes[..];
         while !rest.is_empty() {
-            rest = &rest[self.clients[who].write(rest)..];
+            let written = self.clients[who].write(rest);
+            rest = &rest[written..];
             self.work();
+            if written == 0 {
+                self.pause();
+            }
         }
+    }
+
+    /// Whoever writes faster than others can commit is not read for a while.
+    fn pause(&mut self) {
+        let world = &self.simulation.world;
+        world.set_clock(world.now_ms() + 1000);
+        self.work();
     }
 
     fn work(&mut self) {
@@ -184,6 +195,10 @@ fuzz_target!(|steps: Vec<Step>| {
         let (kind, payload) = step.request();
         let tx = u32::from(step.tx % 8).saturating_sub(4);
         court.send(usize::from(step.who) % 3, kind, tx, &payload);
+    }
+    // What waits in the rings is at most some dozens of writes.
+    for _ in 0..100 {
+        court.pause();
     }
     for client in &court.clients {
         assert_eq!(court.model.owed(client.page().id()), None);

@@ -19,6 +19,9 @@ use std::format;
 /// How many rounds all honest clients have, once the faults are over, to get what they are due.
 const CALM_ROUNDS: usize = 20_000;
 
+/// How many passes the server may take over what lies in all rings.
+const SETTLE_PASSES: usize = 500;
+
 /// How many entries of the journal a report shows.
 const SHOWN: usize = 60;
 
@@ -116,7 +119,8 @@ impl Run {
         for _ in 0..self.random.below(3) {
             self.pass()?;
         }
-        if self.random.one_in(50) {
+        if self.random.one_in(30) {
+            self.settle()?;
             self.simulation.check()?;
         }
         Ok(())
@@ -170,6 +174,16 @@ impl Run {
         let pass = self.simulation.server.pass();
         self.judge()?;
         Ok(pass)
+    }
+
+    /// As long as nobody else does anything, the server comes to an end and would sleep.
+    fn settle(&mut self) -> Outcome {
+        for _ in 0..SETTLE_PASSES {
+            if self.pass()? != Pass::More {
+                return Ok(());
+            }
+        }
+        Err(String::from("nothing happens any more, but the server does not go to sleep"))
     }
 
     fn judge(&mut self) -> Outcome {
