@@ -2,7 +2,7 @@
 //!
 //! The player knows what to send and what has to come back; how bytes travel and how domains come and go is
 //! a [`Stage`]'s business: the simulated world (`tests/transcripts.rs`), a guest on real Xen that has nothing
-//! but its own ring (`src/bin/test-guest.rs`), or dom0 with guests that it controls (`tests/player`).
+//! but its own ring (`src/bin/test-guest.rs`), or dom0 with guests that it controls (`scripts/player`).
 //!
 //! # The files
 //! A file holds conversations, each against a fresh server. `#` starts a comment line. Domain 0 is privileged
