@@ -33,7 +33,7 @@ use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, DomId, EvtchnPort};
 use crate::proto::ring::{self, RingPage, Word};
 use crate::proto::wire::features;
-use crate::store::{Party, Special};
+use crate::store::{Party, Special, give_room_back};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -405,6 +405,7 @@ impl<P: Platform> Server<P> {
         self.store.forget(domid);
         if let Some(port) = connection.as_ref().and_then(|connection| connection.port) {
             self.ports.remove(&port);
+            give_room_back(&mut self.ports);
             self.platform.unbind(port);
         }
         // This unmaps the page.
@@ -446,6 +447,7 @@ impl<P: Platform> Server<P> {
     fn detach(&mut self, id: ConnId) -> Option<Box<Connection<P::Ring>>> {
         self.store.disconnect(id);
         let mut connection = self.connections.remove(&id)?;
+        give_room_back(&mut self.connections);
         connection.credit.leave(&mut self.reserve);
         self.past.add(connection.figures);
         self.trace("obj", format_args!("domain {}: connection closed", connection.domid));

@@ -6,8 +6,17 @@
 use super::quota::{Quota, Quotas};
 use crate::proto::id::DomId;
 use alloc::vec::Vec;
+use core::hash::Hash;
 use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashSet};
+
+/// Makes a map that lost most of its entries smaller, so that a crowd that is gone holds no memory. It
+/// takes as many removals as the map then has room, so a removal costs no more than before on average.
+pub(crate) fn give_room_back<K: Eq + Hash, V>(map: &mut HashMap<K, V, FixedState>) {
+    if map.capacity() > map.len().saturating_add(1).saturating_mul(4) {
+        map.shrink_to_fit();
+    }
+}
 
 /// A tracked domain.
 #[derive(Debug)]
@@ -63,7 +72,9 @@ impl Domains {
     }
 
     pub(super) fn remove(&mut self, domid: DomId) -> Option<Domain> {
-        self.map.remove(&domid)
+        let domain = self.map.remove(&domid);
+        give_room_back(&mut self.map);
+        domain
     }
 
     /// Every tracked domain, ascending.

@@ -43,6 +43,7 @@ use crate::proto::id::{ConnId, DomId, TxId};
 use alloc::format;
 use alloc::vec::Vec;
 use domain::Domains;
+pub(crate) use domain::give_room_back;
 use events::{Bell, Conn, Conns};
 use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashSet};
@@ -293,6 +294,7 @@ impl Store {
     pub fn disconnect(&mut self, conn: ConnId) {
         self.reset(conn);
         self.conns.remove(&conn);
+        give_room_back(&mut self.conns);
     }
 
     /// Drops the connection's watches and transactions.
