@@ -172,7 +172,8 @@ impl Session<'_> {
         }
         let (old, value, children_bytes) = (view.list, view.value.len(), view.children_bytes);
         let list = self.tree.intern(entries);
-        if let Err(error) = self.check_size(list, value, children_bytes) {
+        let checked = self.check_size(list, value, children_bytes);
+        if let Err(error) = self.spoiled(checked) {
             self.tree.release_list(list);
             return Err(error);
         }

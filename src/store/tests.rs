@@ -560,6 +560,15 @@ fn sizes_transactions_watches_and_entries_are_limited() {
 }
 
 #[test]
+fn a_permission_list_too_long_for_its_node_spoils_a_transaction() {
+    let mut w = World::new();
+    w.write(A, 0, "x", &"v".repeat(2048 - 24)).unwrap();
+    let t = w.start(A);
+    assert_eq!(w.perms(A, t, "x", "n1,r2"), Err(XsError::ENOSPC));
+    assert_eq!(w.end(A, t), Err(XsError::ENOMEM));
+}
+
+#[test]
 fn xsa_326_a_transaction_touches_only_so_many_nodes() {
     let mut w = World::new();
     w.store.set_quota(Some(DomId(1)), Quota::Memory, 0);
