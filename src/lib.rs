@@ -1,5 +1,5 @@
-//! The xenstore of a Xen host as a stub domain: memory-safe, `no_std`, and able to replace itself
-//! while the guests keep running.
+//! The xenstore of a Xen host as a stub domain: memory-safe, `no_std`, and built so that it can be
+//! replaced while the guests keep running; the hand-over itself is still to come.
 //!
 //! Layers, in order of dependency; an arrow points at what a layer may name:
 //!

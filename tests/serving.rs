@@ -271,22 +271,3 @@ fn hostile_run(seed: u64) {
     }
     simulation.check().unwrap_or_else(|findings| panic!("seed {seed}: {findings}"));
 }
-
-/// Not a verdict, a figure: `cargo test --release --test serving -- --ignored --nocapture`.
-#[test]
-#[ignore = "prints a figure"]
-fn requests_per_second() {
-    let (mut simulation, mut dom0) = Simulation::start("");
-    let mut guest = introduce(&mut simulation, &mut dom0, 7);
-    ask(&mut simulation, &mut dom0, Kind::Write, b"/local/domain/7/name\0x");
-    ask(&mut simulation, &mut dom0, Kind::SetPerms, b"/local/domain/7/name\0n7\0");
-    for (kind, payload) in
-        [(Kind::GetDomainPath, &b"7\0"[..]), (Kind::Read, b"name\0"), (Kind::Write, b"name\0y")]
-    {
-        let start = std::time::Instant::now();
-        for _ in 0..200_000 {
-            ask(&mut simulation, &mut guest, kind, payload);
-        }
-        println!("{kind:?}: {:?} a request", start.elapsed() / 200_000);
-    }
-}

@@ -3,6 +3,7 @@
 use super::Server;
 use super::dispatch::{Answer, Asker, Reply};
 use super::platform::Platform;
+use super::queue::MESSAGE_OVERHEAD;
 use crate::proto::error::XsError;
 use crate::proto::id::{DomId, TxId};
 use crate::proto::request::{PermTexts, Request};
@@ -49,7 +50,14 @@ impl<P: Platform> Server<P> {
             Request::SetPerms { path, perms } => self.set_perms(asker, path, perms),
             Request::Watch { path, token, depth } => {
                 store.watch(asker.id, path, token, depth)?;
-                Ok(Reply::Watching([path, &[0], token, &[0]].concat()))
+                let event = [path, &[0], token, &[0]].concat();
+                let cost = event.len().saturating_add(MESSAGE_OVERHEAD);
+                if !asker.privileged && !store.allows(asker.domid, Quota::Memory, cost) {
+                    // Clients wait for the first event of every watch that they were granted.
+                    store.unwatch(asker.id, path, token)?;
+                    return Err(XsError::ENOMEM);
+                }
+                Ok(Reply::Watching(event))
             }
             Request::Unwatch { path, token } => done(store.unwatch(asker.id, path, token)),
             Request::ResetWatches => {

@@ -163,6 +163,15 @@ impl<P: Platform> Server<P> {
     /// Connects the domains that wait for the server and lets them start. Call this once, before the
     /// first step.
     pub fn start(&mut self) {
+        let privileged = self.privileged;
+        match self.own_domid {
+            Some(own) => self.platform.log(format_args!(
+                "serving in domain {own}; domain {privileged} is privileged"
+            )),
+            None => self.platform.log(format_args!(
+                "serving in a domain whose domid Xen does not tell; domain {privileged} is privileged"
+            )),
+        }
         self.open_first();
         self.open_existing();
     }

@@ -6,14 +6,28 @@
 //! * `world`: the hypervisor's side, with what a test may do to it; implements `server::platform::Platform`.
 //! * `page`: a ring page that the server and a client share.
 //! * `client`: an honest client, which saves on signals as Linux does.
+//! * `journal`: what passed between the server and the world, for a judge.
+//! * `random`: chance from a seed.
+//! * [`model`]: the judge, a naive second xenstore.
+//! * [`swarm`]: whole runs drawn from a seed.
 #![forbid(unsafe_code)]
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the journal has many entries, and each place here looks for one or two of them"
+)]
 
 mod client;
+mod journal;
+pub mod model;
 mod page;
+mod random;
+pub mod swarm;
 mod world;
 
 pub use client::{Client, Message};
+pub use journal::{Journal, PageId, Seen};
 pub use page::SimPage;
+pub use random::Random;
 pub use world::{SimPlatform, World};
 
 use crate::proto::id::DomId;
@@ -36,8 +50,15 @@ impl Simulation {
     /// A started server whose first domain is 0, and that domain's client.
     #[must_use]
     pub fn start(options: &str) -> (Self, Client) {
+        Self::start_watched(options, |_, _| {})
+    }
+
+    /// As [`start`](Self::start), after `prepare` has seen the world and the first page.
+    #[must_use]
+    pub fn start_watched(options: &str, prepare: impl FnOnce(&World, PageId)) -> (Self, Client) {
         let world = World::new();
         let port = world.create(DomId(0));
+        prepare(&world, world.page(DomId(0)).id());
         let command_line = alloc::format!("--event {port} {options}");
         let mut server = Server::new(world.platform(), &command_line);
         server.start();

@@ -1,6 +1,8 @@
 //! A ring page in memory, shared by a server and a client.
 
+use super::journal::{Journal, PageId, Seen};
 use crate::proto::ring::{RING_SIZE, RSP_OFFSET, RingPage, Word};
+use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
@@ -13,6 +15,20 @@ const PAGE_SIZE: usize = 4096;
 pub struct SimPage {
     bytes: Rc<RefCell<Vec<u8>>>,
     late: Rc<RefCell<Late>>,
+    watcher: Rc<RefCell<Watcher>>,
+}
+
+/// Follows what the server does with the page.
+#[derive(Debug, Default)]
+struct Watcher {
+    journal: Journal,
+    page: PageId,
+    /// The consumer index that the server loaded, and what it copied since then.
+    request: (u32, Vec<u8>),
+    /// The producer index that the server loaded, and what it wrote since then.
+    response: (u32, Vec<u8>),
+    /// What a hostile client changes while the server looks: after so many loads, this word.
+    ambush: VecDeque<(usize, Word, u32)>,
 }
 
 /// What a client writes at the worst moment.
@@ -26,11 +42,34 @@ struct Late {
 
 impl Default for SimPage {
     fn default() -> Self {
-        Self { bytes: Rc::new(RefCell::new(alloc::vec![0; PAGE_SIZE])), late: Rc::default() }
+        Self {
+            bytes: Rc::new(RefCell::new(alloc::vec![0; PAGE_SIZE])),
+            late: Rc::default(),
+            watcher: Rc::default(),
+        }
     }
 }
 
 impl SimPage {
+    /// A page whose traffic is noted down.
+    #[must_use]
+    pub(super) fn watched(journal: Journal, page: PageId) -> Self {
+        let new = Self::default();
+        *new.watcher.borrow_mut() = Watcher { journal, page, ..Watcher::default() };
+        new
+    }
+
+    /// The page's number.
+    #[must_use]
+    pub fn id(&self) -> PageId {
+        self.watcher.borrow().page
+    }
+
+    /// Lets a word change after the server has loaded words `loads` more times.
+    pub fn ambush(&self, loads: usize, word: Word, value: u32) {
+        self.watcher.borrow_mut().ambush.push_back((loads, word, value));
+    }
+
     /// Loads a word.
     #[must_use]
     pub fn word(&self, word: Word) -> u32 {
@@ -88,18 +127,82 @@ impl SimPage {
         }
     }
 
+    /// Fills both rings with ones.
+    pub fn fill_rings(&self) {
+        self.bytes.borrow_mut()[..2 * RSP_OFFSET].fill(0xff);
+    }
+
     /// As the firmware of an HVM guest when it is done: both rings filled, all indices zero.
     pub fn firmware_reset(&self) {
-        self.bytes.borrow_mut()[..2 * RSP_OFFSET].fill(0xff);
+        self.fill_rings();
         for word in [Word::ReqCons, Word::ReqProd, Word::RspCons, Word::RspProd] {
             self.set_word(word, 0);
         }
     }
 }
 
+impl Watcher {
+    /// The next change of the ambush, if this is its moment.
+    fn due(&mut self) -> Option<(Word, u32)> {
+        let (loads, word, value) = self.ambush.front_mut()?;
+        if let Some(left) = loads.checked_sub(1) {
+            *loads = left;
+            return None;
+        }
+        let change = (*word, *value);
+        self.ambush.pop_front();
+        Some(change)
+    }
+
+    fn loaded(&mut self, word: Word, value: u32) {
+        match word {
+            Word::ReqCons => self.request = (value, Vec::new()),
+            Word::RspProd => self.response = (value, Vec::new()),
+            Word::ReqProd
+            | Word::RspCons
+            | Word::ServerFeatures
+            | Word::Connection
+            | Word::Error
+            | Word::EvtchnPort => {}
+        }
+    }
+
+    /// A pass over a ring ends when the server stores its index; any other value is a reset.
+    fn stored(&mut self, word: Word, value: u32) {
+        let page = self.page;
+        let moved = |(from, bytes): &(u32, Vec<u8>)| {
+            let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+            len > 0 && from.wrapping_add(len) == value
+        };
+        match word {
+            Word::ReqCons if moved(&self.request) => {
+                let (_, bytes) = core::mem::replace(&mut self.request, (value, Vec::new()));
+                self.journal.note(|| Seen::Took(page, bytes));
+            }
+            Word::ReqCons => self.journal.note(|| Seen::Emptied(page)),
+            Word::RspProd if moved(&self.response) => {
+                let (_, bytes) = core::mem::replace(&mut self.response, (value, Vec::new()));
+                self.journal.note(|| Seen::Put(page, bytes));
+            }
+            Word::Error => self.journal.note(|| Seen::GaveUp(page, value)),
+            Word::RspProd
+            | Word::ReqProd
+            | Word::RspCons
+            | Word::ServerFeatures
+            | Word::Connection
+            | Word::EvtchnPort => {}
+        }
+    }
+}
+
 impl RingPage for SimPage {
     fn load(&self, word: Word) -> u32 {
+        let due = self.watcher.borrow_mut().due();
+        if let Some((word, value)) = due {
+            self.set_word(word, value);
+        }
         let value = self.word(word);
+        self.watcher.borrow_mut().loaded(word, value);
         if word == Word::ReqProd {
             self.write_late();
         }
@@ -108,16 +211,19 @@ impl RingPage for SimPage {
 
     fn store(&mut self, word: Word, value: u32) {
         self.late.borrow_mut().is_unseen |= word == Word::ReqCons;
+        self.watcher.borrow_mut().stored(word, value);
         self.set_word(word, value);
     }
 
     fn copy_request(&self, offset: usize, into: &mut [u8]) {
         into.copy_from_slice(&self.bytes.borrow()[..RSP_OFFSET][offset..][..into.len()]);
+        self.watcher.borrow_mut().request.1.extend_from_slice(into);
     }
 
     fn copy_response(&mut self, offset: usize, from: &[u8]) {
         let mut page = self.bytes.borrow_mut();
         page[RSP_OFFSET..2 * RSP_OFFSET][offset..][..from.len()].copy_from_slice(from);
+        self.watcher.borrow_mut().response.1.extend_from_slice(from);
     }
 
     fn barrier(&self) {

@@ -1,6 +1,8 @@
 //! The hypervisor's side of the simulated world.
 
+use super::journal::{Journal, PageId, Seen};
 use super::page::SimPage;
+use super::random::Random;
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::server::platform::{
     Change, DomainState, Event, HeapStats, Identity, Platform, PlatformError,
@@ -54,6 +56,14 @@ struct State {
     /// Xen tells anything about domains at all.
     tells_states: bool,
     heap_free: usize,
+    /// One in so many requests for memory is refused although there is some; 0 for none.
+    refusals: u32,
+    /// One in so many signals, in both directions, gets lost; 0 for none.
+    losses: u32,
+    chance: Random,
+    hash_seed: u64,
+    next_page: PageId,
+    journal: Journal,
     console: Vec<String>,
 }
 
@@ -78,6 +88,12 @@ impl Default for World {
             tells_changes: true,
             tells_states: true,
             heap_free: usize::MAX,
+            refusals: 0,
+            losses: 0,
+            chance: Random::new(0),
+            hash_seed: 0x5eed,
+            next_page: 0,
+            journal: Journal::default(),
             console: Vec::new(),
         })))
     }
@@ -109,12 +125,14 @@ impl World {
         let mut state = self.state();
         let unique_id = state.next_unique_id;
         state.next_unique_id += 1;
+        state.next_page += 1;
+        let page = SimPage::watched(state.journal.clone(), state.next_page);
         let domain = Domain {
             unique_id,
             handle: u128::from(unique_id).to_le_bytes(),
             cpu_time: 0,
             control: domid == DomId(0),
-            page: SimPage::default(),
+            page,
             granted: true,
             shutdown: false,
             offers: BTreeSet::from([FIRST_OFFER]),
@@ -123,6 +141,40 @@ impl World {
         };
         state.domains.insert(domid, domain);
         FIRST_OFFER
+    }
+
+    /// The record of what passes between the server and this world.
+    #[must_use]
+    pub fn journal(&self) -> Journal {
+        self.state().journal.clone()
+    }
+
+    /// Seeds the faults below, and the server's hash tables if it has not been made yet.
+    pub fn seed(&self, seed: u64) {
+        let mut state = self.state();
+        state.chance = Random::new(seed);
+        state.hash_seed = state.chance.next_u64();
+    }
+
+    /// Refuses memory once in so many times although there is some; 0 for never.
+    pub fn set_refusals(&self, one_in: u32) {
+        self.state().refusals = one_in;
+    }
+
+    /// Loses one in so many signals, in both directions; 0 for none.
+    pub fn set_losses(&self, one_in: u32) {
+        self.state().losses = one_in;
+    }
+
+    /// Whether there is such a domain.
+    #[must_use]
+    pub fn exists(&self, domid: DomId) -> bool {
+        self.state().domains.contains_key(&domid)
+    }
+
+    /// A notification that domains changed, true or not.
+    pub fn announce_change(&self) {
+        self.state().events.push_back(Event::DomainChange);
     }
 
     /// Offers one more port of a domain to the server.
@@ -219,6 +271,9 @@ impl World {
     /// A domain signals the server, if they are connected.
     pub fn signal(&self, domid: DomId) {
         let mut state = self.state();
+        if state.loses() {
+            return;
+        }
         let ports = state.ports.iter().filter(|(_, (peer, _))| *peer == domid);
         let events = ports.map(|(port, _)| Event::Port(*port)).collect::<Vec<_>>();
         state.events.extend(events);
@@ -256,6 +311,11 @@ impl World {
 }
 
 impl State {
+    /// Whether the next signal gets lost.
+    fn loses(&mut self) -> bool {
+        self.losses > 0 && self.chance.one_in(self.losses)
+    }
+
     fn domain_state(&self, domid: DomId) -> DomainState {
         if !self.tells_states {
             return DomainState::Unknown;
@@ -280,7 +340,9 @@ impl Platform for SimPlatform {
     type Ring = SimPage;
 
     fn now_ms(&self) -> u64 {
-        self.0.now_ms()
+        let now_ms = self.0.now_ms();
+        self.0.state().journal.note(|| Seen::Clock(now_ms));
+        now_ms
     }
 
     fn now_us(&self) -> u64 {
@@ -292,7 +354,7 @@ impl Platform for SimPlatform {
     }
 
     fn hash_seed(&self) -> u64 {
-        0x5eed
+        self.0.state().hash_seed
     }
 
     fn next_event(&mut self) -> Option<Event> {
@@ -307,21 +369,22 @@ impl Platform for SimPlatform {
 
     fn map_ring(&mut self, domid: DomId) -> Result<SimPage, PlatformError> {
         let state = self.0.state();
-        match state.domains.get(&domid) {
-            Some(domain) if domain.granted => Ok(domain.page.clone()),
-            _ => Err(PlatformError { call: "GNTTABOP_map_grant_ref", code: 3 }),
-        }
+        let page = state.domains.get(&domid).filter(|domain| domain.granted).map(|d| &d.page);
+        state.journal.note(|| Seen::Mapped(domid, page.map(SimPage::id)));
+        page.cloned().ok_or(PlatformError { call: "GNTTABOP_map_grant_ref", code: 3 })
     }
 
     fn bind(&mut self, domid: DomId, remote_port: u32) -> Result<EvtchnPort, PlatformError> {
         let mut state = self.0.state();
         let offered = state.domains.get_mut(&domid).is_some_and(|d| d.offers.remove(&remote_port));
         if !offered {
+            state.journal.note(|| Seen::Bound(domid, None));
             return Err(PlatformError { call: "EVTCHNOP_bind_interdomain", code: 22 });
         }
         let port = EvtchnPort(state.next_port);
         state.next_port += 1;
         state.ports.insert(port, (domid, remote_port));
+        state.journal.note(|| Seen::Bound(domid, Some(port)));
         // Xen marks a freshly bound port as pending.
         state.events.push_back(Event::Port(port));
         Ok(port)
@@ -329,6 +392,7 @@ impl Platform for SimPlatform {
 
     fn unbind(&mut self, port: EvtchnPort) {
         let mut state = self.0.state();
+        state.journal.note(|| Seen::Unbound(port));
         if let Some((domid, remote_port)) = state.ports.remove(&port) {
             // The other end can be bound again.
             if let Some(domain) = state.domains.get_mut(&domid) {
@@ -340,6 +404,9 @@ impl Platform for SimPlatform {
     fn notify(&mut self, port: EvtchnPort) {
         let mut state = self.0.state();
         if let Some((domid, _)) = state.ports.get(&port).copied() {
+            if state.loses() {
+                return;
+            }
             if let Some(domain) = state.domains.get_mut(&domid) {
                 domain.signals += 1;
             }
@@ -347,22 +414,37 @@ impl Platform for SimPlatform {
     }
 
     fn domain_state(&mut self, domid: DomId) -> DomainState {
-        self.0.state().domain_state(domid)
+        let state = self.0.state();
+        let answer = state.domain_state(domid);
+        state.journal.note(|| Seen::State(domid, answer));
+        answer
     }
 
     fn next_change(&mut self) -> Change {
         let mut state = self.0.state();
         if !state.tells_changes || !state.tells_states {
+            state.journal.note(|| Seen::Scan);
             return Change::Unsupported;
         }
         match state.changed.pop_first() {
-            Some(domid) => Change::Domain(domid, state.domain_state(domid)),
-            None => Change::Done,
+            Some(domid) => {
+                let answer = state.domain_state(domid);
+                state.journal.note(|| Seen::Changed(domid, answer));
+                Change::Domain(domid, answer)
+            }
+            None => {
+                state.journal.note(|| Seen::ScanEnd);
+                Change::Done
+            }
         }
     }
 
     fn reserve(&mut self, bytes: usize) -> bool {
-        bytes <= self.0.state().heap_free
+        let mut state = self.0.state();
+        let refused = state.refusals;
+        let granted = bytes <= state.heap_free && !(refused > 0 && state.chance.one_in(refused));
+        state.journal.note(|| Seen::Memory(bytes, granted));
+        granted
     }
 
     fn heap(&self) -> HeapStats {

@@ -10,7 +10,7 @@ use super::perms::{Access, Entry, Party, Rights};
 use super::quota::Quota;
 use super::table::NIL;
 use super::transaction::{Below, Transaction};
-use super::tree::{Found, ROOT, Tree, entry_bytes};
+use super::tree::{Found, NODE_BYTES, ROOT, Tree, entry_bytes};
 use super::watch::Class;
 use crate::proto::error::XsError;
 use crate::proto::id::DomId;
@@ -72,7 +72,7 @@ impl Session<'_> {
         let view = self.view(sight)?;
         let start = reply.len();
         let _infallible = write!(Text(reply), "{}\0", view.generation);
-        let offset = usize::try_from(offset).unwrap_or(view.children_bytes);
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         // One byte stays free for the NUL behind the last name.
         let room = PAYLOAD_MAX.saturating_sub(reply.len().saturating_sub(start)).saturating_sub(1);
         let (mut at, mut used, mut whole) = (0_usize, 0_usize, true);
@@ -250,7 +250,7 @@ impl Session<'_> {
                 let tx = self.tx.as_deref();
                 let now = tx.and_then(|tx| tx.get(at)?.now.as_ref());
                 now.map(|now| View {
-                    value: tx.and_then(|tx| tx.value(self.tree, at)).unwrap_or(&[]),
+                    value: tx.and_then(|tx| tx.value(self.tree, at, &self.party)).unwrap_or(&[]),
                     list: now.list,
                     generation: now.generation,
                     children_bytes: now.children_bytes as usize,
@@ -272,7 +272,7 @@ impl Session<'_> {
                 let _all = self.tree.children(handle).all(|(_, node)| each(self.tree.name(node)));
             }
             (Sight::Copied(at), Some(tx)) => {
-                let _all = tx.children(self.tree, at).iter().all(|name| each(name));
+                let _all = tx.children(self.tree, at, &self.party).iter().all(|name| each(name));
             }
             (Sight::Copied(_), None) => {}
         }
@@ -297,14 +297,15 @@ impl Session<'_> {
     fn keep_value(&mut self, at: u32) -> Result<(), XsError> {
         let Some(tx) = self.tx.as_deref() else { return Ok(()) };
         let kept = tx.get(at).and_then(|touched| touched.now.as_ref()?.value.as_ref()).is_some();
-        let (bytes, count) = (tx.value(self.tree, at).map_or(0, <[u8]>::len), tx.len());
+        let (bytes, count) =
+            (tx.value(self.tree, at, &self.party).map_or(0, <[u8]>::len), tx.len());
         if kept {
             return Ok(());
         }
         self.check_transaction(count, bytes, bytes)?;
         let before = self.transaction_bytes(at);
         if let Some(tx) = self.tx.as_deref_mut() {
-            tx.keep_value(self.tree, at);
+            tx.keep_value(self.tree, at, &self.party);
         }
         self.charge_transaction(at, before);
         Ok(())
@@ -402,9 +403,15 @@ impl Session<'_> {
     fn create(&mut self, path: &Path, value: &[u8]) -> Result<(), XsError> {
         let path = path.bytes();
         let above = self.nearest(path)?;
+        // All levels below it are missing. Looking for each would cost the square of the depth; in a transaction
+        // it has to be, for each is an access.
+        let there = match above {
+            Sight::Live(handle) => self.tree.path(handle).len(),
+            Sight::Copied(_) => 0,
+        };
         let mut missing = Vec::new();
         for level in path::upwards(path) {
-            if self.look(level)?.is_some() {
+            if level.len() <= there || there == 0 && self.look(level)?.is_some() {
                 break;
             }
             missing.push(level);
@@ -450,7 +457,7 @@ impl Session<'_> {
             let value = if place == 0 { value.len() } else { 0 };
             self.check_size(list, value, child)?;
             child = entry_bytes(path::name(level)) as usize;
-            bytes = bytes.saturating_add(child);
+            bytes = bytes.saturating_add(NODE_BYTES).saturating_add(child);
         }
         let view = self.view(above)?;
         let children_bytes = view.children_bytes.saturating_add(child);
@@ -490,7 +497,7 @@ impl Session<'_> {
         if let Some(above) = path::parent(path) {
             self.touch(above)?;
         }
-        let untouched = self.tx.as_ref().and_then(|tx| tx.untouched_subtree(top));
+        let untouched = self.tx.as_ref().and_then(|tx| tx.untouched_subtree(self.tree, top));
         let order = match untouched {
             Some(live) => {
                 self.note_below(top, live)?;
@@ -541,7 +548,8 @@ impl Session<'_> {
         let mut waiting = Vec::from([(top, Vec::from(path))]);
         while let Some((at, path)) = waiting.pop() {
             order.push(at);
-            let names = self.tx.as_ref().map_or(Vec::new(), |tx| tx.children(self.tree, at));
+            let names =
+                self.tx.as_ref().map_or(Vec::new(), |tx| tx.children(self.tree, at, &self.party));
             let mut children = Vec::new();
             for name in names {
                 let mut child = path.clone();

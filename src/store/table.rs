@@ -2,7 +2,8 @@
 //!
 //! Ordinary hash tables and vectors double: now and then one insertion copies everything. A server
 //! with a million nodes must not make one unlucky guest pay for that, so here
-//! * records live in chunks that are never moved; a handle is a chunk number and a place in it;
+//! * records live in chunks that are never moved; a handle is a chunk number and a place in it, and a
+//!   chunk without records is given back;
 //! * the hash index grows by *linear hashing*: each insertion splits at most one bucket in two, each
 //!   removal joins at most two. The chain of a bucket runs through the records themselves.
 
@@ -35,8 +36,20 @@ pub(super) trait Record {
 #[derive(Debug)]
 enum Slot<T> {
     Used(T),
-    /// The next free place.
+    /// The next free place of the chunk, or `NIL`.
     Free(u32),
+}
+
+/// Places for records.
+#[derive(Debug)]
+struct Chunk<T> {
+    slots: [Slot<T>; CHUNK as usize],
+    /// The first free place, or `NIL`.
+    free: u32,
+    used: u32,
+    /// Neighbours in the list of chunks with free places.
+    prev: u32,
+    next: u32,
 }
 
 /// The table.
@@ -46,9 +59,12 @@ enum Slot<T> {
     reason = "blocks and chunks must stay where they are when the list grows"
 )]
 pub(super) struct Table<T> {
-    chunks: Vec<Box<[Slot<T>; CHUNK as usize]>>,
-    /// The first free place, linked through [`Slot::Free`].
-    free: u32,
+    /// By their numbers; `None` was given back.
+    chunks: Vec<Option<Box<Chunk<T>>>>,
+    /// Numbers without a chunk.
+    vacant: Vec<u32>,
+    /// The first chunk with free places.
+    open: u32,
     len: u32,
     blocks: Vec<Box<[u32; BLOCK as usize]>>,
     /// Buckets in use: those above the largest power of two below are the halves already split off.
@@ -59,13 +75,14 @@ pub(super) struct Table<T> {
 impl<T: Record> Table<T> {
     /// Upper bound of the bytes that one insertion allocates, apart from what the record owns.
     pub(super) const INSERT_BYTES: usize =
-        size_of::<[Slot<T>; CHUNK as usize]>() + BLOCK as usize * size_of::<u32>();
+        size_of::<Chunk<T>>() + BLOCK as usize * size_of::<u32>();
 
     /// An empty table, hashing with `seed`.
     pub(super) fn new(seed: u64) -> Self {
         Self {
             chunks: Vec::new(),
-            free: NIL,
+            vacant: Vec::new(),
+            open: NIL,
             len: 0,
             blocks: Vec::from([Box::new([NIL; BLOCK as usize])]),
             buckets: MIN_BUCKETS,
@@ -85,8 +102,8 @@ impl<T: Record> Table<T> {
 
     /// The record with this handle.
     pub(super) fn get(&self, handle: u32) -> Option<&T> {
-        let chunk = self.chunks.get((handle / CHUNK) as usize)?;
-        match chunk.get((handle % CHUNK) as usize) {
+        let chunk = self.chunks.get((handle / CHUNK) as usize)?.as_ref()?;
+        match chunk.slots.get((handle % CHUNK) as usize) {
             Some(Slot::Used(record)) => Some(record),
             _ => None,
         }
@@ -95,14 +112,15 @@ impl<T: Record> Table<T> {
     /// The record with this handle. Its key must not be changed through this; see
     /// [`rekey`](Self::rekey).
     pub(super) fn get_mut(&mut self, handle: u32) -> Option<&mut T> {
-        match self.slot_mut(handle) {
+        let chunk = self.chunk_mut(handle / CHUNK)?;
+        match chunk.slots.get_mut((handle % CHUNK) as usize) {
             Some(Slot::Used(record)) => Some(record),
             _ => None,
         }
     }
 
-    fn slot_mut(&mut self, handle: u32) -> Option<&mut Slot<T>> {
-        self.chunks.get_mut((handle / CHUNK) as usize)?.get_mut((handle % CHUNK) as usize)
+    fn chunk_mut(&mut self, number: u32) -> Option<&mut Chunk<T>> {
+        self.chunks.get_mut(number as usize)?.as_deref_mut()
     }
 
     /// The handle of the first record with this hash for which `is_it` holds.
@@ -119,16 +137,10 @@ impl<T: Record> Table<T> {
 
     /// Adds a record and returns its handle. Does not look for an equal one.
     pub(super) fn insert(&mut self, record: T) -> u32 {
-        if self.free == NIL {
+        if self.open == NIL {
             self.add_chunk();
         }
-        let handle = self.free;
-        if let Some(slot) = self.slot_mut(handle) {
-            let old = core::mem::replace(slot, Slot::Used(record));
-            if let Slot::Free(next) = old {
-                self.free = next;
-            }
-        }
+        let handle = self.take_place(record);
         self.len = self.len.saturating_add(1);
         if self.len > self.buckets {
             self.split();
@@ -141,18 +153,12 @@ impl<T: Record> Table<T> {
     pub(super) fn remove(&mut self, handle: u32) -> Option<T> {
         self.get(handle)?;
         self.unlink(handle);
-        let free = self.free;
-        let slot = self.slot_mut(handle)?;
-        let old = core::mem::replace(slot, Slot::Free(free));
-        self.free = handle;
+        let record = self.leave_place(handle)?;
         self.len = self.len.saturating_sub(1);
         if self.len < self.buckets / 2 && self.buckets > MIN_BUCKETS {
             self.join();
         }
-        match old {
-            Slot::Used(record) => Some(record),
-            Slot::Free(_) => None,
-        }
+        Some(record)
     }
 
     /// Changes a record in a way that may change its hash.
@@ -169,22 +175,99 @@ impl<T: Record> Table<T> {
 
     /// Every record with its handle, in no useful order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
-        let slots = self.chunks.iter().flat_map(|chunk| chunk.iter());
-        (0_u32..).zip(slots).filter_map(|(handle, slot)| match slot {
-            Slot::Used(record) => Some((handle, record)),
-            Slot::Free(_) => None,
+        (0_u32..).zip(&self.chunks).flat_map(|(number, chunk)| {
+            let first = number.saturating_mul(CHUNK);
+            let slots = chunk.iter().flat_map(|chunk| chunk.slots.iter());
+            (first..).zip(slots).filter_map(|(handle, slot)| match slot {
+                Slot::Used(record) => Some((handle, record)),
+                Slot::Free(_) => None,
+            })
         })
     }
 
     fn add_chunk(&mut self) {
-        let first = u32::try_from(self.chunks.len()).unwrap_or(NIL).saturating_mul(CHUNK);
-        self.free = first;
-        let mut next = first;
-        self.chunks.push(Box::new(core::array::from_fn(|place| {
+        let mut next = 0_u32;
+        let slots = core::array::from_fn(|_| {
             next = next.saturating_add(1);
-            let last = place.saturating_add(1) == CHUNK as usize;
-            Slot::Free(if last { NIL } else { next })
-        })));
+            Slot::Free(if next == CHUNK { NIL } else { next })
+        });
+        let chunk = Some(Box::new(Chunk { slots, free: 0, used: 0, prev: NIL, next: NIL }));
+        let number = self.vacant.pop().unwrap_or_else(|| {
+            self.chunks.push(None);
+            u32::try_from(self.chunks.len()).unwrap_or(NIL).saturating_sub(1)
+        });
+        if let Some(place) = self.chunks.get_mut(number as usize) {
+            *place = chunk;
+        }
+        self.open_chunk(number);
+    }
+
+    /// Puts a record into the first chunk with room, and returns its handle.
+    fn take_place(&mut self, record: T) -> u32 {
+        let number = self.open;
+        let Some(chunk) = self.chunk_mut(number) else { return NIL };
+        let place = chunk.free;
+        if let Some(slot) = chunk.slots.get_mut(place as usize)
+            && let Slot::Free(next) = core::mem::replace(slot, Slot::Used(record))
+        {
+            chunk.free = next;
+        }
+        chunk.used = chunk.used.saturating_add(1);
+        if chunk.free == NIL {
+            self.close_chunk(number);
+        }
+        number.saturating_mul(CHUNK).saturating_add(place)
+    }
+
+    /// Takes a record out of its chunk, and gives that back if it was the last.
+    fn leave_place(&mut self, handle: u32) -> Option<T> {
+        let number = handle / CHUNK;
+        let chunk = self.chunk_mut(number)?;
+        let was_full = chunk.free == NIL;
+        let slot = chunk.slots.get_mut((handle % CHUNK) as usize)?;
+        let old = core::mem::replace(slot, Slot::Free(chunk.free));
+        chunk.free = handle % CHUNK;
+        chunk.used = chunk.used.saturating_sub(1);
+        let is_empty = chunk.used == 0;
+        if was_full {
+            self.open_chunk(number);
+        }
+        if is_empty {
+            self.close_chunk(number);
+            if let Some(place) = self.chunks.get_mut(number as usize) {
+                *place = None;
+            }
+            self.vacant.push(number);
+        }
+        match old {
+            Slot::Used(record) => Some(record),
+            Slot::Free(_) => None,
+        }
+    }
+
+    /// Puts a chunk in front of those with free places.
+    fn open_chunk(&mut self, number: u32) {
+        let next = core::mem::replace(&mut self.open, number);
+        if let Some(chunk) = self.chunk_mut(next) {
+            chunk.prev = number;
+        }
+        if let Some(chunk) = self.chunk_mut(number) {
+            chunk.prev = NIL;
+            chunk.next = next;
+        }
+    }
+
+    /// Takes a chunk out of the list of those with free places.
+    fn close_chunk(&mut self, number: u32) {
+        let Some(chunk) = self.chunk_mut(number) else { return };
+        let (prev, next) = (chunk.prev, chunk.next);
+        match self.chunk_mut(prev) {
+            Some(before) => before.next = next,
+            None => self.open = next,
+        }
+        if let Some(after) = self.chunk_mut(next) {
+            after.prev = prev;
+        }
     }
 
     /// The bucket for a hash: its low bits, as many as there are buckets for.
@@ -319,6 +402,7 @@ mod tests {
             assert!(value == 4999 || find(&table, 4999).is_some());
         }
         assert_eq!(table.len(), 0);
+        assert!(table.chunks.iter().all(|chunk| chunk.is_none()), "memory is given back");
         assert!(table.buckets < buckets);
         assert_eq!(table.iter().count(), 0);
     }

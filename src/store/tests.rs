@@ -343,6 +343,42 @@ fn a_transaction_lists_what_it_made_and_removed() {
 }
 
 #[test]
+fn a_transaction_shows_no_children_that_the_caller_may_not_list() {
+    let mut w = World::new();
+    let mine = "/local/domain/1/d";
+    w.write(A, 0, &format!("{mine}/old"), "").unwrap();
+    let t = w.start(A);
+    assert_eq!(w.list(A, t, mine).unwrap(), "old");
+    // The place in the table where the node was goes to a private one.
+    w.rm(A, 0, mine).unwrap();
+    for name in ["a", "b", "c"] {
+        w.write(DOM0, 0, &format!("/private/{name}/secret"), "").unwrap();
+    }
+    assert_eq!(w.list(A, t, mine).unwrap(), "");
+    // Somebody else makes the same path anew, for himself.
+    w.write(DOM0, 0, mine, "").unwrap();
+    w.perms(DOM0, 0, mine, "n0").unwrap();
+    w.write(DOM0, 0, &format!("{mine}/secret"), "").unwrap();
+    assert_eq!(w.list(A, t, mine).unwrap(), "");
+    w.perms(DOM0, 0, mine, "r0").unwrap();
+    assert_eq!(w.list(A, t, mine).unwrap(), "secret");
+    assert_eq!(w.end(A, t), Err(XsError::EAGAIN));
+}
+
+#[test]
+fn a_negative_offset_is_the_end_of_the_list_also_where_it_grew_meanwhile() {
+    let mut w = World::new();
+    w.write(DOM0, 0, "/x/a", "").unwrap();
+    let t = w.start(DOM0);
+    assert_eq!(w.list(DOM0, t, "/x").unwrap(), "a");
+    w.write(DOM0, 0, "/x/b", "").unwrap();
+    let mut reply = vec![];
+    let caller = Caller { conn: DOM0, tx: TxId(t) };
+    w.store.directory_part(caller, b"/x", -1, &mut reply).unwrap();
+    assert!(reply.ends_with(b"\0\0") && !reply.contains(&b'b'));
+}
+
+#[test]
 fn a_subtree_removed_in_a_transaction_goes_at_commit() {
     let mut w = World::new();
     for path in ["/x/a/1", "/x/a/2", "/x/b"] {
@@ -413,6 +449,29 @@ fn a_value_that_was_read_reads_the_same_for_the_rest_of_the_transaction() {
     w.rm(DOM0, 0, "/y").unwrap();
     assert_eq!(w.read(DOM0, t, "/x").unwrap(), "old");
     assert_eq!(w.end(DOM0, t), Err(XsError::EAGAIN));
+}
+
+#[test]
+fn a_transaction_shows_no_value_that_the_caller_may_not_read() {
+    let mut w = World::new();
+    w.write(A, 0, "mine", "1").unwrap();
+    let t = w.start(A);
+    assert_eq!(w.mkdir(A, t, "mine"), Ok(()));
+    // The place of the removed node goes to another one, of somebody else.
+    w.rm(A, 0, "mine").unwrap();
+    w.write(B, 0, "secret", "s").unwrap();
+    assert_eq!(w.read(A, t, "mine").unwrap(), "");
+    // The same with a node that was made private under its path.
+    w.write(B, 0, "shown", "old").unwrap();
+    w.perms(B, 0, "shown", "n2,r1").unwrap();
+    let t = w.start(A);
+    let mut reply = vec![];
+    let caller = Caller { conn: A, tx: TxId(t) };
+    w.store.get_perms(caller, b"/local/domain/2/shown", &mut reply).unwrap();
+    w.perms(B, 0, "shown", "n2").unwrap();
+    w.write(B, 0, "shown", "new").unwrap();
+    assert_eq!(w.read(A, t, "/local/domain/2/shown").unwrap(), "");
+    assert_eq!(w.end(A, t), Err(XsError::EAGAIN));
 }
 
 #[test]

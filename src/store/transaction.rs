@@ -4,7 +4,7 @@
 //! Nothing is copied when it starts. What is accessed is recorded: reads, probes whether something
 //! exists, and the parents consulted on the way all count. Permissions are kept from the first access on,
 //! a value from the moment it is read or written; nodes that were not touched show their present state. A path
-//! probed as missing stays missing. The list of a touched node's children is not kept: if it changes,
+//! probed as missing stays missing, and so does all below. The list of a touched node's children is not kept: if it changes,
 //! the transaction cannot commit any more, and until it ends it may see the change.
 //!
 //! A subtree that is removed whole, and in which nothing else was touched, is kept as a list of
@@ -25,8 +25,9 @@
 
 use super::bytes::Bytes;
 use super::path;
+use super::perms::{Access, Party};
 use super::table::NIL;
-use super::tree::{Found, Tree, bytes_hash, entry_bytes};
+use super::tree::{Found, Node, Tree, bytes_hash, entry_bytes};
 use super::watch::Class;
 use crate::proto::id::{DomId, TxId};
 use alloc::boxed::Box;
@@ -151,7 +152,7 @@ impl Transaction {
     /// Accesses a path for the first time.
     pub(super) fn touch(&mut self, tree: &mut Tree, path: &[u8]) -> u32 {
         let live = match tree.find(path) {
-            Found::Node(handle) if !self.is_below_removed(path) => Some(handle),
+            Found::Node(handle) if !self.is_below_missing(path) => Some(handle),
             Found::Node(_) | Found::Above(_) => None,
         };
         let live = live.and_then(|handle| tree.node(handle).map(|node| (handle, node)));
@@ -188,12 +189,14 @@ impl Transaction {
         at
     }
 
-    /// Whether a node above was removed together with all below.
-    fn is_below_removed(&self, path: &[u8]) -> bool {
-        let removed = |above: &[u8]| {
-            self.find(above).and_then(|at| self.get(at)).is_some_and(|t| !t.removed.is_empty())
+    /// Whether a node above is missing as the transaction sees it, or was made in it: below is nothing then
+    /// but what the transaction makes itself.
+    fn is_below_missing(&self, path: &[u8]) -> bool {
+        let lost = |above: &[u8]| {
+            let touched = self.find(above).and_then(|at| self.get(at));
+            touched.is_some_and(|touched| touched.now.is_none() || touched.fresh)
         };
-        self.below > 0 && path::upwards(path).skip(1).any(removed)
+        path::upwards(path).skip(1).any(lost)
     }
 
     /// What a touched path holds of its connection's memory.
@@ -207,19 +210,30 @@ impl Transaction {
         })
     }
 
-    /// The value of a touched node that exists. One that was not asked for before is the live one;
-    /// `None` if that is gone, and with it the chance to commit.
-    pub(super) fn value<'a>(&'a self, tree: &'a Tree, at: u32) -> Option<&'a [u8]> {
+    /// The live node at a touched path, for what was not copied. After a change, which takes the chance to
+    /// commit, that is whatever is there now, if the party may read it.
+    fn live<'a>(&self, tree: &'a Tree, at: u32, party: &Party) -> Option<(u32, &'a Node)> {
         let touched = self.get(at)?;
-        match &touched.now.as_ref()?.value {
+        let base = touched.base?;
+        // By its path: the handle may have gone to quite another node.
+        let Found::Node(handle) = tree.find(&touched.path) else { return None };
+        let node = tree.node(handle)?;
+        let same = handle == base.node && node.generation == base.generation;
+        let shown = same || tree.rights(node.list, party).access.includes(Access::Read);
+        shown.then_some((handle, node))
+    }
+
+    /// The value of a touched node that exists. One that was not asked for before is the live one.
+    pub(super) fn value<'a>(&'a self, tree: &'a Tree, at: u32, party: &Party) -> Option<&'a [u8]> {
+        match &self.get(at)?.now.as_ref()?.value {
             Some(value) => Some(value.get()),
-            None => tree.node(touched.base?.node).map(|node| node.value.get()),
+            None => self.live(tree, at, party).map(|(_, node)| node.value.get()),
         }
     }
 
     /// Keeps the value of a node that was read, so that it reads the same from now on.
-    pub(super) fn keep_value(&mut self, tree: &Tree, at: u32) {
-        let value = self.value(tree, at).map(Bytes::new);
+    pub(super) fn keep_value(&mut self, tree: &Tree, at: u32, party: &Party) {
+        let value = self.value(tree, at, party).map(Bytes::new);
         if let Some(now) = self.get_mut(at).and_then(|touched| touched.now.as_mut())
             && now.value.is_none()
         {
@@ -265,13 +279,14 @@ impl Transaction {
 
     /// The live node at a touched path, if what the transaction sees below it are live nodes, of which
     /// none was touched.
-    pub(super) fn untouched_subtree(&self, at: u32) -> Option<u32> {
+    pub(super) fn untouched_subtree(&self, tree: &Tree, at: u32) -> Option<u32> {
         let top = self.get(at).filter(|top| !top.fresh)?;
         let has_children = top.now.as_ref().is_some_and(|now| now.children_bytes > 0);
         let is_below = |path: &[u8]| {
             path.strip_prefix(&*top.path).is_some_and(|rest| rest.first() == Some(&b'/'))
         };
         let base = top.base.filter(|_| has_children)?;
+        tree.node(base.node).filter(|node| node.generation == base.generation)?;
         (!self.touched.iter().any(|other| is_below(&other.path))).then_some(base.node)
     }
 
@@ -340,14 +355,17 @@ impl Transaction {
     }
 
     /// The names of a node's children as the transaction sees them, in order.
-    pub(super) fn children(&self, tree: &Tree, at: u32) -> Vec<Vec<u8>> {
+    ///
+    /// They are the present ones. Where something has changed since the first access, the rights that the
+    /// copy gives say nothing about them: then `party` must have the right to read the present node.
+    pub(super) fn children(&self, tree: &Tree, at: u32, party: &Party) -> Vec<Vec<u8>> {
         let Some(parent) = self.get(at) else { return Vec::new() };
         let mut names = Vec::new();
         let mut path = Vec::from(&*parent.path);
         path::push(&mut path, b"");
         let stem = path.len();
-        if let Some(base) = parent.base.filter(|_| !parent.fresh) {
-            for (_, child) in tree.children(base.node) {
+        if let Some((handle, _)) = self.live(tree, at, party).filter(|_| !parent.fresh) {
+            for (_, child) in tree.children(handle) {
                 path.truncate(stem);
                 path.extend_from_slice(tree.name(child));
                 let touched = self.find(&path).and_then(|at| self.get(at));

@@ -24,7 +24,7 @@ pub(super) const ROOT: u32 = 0;
 
 /// What a node counts for besides its value and name: what it costs here if it shares neither its name nor
 /// its permission list with any other, with its places in the indices and in the set of its owner's nodes.
-const NODE_BYTES: usize =
+pub(super) const NODE_BYTES: usize =
     size_of::<Node>() + size_of::<Name>() + size_of::<List>() + 5 * size_of::<Entry>() + 32;
 
 /// What the header of a node counts for in its size, and each entry of its permissions: the C

@@ -2,7 +2,7 @@
 //!
 //! The player knows what to send and what has to come back; how bytes travel and how domains come and go is
 //! a [`Stage`]'s business: the simulated world (`tests/transcripts.rs`), a guest on real Xen that has nothing
-//! but its own ring (`src/bin/test-guest.rs`), or dom0 with guests that it controls (`tests/player`).
+//! but its own ring (`src/bin/test-guest.rs`), or dom0 with guests that it controls (`scripts/player`).
 //!
 //! # The files
 //! A file holds conversations, each against a fresh server. `#` starts a comment line. Domain 0 is privileged
@@ -29,7 +29,8 @@
 //! from its birth; `%port` in INTRODUCE stands for another that it offers, `%own` for the domid of the server's own domain.
 //!
 //! Messages: `OK`; an error's name; `"raw bytes"`; `[strings each with a NUL]`; `id t` (a number, from now on
-//! called t); `any`; `has text` (a reply that contains it); `event path token`; `nothing`. When a conversation
+//! called t); `any`; `part a b ''` (an answer to DIRECTORY_PART: a number, then these strings); `has text` (a
+//! reply that contains it); `event path token`; `nothing`. When a conversation
 //! ends, no message may be left over, and the server's own check must be clean.
 //!
 //! The world: `shutdown 7`, `unshutdown 7`, `destroy 7`, `replace 7` (destroyed and created in one notification),

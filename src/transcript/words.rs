@@ -29,6 +29,11 @@ pub(super) fn matches(expected: &str, payload: &[u8]) -> Result<bool, String> {
     if expected == "OK" {
         return Ok(payload == b"OK\0");
     }
+    if let Some(text) = expected.strip_prefix("part ") {
+        let generation = payload.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let rest = payload.get(generation..).and_then(|rest| rest.strip_prefix(&[0]));
+        return Ok(generation > 0 && rest == Some(&strings(text)?[..]));
+    }
     if let Some(text) = expected.strip_prefix("has ") {
         return Ok(String::from_utf8_lossy(payload).contains(text));
     }

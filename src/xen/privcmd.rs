@@ -1,7 +1,7 @@
 //! Hypercalls of a program in dom0, for tests there; the images have no use for them.
 //!
 //! `/dev/xen/privcmd` (Linux, `include/uapi/xen/privcmd.h`) passes a hypercall on as it is. This file belongs to
-//! the player of `examples/player`, which includes it, and is here because it is unsafe.
+//! the player of `scripts/player`, which includes it, and is here because it is unsafe.
 
 use core::ffi::{c_int, c_ulong};
 use std::fs::File;

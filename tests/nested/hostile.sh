@@ -94,8 +94,8 @@ equal "as many nodes as before" "$nodes" "$(node_count)"
 ours "ports and heap come back" && {
     equal "as many ports" "$ports" "$(server_ports)"
     after=$(server_heap)
-    # What is in flight differs by some messages.
-    check "heap in use: $heap before, $after now" [ "$after" -le $((heap + 4096)) ]
+    # The wave has more roles than the first one, so some table may have grown once more.
+    check "heap in use: $heap before, $after now" [ "$after" -le $((heap + heap / 20)) ]
 }
 check "xenstore-control check" xenstore-control check
 check "the honest guest still answers" guest_run honest 'xenstore-read name'

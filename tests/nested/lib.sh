@@ -12,7 +12,7 @@ fail() { failed=$((failed + 1)); echo "FAIL    $*"; }
 # skip DESCRIPTION: what this server cannot show is said and counted, never passed over.
 skip() { skipped=$((skipped + 1)); echo "skip    $*"; }
 
-# check DESCRIPTION COMMAND...: the command has to succeed within a minute.
+# check DESCRIPTION COMMAND...: the command has to succeed within two minutes.
 check() { expect 0 "$@"; }
 
 # refuse DESCRIPTION COMMAND...: it has to fail, but by itself and not because it hangs.
@@ -21,7 +21,7 @@ refuse() { expect refused "$@"; }
 expect() {
     expected=$1 description=$2
     shift 2
-    limited 60 "$@" >/run/check.log 2>&1
+    limited 120 "$@" >/run/check.log 2>&1
     result=$?
     case $expected:$result in
     0:0) pass "$description" ;;
@@ -30,7 +30,7 @@ expect() {
     refused:*) pass "$description" ;;
     *) fail "$description: '$*' gives status $result" ;;
     esac
-    case $expected:$result in 0:0 | refused:[1-9]*) ;; *) sed 's/^/        /' /run/check.log ;; esac
+    case $expected:$result in 0:0 | refused:[1-9]*) ;; *) cut -c 1-160 /run/check.log | sed 's/^/        /' ;; esac
 }
 
 # ours DESCRIPTION: true if our server runs; the check that follows makes sense for no other.
@@ -66,7 +66,7 @@ seconds() { cut -d . -f 1 /proc/uptime; }
 
 finish() {
     if [ "$server" = ours ]; then
-        refuse "the stub domain reported no panic" grep -qiE 'panic|fatal' $logs/guest-Xenstore.log
+        check "the stub domain reported no panic" no_panic
     fi
     echo "== $passed passed, $failed failed, $skipped skipped"
     [ $failed = 0 ]
@@ -79,6 +79,8 @@ server_domid() { xenstore-read /tool/xenstored/domid 2>/dev/null; }
 
 # What the stub domain has printed so far.
 server_console() { tr -d '\r' <$logs/guest-Xenstore.log; }
+
+no_panic() { [ -s $logs/guest-Xenstore.log ] && ! grep -qiE '^(panic|fatal)' $logs/guest-Xenstore.log; }
 
 server_ports() { lsevtchn "$(server_domid)" | wc -l; }
 

@@ -1,8 +1,11 @@
 # Twelve guests at a time come, use the store and go; nothing of them stays in the server.
-# nested-xen: --memory 8 --timeout 900
+# nested-xen: --memory 8 --timeout 1200
 . /lib/nested.sh
 
 guests=$(seq 1 12)
+
+# account_of DOMID: what it uses now, without the most it ever did.
+account_of() { xenstore-control quota "$1" | sed 's/(max.*//' | tr -s ' '; }
 
 # One guest before: what the first guest of a boot leaves on purpose should not count.
 make_guest first
@@ -14,16 +17,14 @@ nodes=$(node_count)
 ours "ports, heap and dom0's account are back where they were" && {
     ports=$(server_ports)
     heap=$(server_heap)
-    account=$(xenstore-control quota 0 | tr -s ' ')
+    account=$(account_of 0)
 }
 
 step "twelve guests"
 for n in $guests; do
     make_guest "guest$n"
-    check "guest$n: xl create" xl create -q "/run/guests/guest$n.cfg"
-done
-for n in $guests; do
-    check "guest$n is up" wait_until_ready "guest$n" 1
+    # One boots after the other: twelve at once on one emulated processor would only time out.
+    check "guest$n is created and comes up" start_guest "guest$n"
     equal "guest$n reads its name" "guest$n" "$(guest_run "guest$n" 'xenstore-read name')"
     check "guest$n writes" guest_run "guest$n" 'for i in 1 2 3 4 5; do xenstore-write data/$i $i; done'
 done
@@ -37,7 +38,10 @@ step "afterwards"
 equal "as many nodes as before" "$nodes" "$(node_count)"
 [ "$server" = ours ] && {
     equal "as many ports" "$ports" "$(server_ports)"
-    equal "dom0's account" "$account" "$(xenstore-control quota 0 | tr -s ' ')"
-    equal "heap in use" "$heap" "$(server_heap)"
+    equal "dom0's account" "$account" "$(account_of 0)"
+    # Tables keep the size they have grown to. One guest takes more than what is allowed for that.
+    more=$(($(server_heap) - heap))
+    echo "heap in use: $heap bytes before, $more more after"
+    check "heap in use is back" [ $more -lt 6000 ]
 }
 finish

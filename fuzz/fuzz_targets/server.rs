@@ -1,0 +1,145 @@
+//! Whole-server input: bytes of several connections, index words, kills, steps of the clock, memory that comes
+//! and goes. The server must not panic, its books must balance, and the first domain must be served.
+#![no_main]
+
+use arbitrary::Arbitrary;
+use libfuzzer_sys::fuzz_target;
+use xenstore_stubdom::proto::id::DomId;
+use xenstore_stubdom::proto::ring::Word;
+use xenstore_stubdom::proto::wire::Kind;
+use xenstore_stubdom::sim::{Client, Simulation};
+
+#[derive(Arbitrary, Debug)]
+enum Step {
+    /// Bytes as they are.
+    Bytes(u8, Vec<u8>),
+    /// A request with a proper header.
+    Request(u8, u8, u8, Vec<u8>),
+    Word(u8, u8, u32),
+    Ambush(u8, u8, u8, u32),
+    Read(u8, u16),
+    Signal(u8),
+    Kill(u8),
+    Shutdown(u8, bool),
+    Introduce(u8),
+    Clock(u16),
+    Memory(u32),
+    Pass,
+}
+
+const WORDS: [Word; 8] = [
+    Word::ReqCons,
+    Word::ReqProd,
+    Word::RspCons,
+    Word::RspProd,
+    Word::ServerFeatures,
+    Word::Connection,
+    Word::Error,
+    Word::EvtchnPort,
+];
+
+/// Guests; the first domain is honest unless it is told to send something.
+const GUESTS: u16 = 3;
+
+fn introduce(simulation: &mut Simulation, dom0: &mut Client, domid: u16) -> Client {
+    let world = &simulation.world;
+    if !world.exists(DomId(domid)) {
+        world.create(DomId(domid));
+    }
+    let port = world.offer(DomId(domid));
+    ask(simulation, dom0, Kind::Introduce, format!("{domid}\x001\0{port}\0").as_bytes());
+    simulation.client(DomId(domid))
+}
+
+/// A request of the first domain, and its reply.
+fn ask(simulation: &mut Simulation, dom0: &mut Client, kind: Kind, payload: &[u8]) -> Vec<u8> {
+    let (bytes, req_id) = dom0.request(kind.number(), 0, payload);
+    let mut rest = &bytes[..];
+    for _ in 0..10_000 {
+        rest = &rest[dom0.write(rest)..];
+        simulation.settle();
+        while dom0.read(usize::MAX) > 0 {
+            simulation.settle();
+        }
+        while let Some(message) = dom0.next_message() {
+            if message.header.req_id == req_id && message.header.kind != 15 {
+                return message.payload;
+            }
+        }
+    }
+    panic!("the first domain got no reply");
+}
+
+fn step(simulation: &mut Simulation, dom0: &mut Client, guests: &mut [Client], step: Step) {
+    let of = |guest: u8| u16::from(guest) % GUESTS;
+    let world = simulation.world.clone();
+    match step {
+        Step::Bytes(guest, bytes) => {
+            guests[usize::from(of(guest))].write(&bytes);
+        }
+        Step::Request(guest, kind, tx, payload) => {
+            let client = &mut guests[usize::from(of(guest))];
+            let (bytes, _) = client.request(u32::from(kind) % 30, u32::from(tx) % 4, &payload);
+            client.write(&bytes);
+        }
+        Step::Word(guest, word, value) => {
+            let page = guests[usize::from(of(guest))].page();
+            page.set_word(WORDS[usize::from(word) % 8], value);
+        }
+        Step::Ambush(guest, loads, word, value) => {
+            let page = guests[usize::from(of(guest))].page();
+            page.ambush(usize::from(loads), WORDS[usize::from(word) % 8], value);
+        }
+        Step::Read(guest, limit) => {
+            guests[usize::from(of(guest))].read(usize::from(limit));
+        }
+        Step::Signal(guest) => world.signal(DomId(1 + of(guest))),
+        Step::Kill(guest) => world.destroy(DomId(1 + of(guest))),
+        Step::Shutdown(guest, shutdown) => world.set_shutdown(DomId(1 + of(guest)), shutdown),
+        Step::Introduce(guest) => {
+            let guest = of(guest);
+            guests[usize::from(guest)] = introduce(simulation, dom0, 1 + guest);
+        }
+        Step::Clock(ms) => world.set_clock(world.now_ms() + u64::from(ms)),
+        Step::Memory(bytes) => world.set_heap_free(bytes as usize),
+        Step::Pass => {
+            let _ = simulation.server.pass();
+        }
+    }
+    // Only what its guests see of memory may run short here; the first domain's turn comes below.
+}
+
+fuzz_target!(|steps: Vec<Step>| {
+    let (mut simulation, mut dom0) = Simulation::start("-E 30 -W 4 -t 2 -Q outstanding=4");
+    let mut guests: Vec<Client> =
+        (1..=GUESTS).map(|domid| introduce(&mut simulation, &mut dom0, domid)).collect();
+    for guest in 1..=GUESTS {
+        let home = format!("/local/domain/{guest}\0");
+        ask(&mut simulation, &mut dom0, Kind::Mkdir, home.as_bytes());
+        let perms = format!("/local/domain/{guest}\0b{guest}\0");
+        ask(&mut simulation, &mut dom0, Kind::SetPerms, perms.as_bytes());
+    }
+    for one in steps.into_iter().take(200) {
+        if matches!(one, Step::Introduce(_)) {
+            simulation.world.set_heap_free(usize::MAX);
+        }
+        step(&mut simulation, &mut dom0, &mut guests, one);
+    }
+    simulation.world.set_heap_free(usize::MAX);
+    simulation.world.signal(DomId(0));
+    simulation.sleep(100);
+    simulation.check().expect("the books balance");
+    for guest in 1..=GUESTS {
+        simulation.world.destroy(DomId(guest));
+    }
+    simulation.settle();
+    for path in ["/local\0", "/tool\0"] {
+        ask(&mut simulation, &mut dom0, Kind::Rm, path.as_bytes());
+    }
+    let report = ask(&mut simulation, &mut dom0, Kind::Control, b"memreport\0");
+    let report = String::from_utf8_lossy(&report);
+    for line in ["nodes: 3", "watches: 0", "transactions: 0", "connections: 1", "ports: 1"] {
+        assert!(report.contains(line), "{line} expected in\n{report}");
+    }
+    simulation.check().expect("the books balance");
+});

@@ -1,0 +1,111 @@
+//! Plays seeds of the simulator: `scripts/sim` calls this.
+//!
+//! ```text
+//! sim [--seeds N] [--from N] [--jobs N]   N seeds from a first one on, on so many processors
+//! sim --seed N                            one seed
+//! ```
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::env;
+use std::io::{self, Write};
+use std::panic;
+use std::process::ExitCode;
+use std::thread;
+use std::time::Instant;
+use xenstore_stubdom::sim::swarm;
+
+/// A line of progress after so many seeds.
+const PROGRESS: u64 = 5000;
+
+struct Wanted {
+    from: u64,
+    seeds: u64,
+    jobs: u64,
+}
+
+fn arguments() -> Option<Wanted> {
+    let mut wanted = Wanted { from: 0, seeds: 1000, jobs: 1 };
+    let mut words = env::args().skip(1);
+    while let Some(word) = words.next() {
+        let value = words.next()?.parse().ok()?;
+        match word.as_str() {
+            "--seeds" => wanted.seeds = value,
+            "--from" => wanted.from = value,
+            "--jobs" => wanted.jobs = value.max(1),
+            "--seed" => (wanted.from, wanted.seeds) = (value, 1),
+            _ => return None,
+        }
+    }
+    Some(wanted)
+}
+
+/// Output that nobody reads any more is no reason to fail.
+fn say(line: &str) {
+    let _nobody_reads = writeln!(io::stdout(), "{line}");
+}
+
+fn main() -> ExitCode {
+    let Some(wanted) = arguments() else {
+        say("sim [--seeds N] [--from N] [--jobs N] [--seed N]");
+        return ExitCode::from(2);
+    };
+    let (next, requests) = (AtomicU64::new(wanted.from), AtomicU64::new(0));
+    let failed = AtomicBool::new(false);
+    let end = wanted.from.saturating_add(wanted.seeds);
+    let start = Instant::now();
+    let work = || {
+        while !failed.load(Ordering::Relaxed) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= end {
+                break;
+            }
+            name_seed_of_panics(seed);
+            match swarm::play(seed) {
+                Ok(report) => {
+                    requests.fetch_add(report.requests, Ordering::Relaxed);
+                    if wanted.seeds == 1 {
+                        say(&format!("trace {:016x}", report.trace));
+                    }
+                }
+                Err(failure) => {
+                    say(&format!("{failure}"));
+                    failed.store(true, Ordering::Relaxed);
+                }
+            }
+            let done = seed - wanted.from + 1;
+            if done % PROGRESS == 0 {
+                say(&format!("{done} seeds, {:.0?}", start.elapsed()));
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..wanted.jobs {
+            scope.spawn(work);
+        }
+        work();
+    });
+    let failed = failed.into_inner();
+    let played = next.into_inner().min(end) - wanted.from;
+    say(&format!(
+        "{}: {played} seeds, {} requests, {:.1?}",
+        if failed { "FAILED" } else { "ok" },
+        requests.into_inner(),
+        start.elapsed()
+    ));
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// A panic, too, says how to see it again.
+fn name_seed_of_panics(seed: u64) {
+    thread_local!(static SEED: core::cell::Cell<u64> = const { core::cell::Cell::new(0) });
+    static HOOK: std::sync::Once = std::sync::Once::new();
+    SEED.set(seed);
+    HOOK.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |what| {
+            before(what);
+            let seed = SEED.get();
+            say(&format!("seed {seed} panicked; once more: scripts/sim --seed {seed}"));
+        }));
+    });
+}

@@ -1,0 +1,385 @@
+//! The judge: a second xenstore, as simple as can be, that is told what the real one took in, and says
+//! what must come out: every reply and every event, byte for byte, in order, for each connection.
+//!
+//! It was written from the description of the protocol's behaviour and `docs/conformance.md`, not from
+//! the server. Nothing in it is fast or saves memory: a map of paths, copies, walks over everything.
+//!
+//! The order in which the server takes requests of different connections is its own business; the journal
+//! ([`Seen`]) tells. Also told, since chance decides it: whether the hypervisor agreed, whether memory
+//! was there, and what the clock said. Where a fault leaves the server a choice (an event that may
+//! have expired, or was refused memory) the message is optional; everything else must come.
+
+mod domains;
+mod output;
+mod requests;
+mod session;
+mod text;
+mod tree;
+
+use super::journal::{PageId, Seen};
+use crate::proto::id::{DomId, EvtchnPort};
+use crate::server::platform::{DomainState, Identity};
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::vec::Vec;
+use output::Output;
+pub use output::show;
+use session::{Limits, Tx};
+use std::format;
+use tree::{Change, Party, Tree, rights};
+
+/// What is wrong with the server, or `Ok`.
+pub type Verdict = Result<(), String>;
+
+/// An event for a connection.
+type Event = (u32, Vec<u8>);
+
+/// What the model must know of how the server was started.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// The limits that domains start with, in the order of GET_QUOTA.
+    pub limits: [u32; 10],
+    /// How long an event may wait for an unprivileged reader.
+    pub event_timeout_ms: Option<u64>,
+}
+
+/// A tracked domain.
+#[derive(Clone, Debug)]
+struct Domain {
+    identity: Identity,
+    features: u32,
+    conn: Option<u32>,
+    shutdown_told: bool,
+    limits: Limits,
+}
+
+/// A watch.
+#[derive(Clone, Debug)]
+struct Watch {
+    path: Vec<u8>,
+    /// Bytes of the path that the client did not spell.
+    home: usize,
+    token: Vec<u8>,
+    depth: Option<u32>,
+}
+
+/// A connection, for as long as its domain is introduced.
+#[derive(Debug)]
+struct Conn {
+    domid: u16,
+    page: PageId,
+    port: Option<EvtchnPort>,
+    features: u32,
+    target: Option<u16>,
+    /// It is served; otherwise the server has given it up.
+    live: bool,
+    inbox: Vec<u8>,
+    out: Output,
+    watches: Vec<Watch>,
+    txs: BTreeMap<u32, Tx>,
+    last_tx: u32,
+}
+
+/// The model.
+#[derive(Debug)]
+pub struct Model {
+    setting: Setting,
+    now_ms: u64,
+    tree: Tree,
+    domains: BTreeMap<u16, Domain>,
+    /// In the order of introduction.
+    conns: BTreeMap<u32, Conn>,
+    next_conn: u32,
+    next_cause: u64,
+    /// Pages whose clients keep the rules: the server has no reason to give them up.
+    honest: BTreeSet<PageId>,
+    /// How many requests were judged.
+    requests: u64,
+}
+
+/// The privileged domain.
+const PRIVILEGED: u16 = 0;
+
+/// The feature bits that the server has.
+const FEATURES: u32 = 14;
+
+impl Model {
+    /// The judge of a server that has not started yet.
+    #[must_use]
+    pub fn new(setting: Setting) -> Self {
+        let limits = setting.limits;
+        let privileged = Domain {
+            identity: Identity::Unknown,
+            features: FEATURES,
+            conn: None,
+            shutdown_told: false,
+            limits,
+        };
+        Self {
+            setting,
+            now_ms: 0,
+            tree: Tree::new(PRIVILEGED),
+            domains: BTreeMap::from([(PRIVILEGED, privileged)]),
+            conns: BTreeMap::new(),
+            next_conn: 1,
+            next_cause: 1,
+            honest: BTreeSet::new(),
+            requests: 0,
+        }
+    }
+
+    /// From now on the client behind this page keeps the rules, or it does not.
+    pub fn set_honest(&mut self, page: PageId, honest: bool) {
+        if honest {
+            self.honest.insert(page);
+        } else {
+            self.honest.remove(&page);
+        }
+    }
+
+    /// How many requests it has judged.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.requests
+    }
+
+    /// Every path.
+    pub fn nodes(&self) -> impl Iterator<Item = &[u8]> {
+        self.tree.nodes.keys().map(Vec::as_slice)
+    }
+
+    /// Whether the server must know a domain.
+    #[must_use]
+    pub fn knows(&self, domid: u16) -> bool {
+        self.domains.contains_key(&domid)
+    }
+
+    /// Whether a page is served.
+    #[must_use]
+    pub fn serves(&self, page: PageId) -> bool {
+        self.conns.values().any(|conn| conn.page == page && conn.live)
+    }
+
+    /// Whether a page is served and its client is reached by signals: the port given in a second
+    /// INTRODUCE may have been a wrong one.
+    #[must_use]
+    pub fn reaches(&self, page: PageId) -> bool {
+        self.conns.values().any(|conn| conn.page == page && conn.live && conn.port.is_some())
+    }
+
+    /// Whether nothing can come for a page unless its client asks.
+    #[must_use]
+    pub fn is_quiet(&self, page: PageId) -> bool {
+        let mut conns = self.conns.values().filter(|conn| conn.page == page && conn.live);
+        conns.all(|conn| conn.watches.is_empty() && conn.inbox.is_empty() && conn.out.is_empty())
+    }
+
+    /// What the server still owes to the client behind a page: a description, or nothing.
+    #[must_use]
+    pub fn owed(&self, page: PageId) -> Option<String> {
+        let conn = self.conns.values().find(|conn| conn.page == page && conn.live)?;
+        conn.out
+            .owed(self.now_ms)
+            .map(|message| format!("domain {}: {message} never came, or only in part", conn.domid))
+    }
+
+    /// Judges what the server did in one pass. The world must not have changed meanwhile.
+    ///
+    /// # Errors
+    /// What was wrong.
+    pub fn judge(&mut self, seen: &[Seen]) -> Verdict {
+        let mut rest = seen;
+        while let Some((first, tail)) = rest.split_first() {
+            rest = tail;
+            match first {
+                Seen::Took(page, bytes) => self.took(*page, bytes, rest)?,
+                Seen::Put(page, bytes) => self.put(*page, bytes)?,
+                Seen::GaveUp(page, value) if *value != 0 => self.gave_up(*page)?,
+                Seen::Unbound(port) => {
+                    let page =
+                        self.conns.values().find(|conn| conn.port == Some(*port)).map(|c| c.page);
+                    if let Some(page) = page {
+                        self.gave_up(page)?;
+                    }
+                }
+                Seen::Mapped(domid, page) if self.conns.is_empty() => {
+                    self.first_domain(*domid, *page, rest);
+                }
+                Seen::Changed(..) => rest = self.scan(&seen[seen.len() - rest.len() - 1..])?,
+                Seen::Scan => rest = self.scan_all(rest)?,
+                Seen::Clock(now_ms) => self.now_ms = *now_ms,
+                Seen::GaveUp(..)
+                | Seen::Emptied(_)
+                | Seen::Mapped(..)
+                | Seen::Bound(..)
+                | Seen::State(..)
+                | Seen::ScanEnd
+                | Seen::Memory(..) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn conn_of_page(&self, page: PageId) -> Option<u32> {
+        self.conns.iter().find(|(_, conn)| conn.page == page).map(|(id, _)| *id)
+    }
+
+    fn party(&self, id: u32) -> Party {
+        let conn = &self.conns[&id];
+        Party { domid: conn.domid, target: conn.target, privileged: conn.domid == PRIVILEGED }
+    }
+
+    /// The server took bytes of a request.
+    fn took(&mut self, page: PageId, bytes: &[u8], rest: &[Seen]) -> Verdict {
+        let Some(id) = self.conn_of_page(page).filter(|id| self.conns[id].live) else {
+            return Err(format!("page {page} is read although it is not served"));
+        };
+        let conn = self.conns.get_mut(&id).expect("just found");
+        conn.inbox.extend_from_slice(bytes);
+        let Some(length) = output::message_length(&conn.inbox) else { return Ok(()) };
+        if conn.inbox.len() > length {
+            return Err(format!("domain {}: more than a request was taken", conn.domid));
+        }
+        let message = core::mem::take(&mut conn.inbox);
+        let is_next = |seen: &Seen| {
+            matches!(seen, Seen::Took(..) | Seen::Put(..) | Seen::Clock(_) | Seen::ScanEnd)
+        };
+        let end = rest.iter().position(is_next).unwrap_or(rest.len());
+        self.request(id, &message, &rest[..end])
+    }
+
+    /// The server put bytes of messages.
+    fn put(&mut self, page: PageId, bytes: &[u8]) -> Verdict {
+        let Some(id) = self.conn_of_page(page).filter(|id| self.conns[id].live) else {
+            return Err(format!("page {page} is written although it is not served"));
+        };
+        let now_ms = self.now_ms;
+        let conn = self.conns.get_mut(&id).expect("just found");
+        conn.out.put(bytes, now_ms).map_err(|what| format!("domain {}: {what}", conn.domid))
+    }
+
+    /// The server serves a ring no longer.
+    fn gave_up(&mut self, page: PageId) -> Verdict {
+        let Some(id) = self.conn_of_page(page) else { return Ok(()) };
+        if self.honest.contains(&page) {
+            let domid = self.conns[&id].domid;
+            return Err(format!("domain {domid} was given up without a reason"));
+        }
+        self.reset(id);
+        let conn = self.conns.get_mut(&id).expect("just found");
+        conn.live = false;
+        conn.port = None;
+        Ok(())
+    }
+
+    /// Drops all that a connection has set up, and all that waits for it.
+    fn reset(&mut self, id: u32) {
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.watches.clear();
+            conn.txs.clear();
+            conn.inbox.clear();
+            conn.out = Output::default();
+        }
+    }
+
+    /// Who is told of changes of nodes: connections in the order of introduction, watches in that of registration.
+    fn told(&self, changes: &[Change]) -> Vec<Event> {
+        let mut events = Vec::new();
+        for change in changes {
+            for (id, conn) in &self.conns {
+                let party = self.party(*id);
+                if !change.lists.iter().any(|list| rights(list, party).read) && !party.privileged {
+                    continue;
+                }
+                for watch in &conn.watches {
+                    if watch.wants(&change.path, change.subtree) {
+                        let path = &change.path[watch.home..];
+                        events.push((*id, text::join([path, &watch.token])));
+                    }
+                }
+            }
+        }
+        events
+    }
+
+    /// Who is told of a special name.
+    fn told_special(&self, name: &str, domid: u16, plain: bool) -> Vec<Event> {
+        let long = format!("{name}/{domid}").into_bytes();
+        let name = name.as_bytes();
+        let lists = [&self.tree.nodes[name].perms, &self.tree.nodes[&b"/"[..]].perms];
+        let mut events = Vec::new();
+        for with_domid in [true, false] {
+            if !with_domid && !plain {
+                break;
+            }
+            let sent = if with_domid { &long[..] } else { name };
+            for (id, conn) in &self.conns {
+                let party = self.party(*id);
+                if !lists.iter().any(|list| rights(list, party).read) {
+                    continue;
+                }
+                for watch in &conn.watches {
+                    let here = watch.path == name;
+                    let wants = if with_domid {
+                        watch.path == long || here && watch.depth.is_some_and(|depth| depth > 0)
+                    } else {
+                        here && watch.depth.is_none()
+                    };
+                    if wants {
+                        events.push((*id, text::join([sent, &watch.token])));
+                    }
+                }
+            }
+        }
+        events
+    }
+
+    /// Queues events. `unsure` if memory for some may have been refused.
+    fn queue_events(&mut self, events: Vec<Event>, cause: Option<u64>, unsure: bool) {
+        let (now_ms, timeout) = (self.now_ms, self.setting.event_timeout_ms);
+        for (id, payload) in events {
+            let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.live) else { continue };
+            let timeout = timeout.filter(|_| conn.domid != PRIVILEGED);
+            let deadline = timeout.map(|ms| now_ms.saturating_add(ms));
+            conn.out.event(payload, cause, deadline, unsure, now_ms);
+        }
+    }
+
+    /// How many requests of a connection are not answered in full, and whether that is certain.
+    fn outstanding(&self, asker: u32) -> (usize, bool) {
+        let mut causes = BTreeSet::new();
+        let mut certain = true;
+        for conn in self.conns.values() {
+            certain &= conn.out.is_certain();
+            causes.extend(conn.out.causes().filter(|(id, _)| *id == asker));
+        }
+        (causes.len(), certain)
+    }
+}
+
+impl Watch {
+    /// Whether an event at a path is for this watch.
+    fn wants(&self, path: &[u8], subtree: bool) -> bool {
+        if self.path == path {
+            return true;
+        }
+        let mut levels = 0;
+        let mut at = path.to_vec();
+        while let Some(above) = text::parent(&at).filter(|_| path.starts_with(b"/")) {
+            levels += 1;
+            at = above;
+            if at == self.path {
+                return subtree && self.depth.is_none_or(|depth| levels <= depth);
+            }
+        }
+        false
+    }
+}
+
+/// What the hypervisor said of a domain during a request.
+fn state_of(answers: &[Seen], domid: u16) -> Option<DomainState> {
+    answers.iter().find_map(|seen| match seen {
+        Seen::State(DomId(other), state) if *other == domid => Some(*state),
+        _ => None,
+    })
+}

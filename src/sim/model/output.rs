@@ -1,0 +1,270 @@
+//! What a connection is owed, and what it gets.
+
+use crate::proto::wire::{HEADER_SIZE, Header, Kind};
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::string::String;
+use alloc::vec::Vec;
+use std::format;
+
+/// The request of a connection that a message was caused by.
+pub(super) type Cause = (u32, u64);
+
+/// What a message must say.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Body {
+    /// Exactly this.
+    Exact(Vec<u8>),
+    /// A generation of this node, and then a part of its list of children from an offset on.
+    Part { path: Vec<u8>, generation: u64, list: Vec<u8>, offset: i64 },
+    /// A domain's account that shows these figures.
+    Usage { nodes: usize, watches: usize, transactions: usize },
+    /// Whatever the administrator likes to read.
+    Anything,
+}
+
+/// A message that must come.
+#[derive(Clone, Debug)]
+struct Owed {
+    kind: u32,
+    req_id: u32,
+    tx_id: u32,
+    body: Body,
+    cause: Option<Cause>,
+    deadline_ms: Option<u64>,
+    /// It may as well not come.
+    unsure: bool,
+}
+
+/// One connection's messages.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Output {
+    owed: VecDeque<Owed>,
+    /// Bytes of the message that is being written.
+    started: Vec<u8>,
+    /// How the server spelled the generations of each node.
+    generations: BTreeMap<(Vec<u8>, u64), Vec<u8>>,
+}
+
+/// The length of the message that starts here, as soon as it is all there.
+pub(super) fn message_length(bytes: &[u8]) -> Option<usize> {
+    let header: [u8; HEADER_SIZE] = bytes.get(..HEADER_SIZE)?.try_into().ok()?;
+    let length = HEADER_SIZE + Header::from_bytes(&header).len as usize;
+    (bytes.len() >= length).then_some(length)
+}
+
+impl Output {
+    /// A reply is owed.
+    pub(super) fn reply(&mut self, header: Header, body: Body, cause: Option<Cause>) {
+        let Header { kind, req_id, tx_id, .. } = header;
+        let owed = Owed { kind, req_id, tx_id, body, cause, deadline_ms: None, unsure: false };
+        self.owed.push_back(owed);
+    }
+
+    /// An event is owed, unless the same one waits already.
+    pub(super) fn event(
+        &mut self,
+        payload: Vec<u8>,
+        cause: Option<u64>,
+        deadline_ms: Option<u64>,
+        mut unsure: bool,
+        now_ms: u64,
+    ) {
+        if payload.len() > 4096 {
+            return;
+        }
+        let body = Body::Exact(payload);
+        if !matches!(&body, Body::Exact(payload) if payload.starts_with(b"@")) {
+            let kind = Kind::WatchEvent.number();
+            for twin in self.owed.iter().filter(|owed| owed.kind == kind && owed.body == body) {
+                if !twin.may_be_gone(now_ms) {
+                    return;
+                }
+                unsure = true;
+            }
+        }
+        let cause = cause.map(|cause| ((cause >> 32) as u32, cause & 0xffff_ffff));
+        self.owed.push_back(Owed {
+            kind: Kind::WatchEvent.number(),
+            req_id: 0,
+            tx_id: 0,
+            body,
+            cause,
+            deadline_ms,
+            unsure,
+        });
+    }
+
+    /// The causes of what is owed.
+    pub(super) fn causes(&self) -> impl Iterator<Item = Cause> {
+        self.owed.iter().filter_map(|owed| owed.cause)
+    }
+
+    /// Whether nothing is owed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.owed.is_empty() && self.started.is_empty()
+    }
+
+    /// Whether all that is owed must come.
+    pub(super) fn is_certain(&self) -> bool {
+        self.owed.iter().all(|owed| !owed.unsure && owed.deadline_ms.is_none())
+    }
+
+    /// Something that must come and has not.
+    pub(super) fn owed(&self, now_ms: u64) -> Option<String> {
+        let first = self.owed.iter().find(|owed| !owed.may_be_gone(now_ms));
+        match first {
+            Some(owed) => Some(owed.text()),
+            None if self.started.is_empty() => None,
+            None => Some(String::from("the rest of a message")),
+        }
+    }
+
+    /// The server wrote these bytes.
+    pub(super) fn put(&mut self, bytes: &[u8], now_ms: u64) -> Result<(), String> {
+        self.started.extend_from_slice(bytes);
+        while let Some(length) = message_length(&self.started) {
+            let message: Vec<u8> = self.started.drain(..length).collect();
+            self.settle(&message, now_ms)?;
+        }
+        Ok(())
+    }
+
+    /// A message is complete: it must be what is owed next.
+    fn settle(&mut self, message: &[u8], now_ms: u64) -> Result<(), String> {
+        loop {
+            let Some(owed) = self.owed.front() else {
+                return Err(format!("got {}, nothing was due", show(message)));
+            };
+            if owed.is(message, &mut self.generations) {
+                let settled = self.owed.pop_front();
+                self.doubt_twin(settled.as_ref(), now_ms);
+                return Ok(());
+            }
+            if !owed.may_be_gone(now_ms) {
+                return Err(format!("got {}, due was {}", show(message), owed.text()));
+            }
+            self.owed.pop_front();
+        }
+    }
+}
+
+impl Output {
+    /// An event that might have been dropped has come, or else an equal one that is behind it, with nothing
+    /// certain between them: then that one need not come any more.
+    fn doubt_twin(&mut self, settled: Option<&Owed>, now_ms: u64) {
+        let Some(settled) = settled.filter(|owed| owed.may_be_gone(now_ms)) else { return };
+        for owed in &mut self.owed {
+            if owed.kind == settled.kind && owed.body == settled.body {
+                owed.unsure = true;
+            }
+            if !owed.may_be_gone(now_ms) {
+                return;
+            }
+        }
+    }
+}
+
+impl Owed {
+    fn may_be_gone(&self, now_ms: u64) -> bool {
+        self.unsure || self.deadline_ms.is_some_and(|deadline| deadline <= now_ms)
+    }
+
+    fn text(&self) -> String {
+        let body = match &self.body {
+            Body::Exact(bytes) => format!("{}", bytes.escape_ascii()),
+            other => format!("{other:?}"),
+        };
+        format!("type {} id {} tx {} \"{body}\"", self.kind, self.req_id, self.tx_id)
+    }
+
+    fn is(&self, message: &[u8], generations: &mut BTreeMap<(Vec<u8>, u64), Vec<u8>>) -> bool {
+        let (head, payload) = message.split_at(HEADER_SIZE);
+        let Ok(head) = head.try_into() else { return false };
+        let header = Header::from_bytes(head);
+        if (header.kind, header.req_id, header.tx_id) != (self.kind, self.req_id, self.tx_id) {
+            return false;
+        }
+        match &self.body {
+            Body::Exact(bytes) => bytes == payload,
+            Body::Part { path, generation, list, offset } => {
+                let Some(end) = payload.iter().position(|byte| *byte == 0) else { return false };
+                let (text, part) = payload.split_at(end);
+                let key = (path.clone(), *generation);
+                is_new_or_same(generations, key, text)
+                    && part[1..] == part_of(list, *offset, text.len() + 1)
+            }
+            Body::Usage { nodes, watches, transactions } => {
+                let text = String::from_utf8_lossy(payload);
+                [("nodes", nodes), ("watches", watches), ("transactions", transactions)]
+                    .into_iter()
+                    .all(|(name, wanted)| usage(&text, name) == Some(*wanted))
+            }
+            Body::Anything => true,
+        }
+    }
+}
+
+/// A node's generation has one spelling, and no other generation of that node has the same.
+fn is_new_or_same(
+    generations: &mut BTreeMap<(Vec<u8>, u64), Vec<u8>>,
+    key: (Vec<u8>, u64),
+    text: &[u8],
+) -> bool {
+    if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
+        return false;
+    }
+    if let Some(known) = generations.get(&key) {
+        return known == text;
+    }
+    if generations.iter().any(|((path, _), known)| *path == key.0 && known == text) {
+        return false;
+    }
+    generations.insert(key, text.to_vec());
+    true
+}
+
+/// What DIRECTORY_PART shows behind the generation, which takes `before` bytes.
+fn part_of(list: &[u8], offset: i64, before: usize) -> Vec<u8> {
+    let offset = usize::try_from(offset).unwrap_or(list.len()).min(list.len());
+    let mut part = Vec::new();
+    for name in list[offset..].split_inclusive(|byte| *byte == 0) {
+        if before + part.len() + name.len() > 4096 - 1 {
+            return part;
+        }
+        part.extend_from_slice(name);
+    }
+    part.push(0);
+    part
+}
+
+/// A figure of a domain's account.
+fn usage(text: &str, name: &str) -> Option<usize> {
+    text.lines().find_map(|line| {
+        let (what, rest) = line.split_once(':')?;
+        let figure = rest.split_whitespace().next()?;
+        if what.trim() == name { figure.parse().ok() } else { None }
+    })
+}
+
+/// Messages for people, also where the first or the last of them is only a part.
+#[must_use]
+pub fn show(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    let mut rest = bytes;
+    while let Some(head) = rest.first_chunk() {
+        let Header { kind, req_id, tx_id, len } = Header::from_bytes(head);
+        let Some(name) = Kind::from_number(kind).filter(|_| len <= 4096) else { break };
+        let end = (HEADER_SIZE + len as usize).min(rest.len());
+        let payload = rest[HEADER_SIZE..end].escape_ascii();
+        text.push_str(&format!("{name:?}#{req_id}"));
+        if tx_id != 0 {
+            text.push_str(&format!(".{tx_id}"));
+        }
+        text.push_str(&format!(" \"{payload}\" "));
+        rest = &rest[end..];
+    }
+    if !rest.is_empty() {
+        text.push_str(&format!("bytes \"{}\"", rest.escape_ascii()));
+    }
+    text
+}

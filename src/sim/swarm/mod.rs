@@ -1,0 +1,83 @@
+//! Swarms: a seed chooses how many clients there are, what they are like and what goes wrong; then they
+//! all live for a while under the eyes of the model.
+//!
+//! A run has three parts (the first two as in TigerBeetle's simulator: safety, then liveness):
+//! 1. chaos: everything that the options allow, each reply and event judged as it appears;
+//! 2. calm: no more faults, the hostile die, and everybody honest must get all that is due;
+//! 3. the end: the whole store is read back, all guests die, and nothing of them may be left.
+
+mod agent;
+mod options;
+mod run;
+mod toolstack;
+mod words;
+
+pub use options::Options;
+
+use alloc::string::String;
+use core::fmt;
+use run::Run;
+
+/// What a run came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Report {
+    /// A hash of everything that passed between the server and its world.
+    pub trace: u64,
+    /// How many requests were judged.
+    pub requests: u64,
+}
+
+/// A run that showed something wrong.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// Its seed.
+    pub seed: u64,
+    /// What the seed chose.
+    pub options: String,
+    /// What was wrong.
+    pub what: String,
+    /// The last things that passed.
+    pub last: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.last)?;
+        writeln!(f, "options: {}", self.options)?;
+        writeln!(f, "seed {}: {}", self.seed, self.what)?;
+        write!(f, "once more: scripts/sim --seed {}", self.seed)
+    }
+}
+
+/// Plays one seed.
+///
+/// # Errors
+/// What was wrong with the server.
+pub fn play(seed: u64) -> Result<Report, Failure> {
+    match attempt(seed, false) {
+        (_, Ok(report)) => Ok(report),
+        // Once more, this time with a record.
+        (_, Err(_)) => match attempt(seed, true) {
+            (last, Err(what)) => {
+                let options = Options::draw(&mut super::Random::new(seed));
+                Err(Failure { seed, options: std::format!("{options}"), what, last })
+            }
+            (last, Ok(_)) => Err(Failure {
+                seed,
+                options: String::new(),
+                what: String::from("it went wrong once and well the second time"),
+                last,
+            }),
+        },
+    }
+}
+
+fn attempt(seed: u64, tell: bool) -> (String, Result<Report, String>) {
+    let mut run = match Run::new(seed, tell) {
+        Ok(run) => run,
+        Err(what) => return (String::new(), Err(what)),
+    };
+    let result = run.play();
+    let report = Report { trace: run.trace, requests: run.model.requests() };
+    (run.story(), result.map(|()| report))
+}
