@@ -45,7 +45,7 @@
 //! # On real Xen
 //! A domain cannot choose its id there, so the ids of the text are names: [`names`] puts the real ones in
 //! wherever the protocol has one. And the server is not fresh: replies that depend on that are not compared
-//! ([`Stage::is_fresh`]), and what a stage cannot do ends the conversation with [`Stop::Skip`] and the reason.
+//! ([`Stage::is_fresh`]), blanks in texts for people count as one, and what a stage cannot do ends the conversation with [`Stop::Skip`] and the reason.
 #![forbid(unsafe_code)]
 
 pub mod names;

@@ -389,6 +389,11 @@ impl<S: Stage> Player<'_, S> {
         } else {
             names::in_text(expected, &real)
         };
+        if let Some(text) = expected.strip_prefix("has ").filter(|_| !self.stage.is_fresh()) {
+            // Other servers have other columns.
+            let reply = squeeze(&String::from_utf8_lossy(&message.payload));
+            return same(reply.contains(&squeeze(text)), &got);
+        }
         same(matches(&expected, &message.payload)?, &got)
     }
 
@@ -487,6 +492,11 @@ fn depends_on_freshness(kind: Option<Kind>, words: &[&str]) -> bool {
         }
         _ => false,
     }
+}
+
+/// A text with single blanks only.
+fn squeeze(text: &str) -> String {
+    text.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 /// The bytes of a request behind its header.
