@@ -27,7 +27,13 @@ echo "$n values of 3900 bytes fit; then: $(cat /run/error)"
 equal "the refusal is a reply, not a hang" 1 $status
 check "a few hundred fitted" [ $n -ge 300 ]
 check "8 MiB did not hold more than 8 MiB" [ $n -lt 2150 ]
-equal "the reply names the error" ENOMEM "$(raw_request 11 "/fill/more\\0$value")"
+# What a client before held for a moment may be free again, so the next ones may fit.
+reply=OK more=0
+while [ "$reply" = OK ] && [ $more -lt 100 ]; do
+    reply=$(raw_request 11 "/fill/more$more\\0$value")
+    more=$((more + 1))
+done
+equal "the reply names the error" ENOMEM "$reply"
 
 step "full"
 equal "dom0 reads" "$value" "$(xenstore-read /fill/0)"
