@@ -120,7 +120,15 @@ impl Tx {
         self.all().any(|touched| {
             let was = touched.base.as_ref().map(|base| base.generation);
             let is = tree.nodes.get(&touched.path).map(|node| node.generation);
-            was != is || touched.now.as_ref().is_some_and(|now| now.perms[0].stale)
+            // Found missing only because the transaction itself had removed what is above: that has
+            // its own look, and a child that is still there is nobody's change.
+            let own = was.is_none()
+                && self.touched.iter().any(|above| {
+                    above.base.is_some() && is_above(&above.path, &touched.path) && {
+                        above.now.as_ref().is_none_or(|now| now.made.is_some())
+                    }
+                });
+            was != is && !own || touched.now.as_ref().is_some_and(|now| now.perms[0].stale)
         })
     }
 
