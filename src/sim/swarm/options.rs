@@ -27,6 +27,8 @@ pub struct Options {
     pub steps: u32,
     /// How often each kind of request is chosen.
     pub mix: [u32; KINDS],
+    /// How many names there are: the fewer, the more often requests meet.
+    pub names: usize,
     /// The longest piece that is written or read at once.
     pub piece: usize,
     /// How many requests a client has outstanding.
@@ -75,6 +77,7 @@ impl Options {
                 .unwrap_or(0),
             steps: 60 + random.below(400),
             mix,
+            names: random.pick(&[1, 2, 5, 5]),
             piece: random.pick(&[1, 7, 40, 300, 2000, 2000]),
             outstanding: random.pick(&[1, 1, 2, 5, 12]),
             toolstack: random.pick(&[4, 15, 40, 200]),
@@ -109,11 +112,12 @@ impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "guests {} hostile {} steps {} piece {} outstanding {} toolstack {} losses {} refusals {} \
+            "guests {} hostile {} steps {} names {} piece {} outstanding {} toolstack {} losses {} refusals {} \
              expiry {} tells {}/{} late {} lazy {} limits {:?} mix {:?}",
             self.guests,
             self.hostile,
             self.steps,
+            self.names,
             self.piece,
             self.outstanding,
             self.toolstack,

@@ -36,13 +36,13 @@ fn domid(random: &mut Random, options: &Options) -> u32 {
     }
 }
 
-fn tail(random: &mut Random) -> String {
+fn tail(random: &mut Random, options: &Options) -> String {
     let mut path = String::new();
-    for level in 0..=random.below(3) {
+    for level in 0..=random.index(options.names.min(3)) {
         if level > 0 {
             path.push('/');
         }
-        path.push_str(random.pick(&["a", "b", "c", "d", "e1"]));
+        path.push_str(random.pick(&["a", "b", "c", "d", "e1"][..options.names]));
     }
     path
 }
@@ -50,16 +50,16 @@ fn tail(random: &mut Random) -> String {
 /// A path.
 fn path(random: &mut Random, options: &Options) -> String {
     match random.below(24) {
-        0..=8 => tail(random),
-        9..=12 => format!("/local/domain/{}/{}", domid(random, options), tail(random)),
-        13..=16 => format!("/shared/{}", tail(random)),
+        0..=8 => tail(random, options),
+        9..=12 => format!("/local/domain/{}/{}", domid(random, options), tail(random, options)),
+        13..=16 => format!("/shared/{}", tail(random, options)),
         17 => String::from(random.pick(&["/", "/tool", "/local", "/local/domain", "/shared"])),
         18 => format!("/local/domain/{}", domid(random, options)),
         19 => String::from(random.pick(&["@releaseDomain", "@introduceDomain", "@other"])),
         20 => format!("@releaseDomain/{}", domid(random, options)),
         21 => String::from(random.pick(&["", "a/", "a//b", "/a b", "/a.b", "//", "\u{e9}"])),
         22 => random.pick(&["n", "long-name_@"]).repeat(1 + random.index(30)),
-        _ => format!("{}/{}", tail(random), tail(random)),
+        _ => format!("{}/{}", tail(random, options), tail(random, options)),
     }
 }
 
@@ -76,7 +76,9 @@ fn perm(random: &mut Random, options: &Options) -> String {
 fn value(random: &mut Random) -> Vec<u8> {
     let length = match random.below(12) {
         0 => random.index(2500),
-        1..=3 => random.index(120),
+        1 => random.index(120),
+        // About as much as the tightest limit of a node lets through.
+        2..=4 => 70 + random.index(26),
         _ => random.index(6),
     };
     let byte = random.pick(b"xy\0z");
