@@ -11,7 +11,7 @@ if ours "init-xenstore-domain starts a domain"; then
         "$(xl list | awk '$1 == "Xenstore" { print $1, $2, $3 }')"
     equal "/tool/xenstored/domid is the xenstore domain's" "$(xl domid Xenstore)" "$domid"
     equal "its name is in the store" Xenstore "$(xenstore-read "/local/domain/$domid/name")"
-    check "xenconsoled logs its console" grep -q . $logs/guest-Xenstore.log
+    check "xenconsoled logs its console" wait_for 20 grep -q . $logs/guest-Xenstore.log
 fi
 
 step "one tool after the other"
