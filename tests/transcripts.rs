@@ -255,8 +255,8 @@ impl transcript::Stage for Stage {
                 actor.reads = words[0] == "read";
                 actor.is_awake |= actor.reads;
             }
-            // This clock always does.
-            "go" | "still" => {}
+            // In this world it is always so.
+            "go" | "still" | "fresh" => {}
             _ => return Err("what?".into()),
         }
         self.run();

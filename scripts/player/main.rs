@@ -3,12 +3,12 @@
 //! `scripts/peers` start it.
 //!
 //! ```text
-//! player ours|xenstored|oxenstored [--after TITLE] FILE...
+//! player ours|xenstored|oxenstored [--quick] [--after TITLE] FILE...
 //! ```
 //!
 //! One line for each conversation: `ok`, `FAIL`, `skip` or `LOST` (the server answers nobody any more), a tab,
-//! file and title, and, behind another tab, what there is to say. `--after` leaves out everything up to a
-//! conversation, to go on after a loss. The last line is the verdict; status 1 after a failure, 3 after a loss.
+//! file and title, and, behind another tab, what there is to say. `--quick` leaves out what sleeps for long,
+//! `--after` everything up to a conversation, to go on after a loss. The last line is the verdict; status 1 after a failure, 3 after a loss.
 #![expect(clippy::print_stdout, reason = "a program whose results are lines")]
 
 extern crate alloc;
@@ -20,12 +20,14 @@ mod link;
 #[expect(unsafe_code, reason = "hypercalls; the file is part of src/xen, where such things are")]
 mod privcmd;
 mod stage;
+mod world;
 
-use stage::{Live, World};
+use stage::Live;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
+use world::World;
 use xenstore_stubdom::transcript::{self, Conversation, Stop};
 
 /// Whose conversations these are.
@@ -62,11 +64,16 @@ fn run() -> Result<ExitCode, Stop> {
         Some("ours") => Server::Ours,
         Some("xenstored") => Server::Xenstored,
         Some("oxenstored") => Server::Oxenstored,
-        _ => return Err("usage: player ours|xenstored|oxenstored [--after TITLE] FILE...".into()),
+        _ => {
+            return Err(
+                "usage: player ours|xenstored|oxenstored [--quick] [--after TITLE] FILE...".into(),
+            );
+        }
     };
+    let is_quick = arguments.next_if_eq("--quick").is_some();
     let after = arguments.next_if_eq("--after").and_then(|_| arguments.next());
     let mut is_late = after.is_none();
-    let mut world = World::open(server)?;
+    let mut world = World::open(server, is_quick)?;
     let mut counts = Counts::default();
     for file in arguments {
         let text = fs::read_to_string(&file).map_err(|error| format!("{file}: {error}"))?;

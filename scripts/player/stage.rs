@@ -4,6 +4,7 @@ use crate::Server;
 use crate::guest::Guest;
 use crate::limits;
 use crate::link::{Link, PATIENCE, PAUSE};
+use crate::world::{ROUNDS_WITH_DOMAINS, World};
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use core::time::Duration;
 use std::fs;
@@ -15,11 +16,11 @@ use xenstore_stubdom::transcript::{Conversation, Message, Patience, Request, Sta
 /// The stub domain's console, as xenconsoled keeps it.
 const CONSOLE: &str = "/var/log/xen/console/guest-Xenstore.log";
 /// After so long without any message no more will come.
-const QUIET: Duration = Duration::from_millis(200);
+const QUIET: Duration = Duration::from_millis(120);
 /// The longest that a conversation may sleep at a time.
 const SLEEP_MAX_MS: u64 = 25_000;
-/// Rounds of loops that make domains: each costs seconds here.
-const ROUNDS_WITH_DOMAINS: usize = 2;
+/// The same where little time is wanted.
+const QUICK_SLEEP_MAX_MS: u64 = 6_000;
 /// Longest message, its header included, that dom0's kernel takes from a program.
 const KERNEL_MAX: usize = 4096;
 /// What the host lives on.
@@ -32,63 +33,6 @@ const ABSENT: u16 = 20_000;
 /// What the special nodes' permissions are at first.
 const SPECIAL: [(&str, &str, &str); 2] =
     [("@introduceDomain", "n0", ""), ("@releaseDomain", "n0", "r32757")];
-
-/// Everything that lives longer than a conversation.
-pub(crate) struct World {
-    pub(crate) server: Server,
-    /// For the player's own requests.
-    pub(crate) link: Link,
-    idle: Vec<Guest>,
-    made: usize,
-    limits: limits::Limits,
-}
-
-impl World {
-    pub(crate) fn open(server: Server) -> Result<Self, Stop> {
-        let mut link = Link::open().map_err(|error| Stop::Lost(error.to_string()))?;
-        let limits = limits::present(&mut link)?;
-        Ok(Self { server, link, idle: Vec::new(), made: 0, limits })
-    }
-
-    /// Has guests ready: to make one takes the toolstack, which the conversation should not notice.
-    fn prepare(&mut self, conversation: &Conversation) -> Result<(), Stop> {
-        let (mut count, mut rounds) = (0, 1);
-        for line in conversation.lines() {
-            match line.split_once(' ').map_or(line, |(first, _)| first) {
-                "loop" => rounds = ROUNDS_WITH_DOMAINS,
-                "end" => rounds = 1,
-                "guest" | "domain" => count += rounds,
-                _ => {}
-            }
-        }
-        while self.idle.len() < count {
-            self.made += 1;
-            let guest = Guest::start(&mut self.link, self.made)?;
-            self.idle.push(guest);
-        }
-        Ok(())
-    }
-
-    fn guest(&mut self) -> Result<Guest, Stop> {
-        if let Some(guest) = self.idle.pop() {
-            return Ok(guest);
-        }
-        self.made += 1;
-        Guest::start(&mut self.link, self.made)
-    }
-
-    /// How many guests it took.
-    pub(crate) fn made(&self) -> usize {
-        self.made
-    }
-
-    /// Destroys the guests that are left.
-    pub(crate) fn close(&mut self) {
-        for guest in self.idle.drain(..) {
-            drop(guest.destroy());
-        }
-    }
-}
 
 /// One conversation on it.
 pub(crate) struct Live<'a> {
@@ -105,6 +49,7 @@ pub(crate) struct Live<'a> {
     touched: BTreeSet<String>,
     has_changed_limits: bool,
     has_changed_special: bool,
+    has_changed_root: bool,
     /// Guests whose latest requests may not have reached the server yet.
     unsettled: BTreeSet<u16>,
     last_news: Instant,
@@ -118,10 +63,21 @@ impl<'a> Live<'a> {
         if let Some(word) = conversation.lines().find_map(simulated) {
             return Err(Stop::Skip(format!("\"{word}\" takes a simulated world")));
         }
-        if conversation.lines().any(|line| line == "still") {
-            return Err(Stop::Skip("depends on how much time passes".to_owned()));
+        for (word, why) in [
+            ("still", "depends on how much time passes"),
+            ("fresh", "takes a store with nothing in it"),
+        ] {
+            if conversation.lines().any(|line| line == word) {
+                return Err(Stop::Skip(why.to_owned()));
+            }
+        }
+        let sleeps = conversation.lines().filter_map(|line| line.strip_prefix("sleep "));
+        let slept: u64 = sleeps.filter_map(|ms| ms.parse::<u64>().ok()).sum();
+        if world.is_quick && slept > QUICK_SLEEP_MAX_MS {
+            return Err(Stop::Skip(format!("sleeps for {slept} ms")));
         }
         world.prepare(conversation)?;
+        let names = world.future_names(conversation);
         let dom0 = Link::open().map_err(|error| Stop::Lost(error.to_string()))?;
         let live = Self {
             world,
@@ -130,10 +86,11 @@ impl<'a> Live<'a> {
             dom0_asked: 0,
             cast: BTreeMap::new(),
             ended: Vec::new(),
-            names: BTreeMap::new(),
+            names,
             touched: BTreeSet::new(),
             has_changed_limits: !options.is_empty(),
             has_changed_special: false,
+            has_changed_root: false,
             unsettled: BTreeSet::new(),
             last_news: Instant::now(),
             console_from: console().len(),
@@ -166,6 +123,10 @@ impl<'a> Live<'a> {
         }
         for path in homes.iter().map(|domid| format!("/local/domain/{domid}")).chain(touched) {
             drop(world.link.call(Kind::Rm, &[&path])?);
+        }
+        if self.has_changed_root {
+            drop(world.link.call(Kind::SetPerms, &["/", "n0"])?);
+            drop(world.link.call(Kind::Write, &["/", ""])?);
         }
         if self.has_changed_special {
             for (name, owner, other) in SPECIAL {
@@ -225,6 +186,15 @@ impl<'a> Live<'a> {
         Ok(())
     }
 
+    /// On a busy machine a guest may be slow: its answer comes behind everything that it has got.
+    fn last_look(&mut self, domid: u16) -> Result<Option<Message>, Stop> {
+        if let Some(guest) = self.cast.get_mut(&domid) {
+            guest.ask("settle")?;
+        }
+        self.poll()?;
+        Ok(self.pop(domid))
+    }
+
     fn pop(&mut self, domid: u16) -> Option<Message> {
         self.unsettled.remove(&domid);
         match self.cast.get_mut(&domid) {
@@ -269,6 +239,7 @@ impl<'a> Live<'a> {
     fn note(&mut self, request: &Request<'_>) {
         let first = request.arguments.first().map_or("", String::as_str);
         match (request.kind, first) {
+            (Some(Kind::SetPerms | Kind::Write), "/") => self.has_changed_root = true,
             (Some(Kind::SetPerms), path) if path.starts_with('@') => {
                 self.has_changed_special = true;
             }
@@ -361,7 +332,7 @@ impl Stage for Live<'_> {
                 return Ok(Some(message));
             }
             if patience == Patience::Short && self.last_news.elapsed() > QUIET {
-                return Ok(None);
+                return self.last_look(domid);
             }
             if Instant::now() > deadline {
                 self.must_be_alive()?;
@@ -461,7 +432,8 @@ impl Stage for Live<'_> {
     fn real(&self, domid: u16) -> u16 {
         match self.names.get(&domid) {
             Some(real) => *real,
-            None if (1..1000).contains(&domid) => ABSENT + domid,
+            // Without any domain nothing can be confused.
+            None if (1..1000).contains(&domid) && !self.names.is_empty() => ABSENT + domid,
             None => domid,
         }
     }

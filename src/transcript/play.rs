@@ -486,9 +486,11 @@ const FIRST_PORT: &str = "10";
 /// Whether a reply counts what others have done before.
 fn depends_on_freshness(kind: Option<Kind>, words: &[&str]) -> bool {
     match kind {
-        Some(Kind::Directory | Kind::DirectoryPart) => words.first() == Some(&"/"),
+        Some(Kind::Directory | Kind::DirectoryPart) => {
+            matches!(words.first(), Some(&"/" | &"/tool" | &"/tool/xenstored"))
+        }
         Some(Kind::Control) => {
-            matches!(words, ["memreport" | "stats", ..] | ["quota", "max", ..])
+            matches!(words, ["memreport" | "stats", ..] | ["quota", "max" | "0", ..])
         }
         _ => false,
     }

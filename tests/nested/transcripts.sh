@@ -13,13 +13,12 @@ count_results() {
     passed=$((passed + $(grep -c '^ok' "$1")))
     skipped=$((skipped + $(grep -c '^skip' "$1")))
     grep '^skip' "$1" | tr '\t' ' '
-    grep -E '^(FAIL|LOST)' "$1" | tr '\t' ' '
     failed=$((failed + $(grep -cE '^(FAIL|LOST)' "$1")))
 }
 
 step "dom0 and guests"
 chmod +x /nested/player
-timeout 400 /nested/player "$server" /nested/transcripts/*.txt >/run/played
+timeout 560 /nested/player "$server" --quick /nested/transcripts/*.txt | tee /run/played | grep -v '^skip' | tr '\t' ' '
 count_results /run/played
 # The one thing that must not be missed is a run that broke off.
 check "the player came to its end" grep -q '^verdict: pass' /run/played

@@ -139,6 +139,9 @@ impl Stage for Alone<'_> {
 
     fn word(&mut self, domid: u16, word: Word) -> Result<u32, Stop> {
         self.own(domid)?;
+        if matches!(word, Word::ReqCons | Word::ReqProd | Word::RspCons | Word::RspProd) {
+            return Err(Stop::Skip(String::from("the ring has been used before")));
+        }
         Ok(self.client.word(word))
     }
 
