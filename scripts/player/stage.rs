@@ -113,7 +113,7 @@ impl<'a> Live<'a> {
         }
         for mut guest in cast.into_values() {
             homes.push(guest.domid);
-            drop(world.link.call(Kind::Release, &[&guest.domid.to_string()])?);
+            release(&mut world.link, &guest)?;
             // One that does not obey any more is not used again.
             if guest.reset().is_ok() {
                 world.idle.push(guest);
@@ -264,9 +264,11 @@ impl<'a> Live<'a> {
 
     /// Destroys a domain and gives Xen time to tell.
     fn destroy(&mut self, domid: u16) -> Result<(), Stop> {
-        let guest = self.cast.remove(&domid).ok_or("no such domain")?;
-        guest.destroy().map_err(|error| format!("destroying domain {}: {error}", guest.domid))?;
-        self.ended.push(guest);
+        // One that has shut down is no part of the cast any more.
+        self.ended.extend(self.cast.remove(&domid));
+        let real = self.real(domid);
+        let guest = self.ended.iter().find(|guest| guest.domid == real).ok_or("no such domain")?;
+        guest.destroy().map_err(|error| format!("destroying domain {real}: {error}"))?;
         self.wait(QUIET)
     }
 }
@@ -275,6 +277,17 @@ impl<'a> Live<'a> {
 fn simulated(line: &str) -> Option<&str> {
     let word = line.split(' ').next()?;
     SIMULATED.contains(&word).then_some(word)
+}
+
+/// Has the server forget a guest. One that it only knows has to be introduced for that.
+fn release(link: &mut Link, guest: &Guest) -> Result<(), Stop> {
+    let [domid, frame, port] =
+        [guest.domid.into(), guest.frame, guest.port.into()].map(|number: u64| number.to_string());
+    if link.call(Kind::Release, &[&domid])?.is_err() {
+        drop(link.call(Kind::Introduce, &[&domid, &frame, &port])?);
+        drop(link.call(Kind::Release, &[&domid])?);
+    }
+    Ok(())
 }
 
 /// What the stub domain has printed.

@@ -59,6 +59,11 @@ impl World {
                 names.entry(name).or_insert(guest.domid);
             }
         }
+        // Otherwise a domain that is not there yet is one that does not exist.
+        names.retain(|name, _| {
+            let special = format!("Domain/{name} ");
+            conversation.lines().any(|line| line.contains(&special))
+        });
         names
     }
 

@@ -16,12 +16,16 @@ pub type Real<'a> = &'a dyn Fn(u16) -> u16;
 const PREFIXES: [&str; 5] =
     ["/local/domain/", "@introduceDomain/", "@releaseDomain/", "domain ", "Domain "];
 
-/// A number as the real id's digits; anything else stays.
+/// A number as the real id's digits, with what a C library takes in front of it; anything else stays.
 fn number(text: &str, real: Real<'_>) -> String {
+    for prefix in ["\\s", "+", "0"] {
+        if let Some(rest) = text.strip_prefix(prefix).filter(|rest| !rest.is_empty()) {
+            return format!("{prefix}{}", number(rest, real));
+        }
+    }
     match text.parse() {
-        // The names are plain numbers: `007` and `+7` are tests of the server's parser.
-        Ok(domid) if text == u16::to_string(&domid) => real(domid).to_string(),
-        _ => text.to_owned(),
+        Ok(domid) => real(domid).to_string(),
+        Err(_) => text.to_owned(),
     }
 }
 
@@ -109,6 +113,8 @@ mod tests {
         let argument = |kind, at, first, text| in_argument(Some(kind), at, first, text, &real);
         assert_eq!(argument(Kind::Introduce, (0, 3), "7", "7"), "19");
         assert_eq!(argument(Kind::Introduce, (2, 3), "7", "7"), "7");
+        assert_eq!(argument(Kind::Release, (0, 1), "", "\\s+007"), "\\s+0019");
+        assert_eq!(argument(Kind::Release, (0, 1), "", "0x7"), "0x7");
         assert_eq!(argument(Kind::SetQuota, (0, 2), "7", "7"), "7");
         assert_eq!(argument(Kind::Control, (1, 2), "quota", "7"), "19");
         assert_eq!(argument(Kind::SetPerms, (1, 2), "a", "r7"), "r19");
