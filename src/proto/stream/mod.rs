@@ -8,7 +8,7 @@
 //!   trusted: whatever they hold gives records or an error, in time and memory bounded by their length.
 //! * [`Writer`] appends records to a [`Sink`], without memory of its own.
 //! * [`check`] judges what the records say together; a restore can ask it record by record.
-//! * The records print as one line each.
+//! * Records print as a line each, and [`Listing`] is all of a stream.
 //!
 //! # What C xenstored makes of it
 //! * Its length fields count the padding, and its reader skips exactly the length: so is written here, and both
@@ -29,6 +29,7 @@ pub use record::{
     Connection, Domain, Endpoint, Global, GlobalQuota, Node, Pending, Perms, Quotas, Record,
     RecordKind, Touch, Transaction, Unknown, Watch,
 };
+pub use show::Listing;
 pub use write::{DepthLayout, OutOfRoom, Sink, WriteError, Writer, node_len};
 
 /// The first bytes of every stream (the document, "Header").

@@ -105,7 +105,7 @@ impl<S: Sink> Writer<S> {
     /// [`WriteError::OutOfRoom`].
     pub fn new(sink: S, version: Version) -> Result<Self, WriteError> {
         let mut writer = Self { sink, version, depths: DepthLayout::Document, written: 0 };
-        let [_, _, _, number] = version.number().to_le_bytes();
+        let [number, ..] = version.number().to_le_bytes();
         let preamble = Fields::<PREAMBLE_SIZE>::new().bytes(IDENT).bytes([0, 0, 0, number]);
         writer.append(&preamble.bytes(0_u32.to_le_bytes()).bytes)?;
         Ok(writer)
