@@ -20,6 +20,7 @@
 
 pub mod assemble;
 pub mod error;
+pub mod handover;
 pub mod id;
 pub mod perms;
 pub mod request;
