@@ -9,6 +9,7 @@ mod image {
     use xenstore_stubdom::xen::{console, memory};
 
     xenstore_stubdom::xen_entry!(main);
+    xenstore_stubdom::handover_note!();
 
     /// Serves the host, for good.
     fn main(machine: Machine, command_line: &'static str) -> ! {

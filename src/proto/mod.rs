@@ -22,6 +22,7 @@ pub mod assemble;
 pub mod error;
 pub mod handover;
 pub mod id;
+pub mod image;
 pub mod perms;
 pub mod request;
 pub mod ring;

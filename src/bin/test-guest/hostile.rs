@@ -9,8 +9,8 @@ use xenstore_stubdom::proto::ring::{RingPage, Word};
 use xenstore_stubdom::xen::traps::{Fault, provoke};
 
 const XS_MKDIR: u32 = 12;
-const XS_TRANSACTION_START: u32 = 6;
-const XS_WATCH: u32 = 4;
+pub(crate) const XS_TRANSACTION_START: u32 = 6;
+pub(crate) const XS_WATCH: u32 = 4;
 
 /// How long the roles without an end go on.
 const BUSY_MS: u64 = 8000;

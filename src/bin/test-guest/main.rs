@@ -9,6 +9,7 @@
 //! | `oversize` | an honest READ; then a header with a length of 4097 | `error` becomes 3, no reply comes |
 //! | `transcript` | plays the conversations of its module, as far as one guest can | none fails |
 //! | `remote` | does what comes on its console ([`remote`]) | never |
+//! | `steady` | transactions, a watch, cut requests, until dom0 writes `data/stop` | every answer and event is right |
 //! | `half=N` | sends the first N bytes of a request and powers off | always |
 //! | `crash` | crashes in the middle of a request | never |
 //! | `racing` | changes its indices all the time | always, if it gets that far |
@@ -36,6 +37,8 @@ mod hostile;
 mod remote;
 #[cfg(target_os = "none")]
 mod roles;
+#[cfg(target_os = "none")]
+mod steady;
 #[cfg(target_os = "none")]
 mod transcript;
 
