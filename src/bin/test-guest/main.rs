@@ -10,6 +10,7 @@
 //! | `transcript` | plays the conversations of its module, as far as one guest can | none fails |
 //! | `remote` | does what comes on its console ([`remote`]) | never |
 //! | `steady` | transactions, a watch, cut requests, until dom0 writes `data/stop` | every answer and event is right |
+//! | `wait` | asks without a pause until dom0 writes `data/stop` | always; the verdict has the longest wait |
 //! | `half=N` | sends the first N bytes of a request and powers off | always |
 //! | `crash` | crashes in the middle of a request | never |
 //! | `racing` | changes its indices all the time | always, if it gets that far |
