@@ -9,6 +9,8 @@ use super::start::Machine;
 use super::{console, cpu, hypercall, memory};
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::server::platform::{Change, DomainState, Event, HeapStats, Platform, PlatformError};
+use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
 
 /// The world of a xenstore domain.
@@ -67,6 +69,7 @@ fn mix(mut x: u64) -> u64 {
 
 impl Platform for XenPlatform {
     type Ring = GrantedPage;
+    type Region = Vec<u8>;
 
     fn now_ms(&self) -> u64 {
         self.machine.now_ms()
@@ -131,5 +134,32 @@ impl Platform for XenPlatform {
 
     fn log(&mut self, line: fmt::Arguments<'_>) {
         console::line(line);
+    }
+
+    fn check_image(&mut self, _image: &[u8]) -> Result<(), String> {
+        Err(String::from("images cannot be replaced yet"))
+    }
+
+    fn new_region(&mut self) -> Result<Vec<u8>, PlatformError> {
+        Err(PlatformError { call: "live update", code: 38 })
+    }
+
+    fn ring_token(&self, _ring: &GrantedPage) -> u64 {
+        0
+    }
+
+    fn adopt_ring(&mut self, _domid: DomId, _token: u64) -> Result<GrantedPage, PlatformError> {
+        Err(PlatformError { call: "live update", code: 38 })
+    }
+
+    fn replace(
+        &mut self,
+        _image: &[u8],
+        _command_line: &str,
+        _region: Vec<u8>,
+        _stream_len: usize,
+        _deadline_ms: u64,
+    ) -> String {
+        String::from("images cannot be replaced yet")
     }
 }
