@@ -26,8 +26,20 @@ const KERNEL_MAX: usize = 4096;
 /// What the host lives on.
 const PROTECTED: [&str; 6] = ["/", "/local", "/local/domain", "/tool", "/vm", "/libxl"];
 /// What only a simulated world can do.
-const SIMULATED: [&str; 9] =
-    ["replace", "unshutdown", "revoke", "grant", "memory", "mute-xen", "old-xen", "rename", "ran"];
+const SIMULATED: [&str; 12] = [
+    "replace",
+    "unshutdown",
+    "revoke",
+    "grant",
+    "memory",
+    "mute-xen",
+    "old-xen",
+    "rename",
+    "ran",
+    "update",
+    "failing-update",
+    "region",
+];
 /// Ids that the text uses for domains that are not there become these, which are certainly not.
 const ABSENT: u16 = 20_000;
 /// What the special nodes' permissions are at first.

@@ -136,7 +136,11 @@ impl<'a> FieldReader<'a> {
         self.0.len()
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Short> {
+    /// Exactly so many bytes.
+    ///
+    /// # Errors
+    /// [`Short`].
+    pub fn array<const N: usize>(&mut self) -> Result<[u8; N], Short> {
         let (first, rest) = self.0.split_first_chunk().ok_or(Short)?;
         self.0 = rest;
         Ok(*first)

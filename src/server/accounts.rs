@@ -17,9 +17,9 @@ use crate::store::quota::Quota;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cause {
     /// Who asked. If that connection is gone, so is its account.
-    connection: ConnId,
+    pub(super) connection: ConnId,
     /// How many messages wait, and one for the request while it is being handled.
-    waiting: usize,
+    pub(super) waiting: usize,
 }
 
 impl<P: Platform> Server<P> {

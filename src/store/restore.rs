@@ -74,6 +74,9 @@ impl Restoring {
         }
     }
 
+    /// What tables may take at once when they grow, besides [`cost`](Self::cost).
+    pub const MARGIN: usize = Tree::FIXED_COST + Watches::FIXED_COST;
+
     /// Upper bound of the bytes that taking in a record allocates.
     #[must_use]
     pub fn cost(record: &stream::Record<'_>) -> usize {
@@ -93,8 +96,7 @@ impl Restoring {
             | stream::Record::Domain(_)
             | stream::Record::Unknown(_) => 0,
         };
-        let fixed = Tree::FIXED_COST.max(Watches::FIXED_COST);
-        fixed.saturating_add(texts.saturating_mul(3)).saturating_add(Transaction::TOUCH_COST)
+        texts.saturating_mul(3).saturating_add(Transaction::TOUCH_COST)
     }
 
     /// Upper bound of what the next touched path allocates besides, by its fields.

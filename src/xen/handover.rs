@@ -117,8 +117,6 @@ unsafe impl Plain for Bridge {}
 #[derive(Clone, Copy, Default, Debug)]
 #[repr(C)]
 pub(super) struct Facts {
-    /// The version of the region's private part.
-    version: u64,
     /// What the old image knows of the domain's memory.
     pub(super) memory: Inherited,
     /// Frame of the first page of the region's list.
@@ -141,7 +139,6 @@ impl Facts {
     fn words(self) -> [u64; size_of::<Facts>() / 8] {
         let m = self.memory;
         [
-            self.version,
             m.populated,
             m.limit,
             m.foreign,
@@ -367,8 +364,6 @@ pub(super) struct Ports {
 #[derive(Debug)]
 pub(super) struct Request<'a> {
     pub(super) image: Image<'a>,
-    /// Of the private part.
-    pub(super) version: u32,
     pub(super) command_line: &'a str,
     pub(super) region: &'a Region,
     /// How much of the region is the record stream.
@@ -424,7 +419,7 @@ fn try_cross(request: &Request<'_>, timer: u32) -> Result<String, PlatformError>
         unsafe { core::slice::from_raw_parts((&raw const bridge_code).cast(), code_len) };
     let enter = bridge.address() + CODE as u64;
     let facts = Facts {
-        version: u64::from(request.version),
+        
         memory: memory::inheritance(),
         region: region.first_list as u64,
         stream_len: *stream_len as u64,
@@ -595,12 +590,6 @@ impl Handover {
             ));
         };
         Self { facts, region: bytes }
-    }
-
-    /// The version of the private part.
-    #[must_use]
-    pub fn version(&self) -> u64 {
-        self.facts.version
     }
 
     /// The record stream.

@@ -286,6 +286,12 @@ impl Machine {
         self.handover.as_ref()
     }
 
+    /// The port of `VIRQ_DOM_EXC`, if any, that an image on trial takes over.
+    pub(super) fn inherited_changes(&self) -> Option<Option<EvtchnPort>> {
+        let ports = self.handover.as_ref()?.ports()?;
+        Some(ports.changes.map(EvtchnPort))
+    }
+
     /// Hands over to a checked image. Returns only if that failed, with the reason.
     pub(super) fn hand_over(&mut self, request: &Request<'_>) -> String {
         // A moment that Xen takes for the end of the trial; a failure leaves the trial without one.

@@ -171,7 +171,7 @@ impl Run {
 
     /// The server works once, and is judged.
     fn pass(&mut self) -> Result<Pass, String> {
-        let pass = self.simulation.server.pass();
+        let pass = self.simulation.pass();
         self.judge()?;
         Ok(pass)
     }
@@ -233,7 +233,7 @@ impl Run {
             }
             self.react(&answered);
             match self.pass()? {
-                Pass::More => moved = true,
+                Pass::More | Pass::HandOver => moved = true,
                 Pass::Idle(_) if moved || self.is_signalled() => moved = true,
                 Pass::Idle(Some(at_ms)) => {
                     moved = true;
