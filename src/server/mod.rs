@@ -199,9 +199,8 @@ impl<P: Platform> Server<P> {
         self.open_existing();
     }
 
-    /// Serves for ever.
+    /// Serves for ever, after [`start`](Self::start) or [`take_over`](Self::take_over).
     pub fn run(&mut self) -> ! {
-        self.start();
         loop {
             self.step();
         }

@@ -358,7 +358,7 @@ impl<P: Platform> Server<P> {
         let passage = self.passage.take();
         self.platform.log(format_args!("live update failed: {why}"));
         if let Some(requester) = passage.and_then(|passage| passage.requester) {
-            self.answer_requester(requester, text(format_args!("live update failed: {why}")));
+            self.answer_requester(requester, text(format_args!("{why}")));
         }
     }
 

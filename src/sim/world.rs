@@ -3,6 +3,7 @@
 use super::journal::{Journal, PageId, Seen};
 use super::page::SimPage;
 use super::random::Random;
+use crate::proto::handover::HANDOVER;
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::proto::stream::{OutOfRoom, Sink};
 use crate::server::platform::{
@@ -495,8 +496,12 @@ impl Platform for SimPlatform {
         self.0.state().console.push(line.to_string());
     }
 
-    fn check_image(&mut self, image: &[u8]) -> Result<(), String> {
-        if image.starts_with(b"\x7fELF") { Ok(()) } else { Err("it is no ELF file".to_string()) }
+    fn check_image(&mut self, image: &[u8]) -> Result<u32, String> {
+        if image.starts_with(b"\x7fELF") {
+            Ok(*HANDOVER.end())
+        } else {
+            Err("the file is not an ELF image".to_string())
+        }
     }
 
     fn new_region(&mut self) -> Result<Region, PlatformError> {

@@ -24,7 +24,7 @@ use super::abi::xen::{SharedInfo, errno};
 use super::layout::PAGE_SIZE;
 use super::memory::{self, Inherited, Occupied, Plain};
 use super::time::{self, NS_PER_MS};
-use super::{console, cpu, gnttab, hypercall, traps};
+use super::{cpu, gnttab, hypercall, traps};
 use crate::proto::handover::Digest;
 use crate::proto::image::Image;
 use crate::proto::stream::{OutOfRoom, Sink};
@@ -419,7 +419,6 @@ fn try_cross(request: &Request<'_>, timer: u32) -> Result<String, PlatformError>
         unsafe { core::slice::from_raw_parts((&raw const bridge_code).cast(), code_len) };
     let enter = bridge.address() + CODE as u64;
     let facts = Facts {
-        
         memory: memory::inheritance(),
         region: region.first_list as u64,
         stream_len: *stream_len as u64,
@@ -503,7 +502,7 @@ unsafe fn call_bridge(enter: u64, bridge: NonNull<u8>) {
 pub(super) static TRIAL: AtomicU64 = AtomicU64::new(0);
 
 /// A hand-over that was found at boot.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Handover {
     facts: Facts,
     /// The region, mapped in one piece.

@@ -282,8 +282,8 @@ impl Machine {
 
     /// What an image on trial has been handed over.
     #[must_use]
-    pub fn handover(&self) -> Option<&Handover> {
-        self.handover.as_ref()
+    pub fn handover(&self) -> Option<Handover> {
+        self.handover
     }
 
     /// The port of `VIRQ_DOM_EXC`, if any, that an image on trial takes over.

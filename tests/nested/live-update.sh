@@ -10,7 +10,13 @@
 
 live_update() { xenstore-control live-update "$@" >/run/update.log 2>&1; }
 tree() { xenstore-ls -fp / | grep -v '^/local/domain/[1-9][0-9]*/data\|^/lu/load'; }
-updates() { server_console | grep -c 'took over'; }
+# How many updates there were. The console's log comes in its own time, so first a line of our own is waited for.
+updates() {
+    marks=$((${marks:-0} + 1))
+    xenstore-control print "mark $$ $marks" >/dev/null
+    wait_for 20 eval "server_console | grep -q 'mark $$ $marks'"
+    server_console | grep -c 'took over'
+}
 
 # refused DESCRIPTION TEXT ARGUMENTS...: the update fails with a reason that says so, and the old server goes on.
 refused() {
@@ -47,8 +53,8 @@ tree >/run/tree.after
 check "the same tree" cmp /run/tree.before /run/tree.after
 check "check" xenstore-control check
 server_console | grep 'took over' | sed 's/^/        /'
-check "another one, with a command line" live_update -c "-E 1234" /nested/image
-check "the command line holds" eval "xenstore-control quota | grep -q 1234"
+check "another one, with a command line" live_update -c "--nonsense" /nested/image
+check "that is the one" eval "server_console | grep -q -- --nonsense"
 
 step "under load"
 make_guest linux
@@ -75,7 +81,7 @@ check "check" xenstore-control check
 step "what is not fit is refused"
 size=$(wc -c </nested/image)
 head -c $((size / 2)) /nested/image >/run/half
-at=$(strings -t d /nested/image | awk '$2 == "xenstore-stubdom" { print $1; exit }')
+at=$(strings -t d /nested/image | awk '$2 == "xenstore-stubdom" { print $1 }' | tail -n 1)
 # change OFFSET BYTES: a copy of the image with other bytes there, as printf's %b has them.
 change() {
     cp /nested/image /run/changed
@@ -109,7 +115,7 @@ done
 check "and a good one afterwards" live_update /nested/image
 
 step "an upload that breaks off"
-equal "begun" OK "$(raw_request 0 'live-update\0-b\0100000\0')"
+equal "begun" OK "$(raw_request 0 'live-update\0-b\0000100000\0')"
 refuse "another update meanwhile" live_update /nested/image
 sed 's/^/        /' /run/update.log
 equal "aborted" OK "$(raw_request 0 'live-update\0-a\0')"
