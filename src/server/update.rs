@@ -7,7 +7,11 @@
 //!
 //! There is one update at a time, and it belongs to the connection that began it. All programs of
 //! one domain share its connection, so the server cannot tell them apart; one that dies leaves an upload
-//! behind, which is given up after [`UPLOAD_PAUSE_MS`] without progress.
+//! behind, which is given up after [`UPLOAD_PAUSE_MS`] without progress, or to the next one that begins after
+//! [`CLAIM_PAUSE_MS`].
+//!
+//! `xenstore-control` sends `-a` after every failure, also where it was refused because another one is at work: that
+//! `-a` is not meant for the other's upload and is passed over.
 //!
 //! Open transactions are handed over, so there is nothing to wait for: `-F` is accepted and means
 //! nothing, and `-t` is only how long the trial of the successor may take, at most [`TRIAL_MAX_S`], for
@@ -38,6 +42,9 @@ const COMMAND_LINE_MAX: usize = 1024;
 /// How long an upload may make no progress.
 pub(super) const UPLOAD_PAUSE_MS: u64 = 60_000;
 
+/// After so long without progress it may be taken for abandoned by whoever begins another one.
+const CLAIM_PAUSE_MS: u64 = 10_000;
+
 /// The most seconds that a trial may take, and how long it may if nothing is said. It takes milliseconds.
 const TRIAL_MAX_S: u64 = 10;
 
@@ -53,6 +60,8 @@ pub(super) struct Upload {
     size: usize,
     image: Vec<u8>,
     command_line: Option<String>,
+    /// Connections that were refused because of this one; the next `-a` of each is their tidying up.
+    refused: Vec<ConnId>,
 }
 
 /// Who waits for the answer to `-s`.
@@ -188,8 +197,14 @@ impl<P: Platform> Server<P> {
 
     /// `-b`: reserves the memory.
     fn begin_upload(&mut self, asker: Asker, size: &[u8]) -> Answer {
-        if self.upload.is_some() {
-            return self.tell_in_progress();
+        if let Some(upload) = &mut self.upload {
+            if self.now_ms.saturating_sub(upload.progress_ms) < CLAIM_PAUSE_MS {
+                if !upload.refused.contains(&asker.id) {
+                    upload.refused.push(asker.id);
+                }
+                return self.tell_in_progress();
+            }
+            self.drop_upload("somebody else begins, and it made no progress");
         }
         let size = match usize::try_from(atoi(size)) {
             Ok(size) if (1..=IMAGE_MAX).contains(&size) => size,
@@ -217,6 +232,7 @@ impl<P: Platform> Server<P> {
             size,
             image,
             command_line: None,
+            refused: Vec::new(),
         });
         let domid = asker.domid;
         self.platform.log(format_args!("live update: begun by domain {domid}, {size} bytes"));
@@ -255,6 +271,13 @@ impl<P: Platform> Server<P> {
 
     /// `-a`, by anybody who may ask at all.
     fn abort_upload(&mut self, asker: Asker) -> Answer {
+        let refused = self.upload.as_mut().map(|upload| &mut upload.refused);
+        if let Some(refused) = refused
+            && let Some(place) = refused.iter().position(|id| *id == asker.id)
+        {
+            refused.swap_remove(place);
+            return self.tell_in_progress();
+        }
         let Some(upload) = self.upload.take() else {
             return text(format_args!("no live update is in progress"));
         };
@@ -270,10 +293,11 @@ impl<P: Platform> Server<P> {
         let seconds = |ms: u64| ms.wrapping_div(1000);
         let (domid, came, size) = (upload.domid, upload.image.len(), upload.size);
         let since = seconds(self.now_ms.saturating_sub(upload.began_ms));
-        let left = seconds(upload.expires_ms().saturating_sub(self.now_ms));
+        let claimed_ms = upload.progress_ms.saturating_add(CLAIM_PAUSE_MS);
+        let left = seconds(claimed_ms.saturating_sub(self.now_ms)).saturating_add(1);
         text(format_args!(
             "a live update is in progress: domain {domid} began it {since} s ago, {came} of {size} bytes \
-             are here; wait for its end or abort it (live-update -a), without progress it expires in {left} s"
+             are here; try again when it has ended, or in {left} s if it makes no progress"
         ))
     }
 
