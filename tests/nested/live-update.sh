@@ -54,7 +54,7 @@ check "the same tree" cmp /run/tree.before /run/tree.after
 check "check" xenstore-control check
 server_console | grep 'took over' | sed 's/^/        /'
 check "another one, with a command line" live_update -c "--nonsense" /nested/image
-check "that is the one" eval "server_console | grep -q -- --nonsense"
+check "that is the one" wait_for 20 eval "server_console | grep -q -- --nonsense"
 
 step "under load"
 make_guest linux
