@@ -455,6 +455,10 @@ impl Stage for Live<'_> {
         false
     }
 
+    fn is_ours(&self) -> bool {
+        self.world.server == Server::Ours
+    }
+
     fn rounds(&self, written: usize, makes_domains: bool) -> usize {
         if makes_domains { written.min(ROUNDS_WITH_DOMAINS) } else { written }
     }
