@@ -83,7 +83,7 @@ function fares(advisory, who,    i, t, n, all, text, seen) {
         all++
         n[state[t, who]]++
         if (!differs(t, who) || seen[reason[t, who]]++) continue
-        text = text (text == "" ? "" : "; ") (state[t, who] == "LOST" ? "**server lost**: " : "") reason[t, who]
+        text = text (text == "" ? "" : " / ") (state[t, who] == "LOST" ? "**server lost**: " : "") reason[t, who]
     }
     if (text != "") text = n["ok"] + 0 " of " n["ok"] + n["FAIL"] + n["LOST"] " as expected; otherwise: " text
     else text = n["ok"] ? "as expected (" n["ok"] ")" : "not played"
