@@ -38,7 +38,7 @@ function load_reasons(file,    line, part, key, fields) {
         else if (!(part[1] in exists)) complain("there is no conversation '" part[1] "'")
         else if (key in verdict) complain("twice: " line)
         else if (!differs(part[1], part[2])) complain("no difference any more: " part[1] " | " part[2])
-        else if (state[key] == "LOST" ? part[3] != "lost" : !index(said[key], part[3]))
+        else if (!index(said[key], part[3]))
             complain("it differs elsewhere: " part[1] " | " part[2] ": " said[key])
         where[key] = part[3]; verdict[key] = part[4]; reason[key] = part[5]
     }
@@ -76,18 +76,23 @@ function advisories(page,    line, part, s, row) {
     print ""
 }
 
-function fares(advisory, who,    i, t, n, all, text, seen) {
+function fares(advisory, who,    i, t, n, all, played, text, good, seen) {
     for (i = 1; i <= count; i++) {
         t = title[i]
         if ((t " ") !~ advisory "[^0-9]") continue
         all++
         n[state[t, who]]++
+        if (said[t, who] ~ /not compared/) n["in part"]++
         if (!differs(t, who) || seen[reason[t, who]]++) continue
         text = text (text == "" ? "" : " / ") (state[t, who] == "LOST" ? "**server lost**: " : "") reason[t, who]
     }
-    if (text != "") text = n["ok"] + 0 " of " n["ok"] + n["FAIL"] + n["LOST"] " as expected; otherwise: " text
-    else text = n["ok"] ? "as expected (" n["ok"] ")" : "not played"
-    return text (n["ok"] + n["FAIL"] + n["LOST"] < all && n["ok"] + n["FAIL"] + n["LOST"] > 0 ? " [" n["skip"] + n[""] " not played]" : "")
+    played = n["ok"] + n["FAIL"] + n["LOST"]
+    if (!played) return "not played"
+    good = text == "" ? "as expected (" n["ok"] : n["ok"] + 0 " of " played " as expected"
+    if (n["in part"]) good = good ", " n["in part"] " in part"
+    if (text == "") good = good ")"
+    if (played < all) good = good ", " all - played " not played"
+    return text == "" ? good : good "; otherwise: " text
 }
 
 function differences(    i, s, t, who) {
@@ -97,7 +102,7 @@ function differences(    i, s, t, who) {
         t = title[i]; who = server[s]
         if (!differs(t, who)) continue
         if (!((t, who) in verdict)) complain("no reason: " t " | " who " | " said[t, who])
-        printf "| %s | %s | %s | %s | %s |\n", t, who, where[t, who] == "lost" ? "**server lost**" : "`" where[t, who] "`",
+        printf "| %s | %s | %s | %s | %s |\n", t, who, (state[t, who] == "LOST" ? "**server lost**: " : "") "`" where[t, who] "`",
             verdict[t, who], reason[t, who]
     }
 }

@@ -107,9 +107,14 @@ fn attempt(world: &mut World, conversation: &Conversation) -> Result<usize, Stop
     let mut live = Live::open(world, conversation)?;
     let result = transcript::play(conversation, &mut live);
     // A server that died of a conversation shows when it is to be tidied up, at the latest.
-    match live.close() {
-        Err(lost @ Stop::Lost(_)) => Err(lost),
-        closed => result.and_then(|loose| closed.map(|()| loose)),
+    match (result, live.close()) {
+        (Ok(_), Err(Stop::Lost(then))) => Err(Stop::Lost(format!("all of it played, then {then}"))),
+        (Err(Stop::Wrong(what)), Err(Stop::Lost(then))) => {
+            Err(Stop::Lost(format!("{what}, then {then}")))
+        }
+        (Err(Stop::Skip(_)), Err(lost @ Stop::Lost(_))) => Err(lost),
+        (Ok(loose), closed) => closed.map(|()| loose),
+        (Err(stop), _) => Err(stop),
     }
 }
 
@@ -131,7 +136,7 @@ fn play(world: &mut World, conversation: &Conversation, title: &str, counts: &mu
         }
         Err(Stop::Skip(why)) => println!("skip\t{title}\t{why}"),
         Err(Stop::Wrong(what)) => println!("FAIL\t{title}\t{what}"),
-        Err(Stop::Lost(what)) => println!("LOST\t{title}\tafter it: {what}"),
+        Err(Stop::Lost(what)) => println!("LOST\t{title}\t{what}"),
     }
     match result {
         Ok(_) => counts.passed += 1,
