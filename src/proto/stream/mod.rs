@@ -15,7 +15,8 @@
 //!   is read. It wants the connection of the privileged domain before all nodes.
 //! * It has no transactions: the records are skipped, but a node that is pending is taken for a committed one.
 //!   Leave both out of a stream for it.
-//! * 4.17 reads version 1 only and skips quotas and domains. Newer ones read both versions.
+//! * 4.17 reads version 1 only and skips quotas and domains. Newer ones read both versions, and give up at a
+//!   domain's record if neither a connection nor a node before it was of that domain.
 //! * The depth of a watch: see [`DepthLayout`].
 
 pub mod check;
