@@ -29,6 +29,7 @@ fn read(path: &str) -> String {
 fn rows() -> Vec<(String, Vec<String>)> {
     let text = read("docs/conformance.md");
     let (_, tables) = text.split_once("## What shows it").expect("the tables");
+    let (tables, _) = tables.split_once("## The peers").expect("what comes behind them");
     let cells = tables.lines().filter_map(|line| {
         let (first, second) = line.strip_prefix("| ")?.strip_suffix(" |")?.split_once(" | ")?;
         let places = second.split("; ").map(str::to_owned).collect::<Vec<_>>();
@@ -102,4 +103,28 @@ fn every_conversation_is_named_somewhere() {
     // The first files have some that show again what others show.
     let strays = unnamed.iter().filter(|place| place.starts_with('1')).collect::<Vec<_>>();
     assert!(strays.is_empty(), "{strays:#?}");
+}
+
+/// The reasons why other servers differ: `scripts/peers` joins them with what it sees on real Xen.
+#[test]
+fn reasons_for_differences_name_conversations_that_exist() {
+    let list = read("tests/transcripts/differences.list");
+    let lines = list.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let fields = lines.map(|line| line.split(" | ").collect::<Vec<_>>()).collect::<Vec<_>>();
+    assert!(!fields.is_empty());
+    for fields in fields {
+        let [title, server, _, verdict, _] = fields[..] else { panic!("not five: {fields:?}") };
+        assert!(exists(title), "no such conversation: {title}");
+        assert!(matches!(server, "C" | "OX"), "{title}: {server}");
+        assert!(matches!(verdict, "theirs" | "undefined"), "{title}: {verdict}");
+    }
+}
+
+#[test]
+fn every_advisory_was_played_against_the_peers() {
+    let text = read("docs/conformance.md");
+    let (_, written) = text.split_once("<!-- scripts/peers: begin -->").expect("the mark");
+    let listed = written.lines().filter_map(|line| line.strip_prefix("| XSA-")?.split(' ').next());
+    let listed = listed.map(|number| number.parse().unwrap()).collect::<Vec<u32>>();
+    assert_eq!(listed, ADVISORIES);
 }

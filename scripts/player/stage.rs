@@ -455,6 +455,15 @@ impl Stage for Live<'_> {
         false
     }
 
+    fn has_error_word(&self) -> bool {
+        // It neither offers nor uses it.
+        self.world.server != Server::Oxenstored
+    }
+
+    fn is_ours(&self) -> bool {
+        self.world.server == Server::Ours
+    }
+
     fn rounds(&self, written: usize, makes_domains: bool) -> usize {
         if makes_domains { written.min(ROUNDS_WITH_DOMAINS) } else { written }
     }
