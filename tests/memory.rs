@@ -1,40 +1,20 @@
 //! What a crowd of greedy guests took is given back when they are gone, counted by the allocator itself.
 //!
 //! There is one test only: another one at the same time would be counted, too.
-#![expect(unsafe_code, reason = "an allocator that counts, for this test only")]
 
-use core::alloc::{GlobalAlloc, Layout};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use std::alloc::System;
 use xenstore_stubdom::proto::id::DomId;
 use xenstore_stubdom::proto::wire::Kind;
 use xenstore_stubdom::sim::{Client, Simulation};
 
-/// Counts the bytes that are handed out.
-struct Counting;
-
-static USED: AtomicUsize = AtomicUsize::new(0);
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-// SAFETY: everything is passed on as it comes.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        USED.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: by contract.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        USED.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: by contract.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
+/// Bytes that are handed out.
 fn used() -> usize {
-    USED.load(Ordering::Relaxed)
+    let stats = ALLOCATOR.stats();
+    stats.bytes_allocated - stats.bytes_deallocated
 }
 
 const GUESTS: u16 = 20;
