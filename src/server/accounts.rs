@@ -11,6 +11,7 @@ use super::connection::Suspension;
 use super::platform::Platform;
 use super::queue::{CauseId, Released};
 use crate::proto::id::ConnId;
+use crate::store::give_room_back;
 use crate::store::quota::Quota;
 
 /// A request of which something still waits.
@@ -52,6 +53,7 @@ impl<P: Platform> Server<P> {
         }
         let asker = cause.connection;
         self.causes.remove(&id);
+        give_room_back(&mut self.causes);
         let Some(connection) = self.connections.get(&asker) else { return };
         self.store.refund(connection.domid, Quota::Outstanding, 1);
         if connection.suspension == Some(Suspension::Outstanding) {

@@ -13,8 +13,14 @@ use hashbrown::{HashMap, HashSet};
 /// Makes a map that lost most of its entries smaller, so that a crowd that is gone holds no memory. It
 /// takes as many removals as the map then has room, so a removal costs no more than before on average.
 pub(crate) fn give_room_back<K: Eq + Hash, V>(map: &mut HashMap<K, V, FixedState>) {
-    if map.capacity() > map.len().saturating_add(1).saturating_mul(4) {
-        map.shrink_to_fit();
+    if map.capacity() <= map.len().saturating_add(1).saturating_mul(4) {
+        return;
+    }
+    // Not `shrink_to_fit`, which panics where there is no memory for the smaller map.
+    let mut smaller = HashMap::with_hasher(map.hasher().clone());
+    if smaller.try_reserve(map.len()).is_ok() {
+        smaller.extend(map.drain());
+        *map = smaller;
     }
 }
 

@@ -589,6 +589,7 @@ impl Store {
     /// Takes a transaction out of the books.
     fn close_transaction(&mut self, conn: ConnId, id: TxId) -> Option<Transaction> {
         let tx = self.transactions.remove(&(conn, id))?;
+        give_room_back(&mut self.transactions);
         if let Some(conn) = self.conns.get_mut(&conn) {
             conn.open.remove(&tx.id);
             let domid = conn.party.domid;
