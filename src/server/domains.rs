@@ -56,7 +56,7 @@ pub(super) struct Domain {
 }
 
 impl Domain {
-    fn new(identity: Identity) -> Self {
+    pub(super) fn new(identity: Identity) -> Self {
         Self { identity, features: features::OFFERED, connection: None, shutdown_reported: false }
     }
 }

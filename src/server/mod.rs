@@ -10,7 +10,7 @@
 //! * `domains`: introduction, shutdown and death of domains.
 //! * `control`, `stats`: what administrators ask.
 //! * `accounts`, `memory`, `rate`: who pays for what waits, and what is refused.
-//! * `update`, `save`, `restore`: live update.
+//! * `update`, `save`, `restore`: live update. `revive`: a start from another server's stream.
 //! * `options`: the command line. `log`: what goes to the console.
 #![forbid(unsafe_code)]
 // Nothing that a client sends may reach a panic: whoever wants one here has to say why.
@@ -36,6 +36,7 @@ pub mod platform;
 mod queue;
 mod rate;
 mod restore;
+mod revive;
 mod save;
 mod schedule;
 mod start;

@@ -37,6 +37,10 @@ pub(super) struct Released {
     pub(super) expired: usize,
 }
 
+/// The most bytes behind a header: a message that another server has started is kept as one without a
+/// header of its own.
+const RAW_MAX: usize = PAYLOAD_MAX + HEADER_SIZE;
+
 #[derive(Debug)]
 struct Message {
     header: [u8; HEADER_SIZE],
@@ -343,7 +347,7 @@ impl Queue {
             let mut header = [0; HEADER_SIZE];
             take(&mut header).ok_or_else(damaged)?;
             let Header { kind, len, .. } = Header::from_bytes(&header);
-            let len = usize::try_from(len).ok().filter(|len| *len <= PAYLOAD_MAX);
+            let len = usize::try_from(len).ok().filter(|len| *len <= RAW_MAX);
             let mut payload = alloc::vec![0; len.ok_or_else(damaged)?];
             take(&mut payload).ok_or_else(damaged)?;
             if is_event != (kind == Kind::WatchEvent.number()) {
@@ -365,6 +369,47 @@ impl Queue {
             return Err(damaged());
         }
         Ok(queue)
+    }
+}
+
+// A start from another server's stream.
+impl Queue {
+    /// What all of it costs its receiver's memory quota.
+    pub(super) fn held(&self) -> usize {
+        let cost = |message: &Message| message.payload.len().saturating_add(MESSAGE_OVERHEAD);
+        self.waiting().fold(0, |sum, message| sum.saturating_add(cost(message)))
+    }
+
+    /// Takes over another server's unsent bytes: `partial` bytes of a message that it has started, then whole
+    /// messages. Returns how many bytes at the end make no message and are left out.
+    pub(super) fn revive(
+        &mut self,
+        partial: usize,
+        unsent: &[u8],
+        deadline_ms: Option<u64>,
+    ) -> usize {
+        let (first, mut rest) =
+            unsent.split_at_checked(partial.min(RAW_MAX)).unwrap_or((unsent, &[]));
+        if let (false, Ok(len)) = (first.is_empty(), u32::try_from(first.len())) {
+            // As if nothing but a header had been sent.
+            let header = Header { kind: Kind::Error.number(), req_id: 0, tx_id: 0, len };
+            self.push_reply(header, Cow::Owned(Vec::from(first)), None);
+            self.sent = HEADER_SIZE;
+        }
+        while let Some((header, behind)) = rest.split_first_chunk() {
+            let header = Header::from_bytes(header);
+            let len = usize::try_from(header.len).ok().filter(|len| *len <= PAYLOAD_MAX);
+            let Some((payload, more)) = len.and_then(|len| behind.split_at_checked(len)) else {
+                break;
+            };
+            if header.kind == Kind::WatchEvent.number() {
+                self.push_event(Vec::from(payload), None, deadline_ms);
+            } else {
+                self.push_reply(header, Cow::Owned(Vec::from(payload)), None);
+            }
+            rest = more;
+        }
+        rest.len()
     }
 }
 

@@ -55,7 +55,7 @@ struct Account {
 
 /// What has been seen while going through the records.
 #[derive(Default)]
-struct Seen {
+pub(super) struct Seen {
     /// Memory that is known to be there.
     room: usize,
     last: Option<ConnId>,
@@ -64,7 +64,11 @@ struct Seen {
 
 impl Seen {
     /// Makes sure that so many bytes can be allocated.
-    fn reserve<P: Platform>(&mut self, platform: &mut P, bytes: usize) -> Result<(), Refusal> {
+    pub(super) fn reserve<P: Platform>(
+        &mut self,
+        platform: &mut P,
+        bytes: usize,
+    ) -> Result<(), Refusal> {
         if self.room < bytes {
             let room = bytes.saturating_add(STEP);
             if !platform.reserve(room.saturating_add(Restoring::MARGIN)) {
@@ -79,11 +83,13 @@ impl Seen {
 
 impl<P: Platform> Server<P> {
     /// A server that has everything that its predecessor wrote down, on trial: it has changed nothing outside of
-    /// itself, and must not before [`take_over`](Self::take_over). Without a private part the stream is
-    /// another one's: see the module `stream`.
+    /// itself, and must not before [`take_over`](Self::take_over).
+    ///
+    /// Without a private part it is a start from another server's stream, which is no trial: rings are mapped
+    /// and ports bound. [`take_over`](Self::take_over) then takes the place of [`start`](Self::start).
     ///
     /// # Errors
-    /// What does not fit together, as a sentence; nothing has happened then.
+    /// What does not fit together, as a sentence; of a live update nothing has happened then.
     pub fn restore(
         platform: P,
         command_line: &str,
@@ -91,7 +97,9 @@ impl<P: Platform> Server<P> {
         private: &[u8],
     ) -> Result<Self, String> {
         let mut server = Self::blank(platform, command_line);
-        match server.fill(stream, private) {
+        let filled =
+            if private.is_empty() { server.revive(stream) } else { server.fill(stream, private) };
+        match filled {
             Ok(()) => Ok(server),
             Err(why) => {
                 server.abandon();

@@ -134,6 +134,16 @@ impl World {
         SimPlatform(self.clone())
     }
 
+    /// The server's domain is destroyed: its ports are closed, and what was bound can be bound again.
+    pub fn lose_server(&self) {
+        let mut state = self.state();
+        for (_, (domid, remote_port)) in core::mem::take(&mut state.ports) {
+            if let Some(domain) = state.domains.get_mut(&domid) {
+                domain.offers.insert(remote_port);
+            }
+        }
+    }
+
     /// Chooses how many bytes can be handed over.
     pub fn set_region_max(&self, bytes: usize) {
         self.state().region_max = bytes;

@@ -175,7 +175,10 @@ impl Restoring {
         let domid = state.party.domid;
         let (new, left) = match fields {
             Some(fields) => Transaction::restore(tx, seed, fields)?,
-            None => (Transaction::doomed(tx, seed), 0),
+            None => {
+                state.last_tx = state.last_tx.max(tx.0);
+                (Transaction::new(tx, seed), 0)
+            }
         };
         self.store.transactions.insert((conn, tx), new);
         self.store.tree.domains.charge(domid, Quota::Transactions, 1);
@@ -192,13 +195,27 @@ impl Restoring {
         node: &stream::Node<'_>,
         generation: Option<u64>,
     ) -> Result<(), Refusal> {
-        let refused = |what: &str| Err(format!("node {}: {what}", node.path.escape_ascii()));
-        if !self.take_list(node.perms) {
-            return refused("its permissions name nobody, or a domain that is not known");
-        }
+        let placed = if self.take_list(node.perms) {
+            let placed = self.place(node, generation);
+            if placed.is_err() {
+                self.store.tree.release_list(self.list);
+            }
+            placed
+        } else {
+            Err("its permissions name a domain that is not known")
+        };
+        placed.map_err(|what| format!("node {}: {what}", node.path.escape_ascii()))
+    }
+
+    /// Puts a node in its place, with a use of `self.list`.
+    fn place(
+        &mut self,
+        node: &stream::Node<'_>,
+        generation: Option<u64>,
+    ) -> Result<(), &'static str> {
         let owner = self.entries.first();
         if owner.is_none_or(|owner| owner.stale || owner.domid == DomId::ANY) {
-            return refused("it has no owner");
+            return Err("it has no owner");
         }
         let generation = match generation {
             Some(generation) => generation,
@@ -215,27 +232,26 @@ impl Restoring {
         if let Some((place, handle)) = fixed {
             match self.fixed.get_mut(place) {
                 Some(came) if !*came => *came = true,
-                _ => return refused("it is there twice"),
+                _ => return Err("it is there twice"),
             }
             tree.restore_fixed(handle, value, self.list, generation);
             return Ok(());
         }
-        let Some((parent, name)) = self.find_place(node.path) else {
-            return refused("there is no node above it, or its name is none");
-        };
+        let (parent, name) =
+            self.find_place(node.path).ok_or("there is no node above it, or its name is none")?;
         let tree = &mut self.store.tree;
-        let Some(made) = tree.restore(parent, name, value, self.list, generation) else {
-            return refused("it is there twice");
-        };
+        let made = tree.restore(parent, name, value, self.list, generation);
+        let made = made.ok_or("it is there twice")?;
         self.here.clear();
         self.here.extend_from_slice(node.path);
+        // What is above was found by the path, so it need not be the one before.
         self.above.push((made, self.here.len()));
         Ok(())
     }
 
     /// The node above a path, and the path's last name.
     fn find_place<'p>(&mut self, path: &'p [u8]) -> Option<(u32, &'p [u8])> {
-        if !self.fixed.first().is_some_and(|root| *root) {
+        if self.closed && !self.fixed.first().is_some_and(|root| *root) {
             return None;
         }
         let name = path::name(path);
@@ -331,7 +347,11 @@ impl Restoring {
         while let Some(Unfilled { conn, tx, left: 0 }) = self.unfilled.front() {
             let Store { tree, transactions, conns, .. } = &mut self.store;
             if let Some(done) = transactions.get_mut(&(*conn, *tx)) {
-                done.complete(tree)?;
+                if self.closed {
+                    done.complete(tree)?;
+                } else {
+                    done.doom(tree);
+                }
                 let bytes = done.bytes;
                 if let Some(conn) = conns.get(conn) {
                     tree.domains.charge(conn.party.domid, Quota::Memory, bytes);

@@ -741,6 +741,10 @@ fn restore(old: &Store, stream: &[u8], fields: &[u8]) -> Result<Store, String> {
 
 fn hand_over(old: &Store) -> Store {
     let saved = save(old);
+    // Who is connected, the server says.
+    for (_, fault) in stream::check::check(&saved.0).faults {
+        assert!(format!("{fault}").contains("connection"), "{fault}");
+    }
     let mut new = restore(old, &saved.0, &saved.1).unwrap();
     assert!(save(&new) == saved, "what was restored is not what was saved");
     for domid in old.domids() {
@@ -977,13 +981,13 @@ fn a_hand_over_at_any_time_changes_nothing() {
             w.store.set_quota(Some(DomId(2)), Quota::Memory, 3000);
             Chaos { w, state: state * 7919, open: vec![], guest: A, commits: 0 }
         });
-        for step in 0..8000 {
+        for step in 0..4000 {
             if step % 7 == 0 {
                 two.w.store = hand_over(&two.w.store);
             }
             assert_eq!(one.step(), two.step(), "seed {state} step {step}");
         }
         assert!(save(&one.w.store) == save(&two.w.store));
-        assert!(one.commits > 20, "only {} commits: the mix proves nothing", one.commits);
+        assert!(one.commits > 10, "only {} commits: the mix proves nothing", one.commits);
     }
 }

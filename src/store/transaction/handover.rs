@@ -13,7 +13,7 @@ use crate::proto::stream::{self, OutOfRoom, Pending, Perms, Sink, Touch, WriteEr
 use crate::store::bytes::Bytes;
 use crate::store::path;
 use crate::store::table::NIL;
-use crate::store::tree::{Found, Tree};
+use crate::store::tree::{Found, ROOT, Tree};
 use crate::store::watch::Class;
 use alloc::format;
 use alloc::string::String;
@@ -48,8 +48,8 @@ impl Transaction {
         for touched in &self.touched {
             let now = touched.now.as_ref();
             let touch = match now {
-                None if touched.base.is_some() => Touch::Deleted,
-                None => Touch::Read,
+                // The document has no other way to say that there is nothing.
+                None => Touch::Deleted,
                 Some(_) if touched.fresh || touched.modified => Touch::ReadAndWritten,
                 Some(_) => Touch::Read,
             };
@@ -136,13 +136,18 @@ impl Transaction {
         Ok((new, count))
     }
 
-    /// A transaction of which nothing is known but that it must not commit: it ends in EAGAIN.
-    pub(in crate::store) fn doomed(id: TxId, seed: u64) -> Self {
-        let mut new = Self::new(id, seed);
+    /// Makes a transaction of which nothing is known one that must not commit: it ends in EAGAIN.
+    pub(in crate::store) fn doom(&mut self, tree: &mut Tree) {
+        let root = tree.node(ROOT).map(|root| Copy {
+            value: None,
+            list: root.list,
+            generation: root.generation,
+            children_bytes: root.children_bytes,
+        });
+        tree.retain_list(root.as_ref().map_or(NIL, |root| root.list));
         let base = Some(Base { node: NIL, generation: 0, list: NIL });
-        new.add(Touched { base, ..Touched::nothing(b"/") });
-        new.bytes = new.touched_bytes(0);
-        new
+        let at = self.add(Touched { base, now: root, ..Touched::nothing(b"/") });
+        self.bytes = self.touched_bytes(at);
     }
 
     /// Adds a touched path as a stream and the private part describe it. `list` are the permissions as the
