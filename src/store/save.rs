@@ -206,7 +206,7 @@ pub(super) fn special(name: &[u8]) -> Option<usize> {
     SPECIAL.iter().position(|special| *special == name)
 }
 
-/// Whether a path is spelled as the paths of nodes are.
+/// Whether the last name of a path is one.
 pub(super) fn is_canonical(name: &[u8]) -> bool {
-    !name.is_empty() && name.iter().copied().all(path::is_legal) && !name.contains(&b'/')
+    !name.is_empty() && name.iter().copied().all(path::is_legal)
 }
