@@ -1,7 +1,7 @@
 //! The hypervisor's side of the simulated world.
 
 use super::journal::{Journal, PageId, Seen};
-use super::page::SimPage;
+use super::page::{SimPage, WeakPage};
 use super::random::Random;
 use crate::proto::handover::HANDOVER;
 use crate::proto::id::{DomId, EvtchnPort};
@@ -65,8 +65,8 @@ struct State {
     chance: Random,
     hash_seed: u64,
     next_page: PageId,
-    /// Every page there ever was: a server may have one mapped whose domain is gone.
-    pages: BTreeMap<PageId, SimPage>,
+    /// Every page that somebody has: a server may have one mapped whose domain is gone.
+    pages: BTreeMap<PageId, WeakPage>,
     /// The most bytes that a region takes.
     region_max: usize,
     journal: Journal,
@@ -157,7 +157,8 @@ impl World {
         state.next_page += 1;
         let page = SimPage::watched(state.journal.clone(), state.next_page);
         let number = state.next_page;
-        state.pages.insert(number, page.clone());
+        state.pages.retain(|_, page| page.get().is_some());
+        state.pages.insert(number, page.weak());
         let domain = Domain {
             unique_id,
             handle: u128::from(unique_id).to_le_bytes(),
@@ -528,8 +529,8 @@ impl Platform for SimPlatform {
 
     fn adopt_ring(&mut self, _domid: DomId, token: u64) -> Result<SimPage, PlatformError> {
         let state = self.0.state();
-        let page = u32::try_from(token).ok().and_then(|page| state.pages.get(&page));
-        page.cloned().ok_or(PlatformError { call: "adopt", code: 2 })
+        let page = u32::try_from(token).ok().and_then(|page| state.pages.get(&page)?.get());
+        page.ok_or(PlatformError { call: "adopt", code: 2 })
     }
 
     fn leave_ring(&mut self, ring: SimPage) {
