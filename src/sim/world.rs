@@ -271,6 +271,7 @@ impl World {
     /// The domain dies.
     pub fn destroy(&self, domid: DomId) {
         let mut state = self.state();
+        state.pages.retain(|_, page| page.get().is_some());
         state.domains.remove(&domid);
         state.changed.insert(domid);
         state.events.push_back(Event::DomainChange);
