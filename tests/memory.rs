@@ -97,6 +97,7 @@ fn crowd(simulation: &mut Simulation, dom0: &mut Client, first: u16) -> usize {
         be_greedy(simulation, guest);
     }
     let most = used();
+    drop(guests);
     for domid in domids {
         simulation.world.destroy(DomId(domid));
         simulation.settle();

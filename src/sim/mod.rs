@@ -154,6 +154,7 @@ impl Simulation {
             }
         }
         self.world.set_clock(end_ms);
+        self.world.forget_lost_pages();
         let _ = self.settle();
     }
 

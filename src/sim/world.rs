@@ -149,6 +149,11 @@ impl World {
         self.state().region_max = bytes;
     }
 
+    /// Forgets the pages that nobody has any more.
+    pub(super) fn forget_lost_pages(&self) {
+        self.state().pages.retain(|_, page| page.get().is_some());
+    }
+
     /// Makes a domain with a granted, empty ring page and an offered port; returns the port.
     pub fn create(&self, domid: DomId) -> u32 {
         let mut state = self.state();
@@ -157,7 +162,6 @@ impl World {
         state.next_page += 1;
         let page = SimPage::watched(state.journal.clone(), state.next_page);
         let number = state.next_page;
-        state.pages.retain(|_, page| page.get().is_some());
         state.pages.insert(number, page.weak());
         let domain = Domain {
             unique_id,
@@ -271,7 +275,6 @@ impl World {
     /// The domain dies.
     pub fn destroy(&self, domid: DomId) {
         let mut state = self.state();
-        state.pages.retain(|_, page| page.get().is_some());
         state.domains.remove(&domid);
         state.changed.insert(domid);
         state.events.push_back(Event::DomainChange);
