@@ -208,7 +208,9 @@ pub struct Region {
     page: usize,
     /// Bytes used of `page`.
     used: usize,
-    len: usize,
+    /// Bytes of the pages before.
+    full: usize,
+    /// Of the pages before.
     digest: Digest,
 }
 
@@ -218,21 +220,50 @@ impl Region {
     /// # Errors
     /// That no memory is left.
     pub fn new() -> Result<Self, PlatformError> {
-        let frame = Frame::take()?;
-        let list = frame.0;
-        // The region frees it.
-        core::mem::forget(frame);
-        memory::write_frame(list, 0, &[0; 16]);
-        let digest = Digest::default();
-        Ok(Self { first_list: list, list, listed: 0, page: 0, used: PAGE_SIZE, len: 0, digest })
+        let first = Frame::take()?;
+        memory::write_frame(first.0, 0, &[0; 16]);
+        let list = first.0;
+        let mut region = Self {
+            first_list: list,
+            list,
+            listed: 0,
+            page: 0,
+            used: 0,
+            full: 0,
+            digest: Digest::default(),
+        };
+        // The region frees it, with all others.
+        core::mem::forget(first);
+        region.next_page().ok_or(error("a frame for a hand-over", errno::ENOMEM))?;
+        Ok(region)
+    }
+
+    /// Bytes so far.
+    fn len(&self) -> usize {
+        self.full + self.used
     }
 
     /// Pages that it takes.
     fn pages(&self) -> usize {
-        let data = self.len.div_ceil(PAGE_SIZE);
-        data + data.div_ceil(LISTED).max(1)
+        let data = self.full / PAGE_SIZE + 1;
+        data + data.div_ceil(LISTED)
     }
 
+    /// The digest of all bytes so far.
+    fn digest(&self) -> u64 {
+        let mut digest = self.digest.clone();
+        digest.add(self.current());
+        digest.finish()
+    }
+
+    /// What is written of the current page.
+    fn current(&self) -> &[u8] {
+        // SAFETY: a frame that this region has taken, mapped, initialised up to `used`, and written by `append`
+        // alone, which needs `self` exclusively.
+        unsafe { core::slice::from_raw_parts(memory::frame_address(self.page).as_ptr(), self.used) }
+    }
+
+    /// Goes on with a fresh page.
     fn next_page(&mut self) -> Option<()> {
         if self.listed == LISTED {
             let list = memory::take_frame()?;
@@ -248,21 +279,29 @@ impl Region {
         (self.page, self.used) = (page, 0);
         Some(())
     }
+
+    /// Writes to the current page what fits; says how much that was.
+    fn fill(&mut self, bytes: &[u8]) -> usize {
+        let len = bytes.len().min(PAGE_SIZE - self.used);
+        // SAFETY: inside the page, whose frame this region has taken.
+        let to = unsafe { memory::frame_address(self.page).add(self.used) };
+        // SAFETY: as above, so nobody else uses it, and `bytes` is no part of it.
+        unsafe { NonNull::from(bytes).cast().copy_to_nonoverlapping(to, len) };
+        self.used += len;
+        len
+    }
 }
 
 impl Sink for Region {
     fn append(&mut self, bytes: &[u8]) -> Result<(), OutOfRoom> {
-        self.digest.add(bytes);
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            if self.used == PAGE_SIZE {
-                self.next_page().ok_or(OutOfRoom)?;
-            }
-            let (now, later) = rest.split_at(rest.len().min(PAGE_SIZE - self.used));
-            memory::write_frame(self.page, self.used, now);
-            self.used += now.len();
-            self.len += now.len();
-            rest = later;
+        let mut done = self.fill(bytes);
+        while done < bytes.len() {
+            let mut digest = core::mem::take(&mut self.digest);
+            digest.add(self.current());
+            self.digest = digest;
+            self.full += PAGE_SIZE;
+            self.next_page().ok_or(OutOfRoom)?;
+            done += self.fill(&bytes[done..]);
         }
         Ok(())
     }
@@ -422,8 +461,8 @@ fn try_cross(request: &Request<'_>, timer: u32) -> Result<String, PlatformError>
         memory: memory::inheritance(),
         region: region.first_list as u64,
         stream_len: *stream_len as u64,
-        private_len: region.len.saturating_sub(*stream_len) as u64,
-        digest: region.digest.finish(),
+        private_len: region.len().saturating_sub(*stream_len) as u64,
+        digest: region.digest(),
         deadline_ns: request.deadline_ms.saturating_mul(NS_PER_MS),
         timer_port: u64::from(timer),
         changes_port: request.changes.map_or(NO_PORT, u64::from),
