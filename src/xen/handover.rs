@@ -109,6 +109,8 @@ pub(super) struct Bridge {
     /// Digest of `facts`.
     checksum: u64,
 }
+// As in docs/live-update.md.
+const _: () = assert!(offset_of!(Bridge, facts) == 112 && offset_of!(Bridge, checksum) == 216);
 const _: () = assert!(size_of::<Bridge>() <= REASON_LEN);
 // SAFETY: only words, without padding.
 unsafe impl Plain for Bridge {}
@@ -667,7 +669,8 @@ impl Handover {
 
     /// The trial is over: there is no way back, and all memory of the old image is free.
     pub(super) fn commit(self) {
-        TRIAL.store(0, Ordering::Relaxed);
+        let bridge = TRIAL.swap(0, Ordering::Relaxed);
+        memory::unmap_bridge(usize::try_from(bridge).unwrap_or(0) / PAGE_SIZE);
         memory::commit(&self.facts.memory, self.region.len());
     }
 }
