@@ -95,6 +95,8 @@ change "$at" X
 refused "a spoiled note" "no xenstore-stubdom" /run/changed
 change $((at + 20)) '\0143\0000\0000\0000\0143\0000\0000\0000'
 refused "an image from the future" "handover versions 99 to 99" /run/changed
+change $((at + 24)) '\0007'
+check "an image that knows later versions, too" live_update /run/changed
 change 18 '\0267'
 refused "an image for ARM" "not for x86-64" /run/changed
 
