@@ -1,9 +1,10 @@
 //! [`Platform`] on Xen: the server's world. No logic of its own.
 
+use super::abi::domctl::Domctl;
 use super::abi::event_channel::{BindInterdomain, BindVirq, Close};
 use super::abi::grant_table::RESERVED_XENSTORE;
 use super::abi::xen::VIRQ_DOM_EXC;
-use super::domctl::Domctls;
+use super::domctl::{self, Domctls, Hypervisor, Question};
 use super::gnttab::GrantedPage;
 use super::start::Machine;
 use super::{console, cpu, hypercall, memory};
@@ -26,22 +27,43 @@ impl XenPlatform {
     /// Takes the machine over. What Xen denies is reported and done without.
     #[must_use]
     pub fn new(machine: Machine) -> Self {
-        let mut virq = BindVirq { virq: VIRQ_DOM_EXC, ..Default::default() };
-        let changes = match hypercall::perform(&mut virq) {
-            Ok(_) => Some(EvtchnPort(virq.port)),
-            Err(error) => {
-                console::line(format_args!("xen: VIRQ_DOM_EXC: {error}: no news of other domains"));
-                None
-            }
-        };
+        let changes = domctl::bind_changes(&mut Xen);
         let own_domid = super::start::own_domid();
-        Self { machine, domctls: Domctls::probe(), changes, seed: seed(), own_domid }
+        Self { machine, domctls: Domctls::probe(&mut Xen), changes, seed: seed(), own_domid }
     }
 
     /// The machine beneath.
     #[must_use]
     pub fn machine(&self) -> &Machine {
         &self.machine
+    }
+}
+
+/// The Xen beneath us.
+struct Xen;
+
+impl Hypervisor for Xen {
+    fn ask(&mut self, question: Question, domain: DomId) -> Result<Domctl, i32> {
+        let mut argument = question.about(domain);
+        // SAFETY: (1) a question takes no address; (2) it is only answered.
+        match unsafe { hypercall::perform_on_memory(&mut argument) } {
+            Ok(_) => Ok(argument),
+            Err(error) => Err(error.code),
+        }
+    }
+
+    fn bind_dom_exc(&mut self) -> Result<EvtchnPort, PlatformError> {
+        let mut virq = BindVirq { virq: VIRQ_DOM_EXC, ..Default::default() };
+        hypercall::perform(&mut virq)?;
+        Ok(EvtchnPort(virq.port))
+    }
+
+    fn own_domid(&self) -> Option<DomId> {
+        super::start::own_domid()
+    }
+
+    fn say(&mut self, line: fmt::Arguments<'_>) {
+        console::line(line);
     }
 }
 
@@ -114,11 +136,11 @@ impl Platform for XenPlatform {
     }
 
     fn domain_state(&mut self, domid: DomId) -> DomainState {
-        self.domctls.state(domid)
+        self.domctls.state(&mut Xen, domid)
     }
 
     fn next_change(&mut self) -> Change {
-        self.domctls.next_change()
+        self.domctls.next_change(&mut Xen)
     }
 
     fn reserve(&mut self, bytes: usize) -> bool {
