@@ -13,7 +13,7 @@ IMAGE=$image MEMORY=8 MAXMEM=64 OPTIONS='' FALLBACK=yes
 # shellcheck source=package/default
 [ ! -r /etc/default/xenstore-stubdom ] || . /etc/default/xenstore-stubdom
 
-say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+say() { printf "xenstore-stubdom: %s\n" "$*" >&2; }
 
 die() {
     say "$@"

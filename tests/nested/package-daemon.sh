@@ -2,7 +2,7 @@
 # disabled again, and if the stub domain cannot be built.
 # nested-xen: --server none --package --timeout 400
 . /lib/nested.sh
-# What is real here and what is not: see package.sh. Each start of the daemon stands for a boot; the one
+# What is real here and what is not: see package.sh; what a lack of memory does: package-memory.sh. Each start of the daemon stands for a boot; the one
 # before is killed, since a daemon keeps nothing that the next one would need here.
 
 run() {

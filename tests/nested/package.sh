@@ -86,6 +86,7 @@ check "xl destroy" xl destroy linux
 
 step "an update of Xen's tools"
 check "/etc/init.d/xen stop, start" update_of_xen_utils
+check "the start says that there is a store" said "xenstore-stubdom: domain 1 is this host's xenstore already"
 still_serving "after an update of Xen's tools"
 check "xenconsoled runs again" wait_for 10 pidof xenconsoled
 
