@@ -1,5 +1,5 @@
-//! The xenstore of a Xen host as a stub domain: memory-safe, `no_std`, and built so that it can be
-//! replaced while the guests keep running; the hand-over itself is still to come.
+//! The xenstore of a Xen host as a stub domain: memory-safe, `no_std`, and replaced by a newer image while the
+//! guests keep running.
 //!
 //! Layers, in order of dependency; an arrow points at what a layer may name:
 //!
@@ -11,7 +11,7 @@
 //!
 //! * [`proto`]: bytes. Wire messages, ring arithmetic, record stream. No state, no I/O.
 //! * [`store`]: state. Nodes, permissions, transactions, watches, quotas. No I/O, no clock.
-//! * [`server`]: who, when, how much. Connections, dispatch, domains, CONTROL. Talks to the world
+//! * [`server`]: who, when, how much. Connections, dispatch, domains, CONTROL, live update. Talks to the world
 //!   through [`server::platform::Platform`] and [`proto::ring::RingPage`] only.
 //! * [`transcript`]: conversations written down as text, and who plays them: on [`proto`] only, for tests on
 //!   every level, beside the server and not in it.

@@ -43,6 +43,18 @@ in_guest "xenstore-write /local/domain/0/name mine" && exit 1
 tell "dom0 sees what the guest wrote."
 show "xenstore-read /local/domain/$domid/data/answer"
 
+tell "The server is replaced by a new image while the guest runs. Nothing is lost, and nobody waits for longer than this:"
+show "xenstore-control live-update /nested/image"
+wait_for 20 eval "server_console | grep -q 'took over [0-9]'"
+show "grep -a 'took over' $logs/guest-Xenstore.log"
+show "xenstore-read /local/domain/$domid/data/answer"
+in_guest "xenstore-write data/answer 'and after the update'"
+show "xenstore-read /local/domain/$domid/data/answer"
+
+tell "An image that is not fit is refused, and the server goes on."
+echo "$ xenstore-control live-update /guest/kernel"
+xenstore-control live-update /guest/kernel && exit 1
+
 tell "The guest is asked through the store to shut down; afterwards nothing of it is left in there."
 show "xl shutdown demo"
 wait_gone demo || { echo "the guest did not go" && exit 1; }

@@ -20,7 +20,9 @@
 
 pub mod assemble;
 pub mod error;
+pub mod handover;
 pub mod id;
+pub mod image;
 pub mod perms;
 pub mod request;
 pub mod ring;

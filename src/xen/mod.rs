@@ -14,11 +14,13 @@
 //! | `evtchn`, `time` | events and sleep; clock and one-shot timer |
 //! | `gnttab`, `shared_page` | other domains' pages |
 //! | `domctl` | what Xen says of other domains |
+//! | `handover` | live update: from one image to the next, and back |
 //! | `platform` | [`crate::server::platform::Platform`] on top of all that |
 //!
 //! Invariants after `start`: interrupts are off except inside `sleep_until_event` of `boot/traps.S`, so nothing here is
 //! ever interrupted and no lock is ever contended; every page that is mapped is populated; no page is
-//! both writable and executable.
+//! both writable and executable. While an image is on trial (`handover`) one interrupt is let through, which
+//! changes nothing or ends the trial for good.
 //!
 //! The files without hardware in them are compiled for the host's tests, too.
 
@@ -42,6 +44,8 @@ mod domctl;
 pub mod evtchn;
 #[cfg(target_os = "none")]
 pub mod gnttab;
+#[cfg(target_os = "none")]
+pub mod handover;
 #[cfg(target_os = "none")]
 mod hypercall;
 #[cfg(target_os = "none")]

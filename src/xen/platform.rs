@@ -6,10 +6,15 @@ use super::abi::grant_table::RESERVED_XENSTORE;
 use super::abi::xen::VIRQ_DOM_EXC;
 use super::domctl::{self, Domctls, Hypervisor, Question};
 use super::gnttab::GrantedPage;
+use super::handover::{Region, Request};
 use super::start::Machine;
 use super::{console, cpu, hypercall, memory};
+use crate::proto::handover::HANDOVER;
 use crate::proto::id::{DomId, EvtchnPort};
+use crate::proto::image::Image;
 use crate::server::platform::{Change, DomainState, Event, HeapStats, Platform, PlatformError};
+use alloc::format;
+use alloc::string::String;
 use core::fmt;
 
 /// The world of a xenstore domain.
@@ -27,7 +32,10 @@ impl XenPlatform {
     /// Takes the machine over. What Xen denies is reported and done without.
     #[must_use]
     pub fn new(machine: Machine) -> Self {
-        let changes = domctl::bind_changes(&mut Xen);
+        let changes = match machine.inherited_changes() {
+            Some(inherited) => inherited,
+            None => domctl::bind_changes(&mut Xen),
+        };
         let own_domid = super::start::own_domid();
         Self { machine, domctls: Domctls::probe(&mut Xen), changes, seed: seed(), own_domid }
     }
@@ -89,6 +97,7 @@ fn mix(mut x: u64) -> u64 {
 
 impl Platform for XenPlatform {
     type Ring = GrantedPage;
+    type Region = Region;
 
     fn now_ms(&self) -> u64 {
         self.machine.now_ms()
@@ -153,5 +162,47 @@ impl Platform for XenPlatform {
 
     fn log(&mut self, line: fmt::Arguments<'_>) {
         console::line(line);
+    }
+
+    fn check_image(&mut self, image: &[u8]) -> Result<u32, String> {
+        let image = Image::parse(image).map_err(|error| format!("{error}"))?;
+        image.check_versions(HANDOVER).map_err(|error| format!("{error}"))
+    }
+
+    fn new_region(&mut self) -> Result<Region, PlatformError> {
+        Region::new()
+    }
+
+    fn ring_token(&self, ring: &GrantedPage) -> u64 {
+        ring.token()
+    }
+
+    fn adopt_ring(&mut self, _domid: DomId, token: u64) -> Result<GrantedPage, PlatformError> {
+        GrantedPage::adopt(token)
+    }
+
+    fn replace(
+        &mut self,
+        image: &[u8],
+        command_line: &str,
+        region: Region,
+        stream_len: usize,
+        deadline_ms: u64,
+    ) -> String {
+        match Image::parse(image) {
+            Ok(image) => self.machine.hand_over(&Request {
+                image,
+                command_line,
+                region: &region,
+                stream_len,
+                changes: self.changes.map(|port| port.0),
+                deadline_ms,
+            }),
+            Err(error) => format!("{error}"),
+        }
+    }
+
+    fn commit(&mut self) {
+        self.machine.commit();
     }
 }

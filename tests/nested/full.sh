@@ -41,6 +41,10 @@ refuse "the refused node does not exist" xenstore-exists "/fill/$n"
 check "xl list" xl list
 equal "the guest reads" linux "$(guest_run linux 'xenstore-read name')"
 check "xenstore-control check" xenstore-control check
+xenstore-control live-update /nested/image >/run/update.log 2>&1
+equal "a live update finds no room" 1 $?
+check "and says so" grep -q "not enough memory" /run/update.log
+sed 's/^/        /' /run/update.log
 equal "nobody got more memory" 8 "$(server_memory)"
 
 step "room again"
