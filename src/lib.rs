@@ -24,6 +24,9 @@ extern crate alloc;
 #[cfg(not(target_os = "none"))]
 extern crate std;
 
+/// What an image calls itself, in its answers and in its file, where the brackets make it easy to find.
+pub const VERSION: &str = concat!("[xenstore-stubdom ", env!("CARGO_PKG_VERSION"), "]");
+
 pub mod proto;
 pub mod server;
 #[cfg(not(target_os = "none"))]

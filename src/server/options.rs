@@ -117,12 +117,16 @@ struct Found<'a> {
 }
 
 impl Options {
-    /// Reads a command line. Words are separated by blanks; `--name value`, `--name=value`, `-x value` and
+    /// Reads a command line. Words are separated by blanks or, where a toolstack cannot pass blanks, by commas;
+    /// `--name value`, `--name=value`, `-x value` and
     /// `-xvalue` are the same.
     #[must_use]
     pub fn parse(command_line: &str) -> Self {
         let mut options = Self::default();
-        let mut words = command_line.split_ascii_whitespace().peekable();
+        let mut words = command_line
+            .split(|c: char| c.is_ascii_whitespace() || c == ',')
+            .filter(|word| !word.is_empty())
+            .peekable();
         while let Some(word) = words.next() {
             let Some(found) = lookup(word) else {
                 options.complain(format!("option {word} is unknown, ignored"));
@@ -272,6 +276,11 @@ mod tests {
         assert_eq!(options.watch_event_timeout_ms, Some(3000));
         assert_eq!(options.privileged, Some(DomId(2)));
         assert_eq!(Options::parse("--timeout watch-event=0").watch_event_timeout_ms, None);
+        let commas = Options::parse("--event 9 -E5,-W,6,--quota=watches=7");
+        assert_eq!(commas.quotas.get(Quota::Nodes), 5);
+        assert_eq!(commas.quotas.get(Quota::Watches), 7);
+        assert_eq!(commas.event_port, Some(9));
+        assert!(commas.complaints.is_empty());
         assert_eq!(Options::parse("-M 4000").quotas.get(Quota::PathMax), 2048);
     }
 

@@ -102,6 +102,7 @@ impl<P: Platform> Server<P> {
             events = events.saturating_add(connection.figures.events);
             dropped = dropped.saturating_add(connection.figures.dropped_events);
         }
+        text.line(format_args!("image: {}", crate::VERSION));
         text.line(format_args!("uptime: {} s", uptime_ms.wrapping_div(1000)));
         text.line(format_args!(
             "heap: used {} bytes, size {}, limit {}",

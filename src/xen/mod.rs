@@ -40,7 +40,6 @@ pub mod shared_page;
 pub mod console;
 #[cfg(target_os = "none")]
 mod cpu;
-#[cfg(target_os = "none")]
 mod domctl;
 pub mod evtchn;
 #[cfg(target_os = "none")]

@@ -1,9 +1,10 @@
 //! [`Platform`] on Xen: the server's world. No logic of its own.
 
+use super::abi::domctl::Domctl;
 use super::abi::event_channel::{BindInterdomain, BindVirq, Close};
 use super::abi::grant_table::RESERVED_XENSTORE;
 use super::abi::xen::VIRQ_DOM_EXC;
-use super::domctl::Domctls;
+use super::domctl::{self, Domctls, Hypervisor, Question};
 use super::gnttab::GrantedPage;
 use super::handover::{Region, Request};
 use super::start::Machine;
@@ -33,10 +34,10 @@ impl XenPlatform {
     pub fn new(machine: Machine) -> Self {
         let changes = match machine.inherited_changes() {
             Some(inherited) => inherited,
-            None => bind_changes(),
+            None => domctl::bind_changes(&mut Xen),
         };
         let own_domid = super::start::own_domid();
-        Self { machine, domctls: Domctls::probe(), changes, seed: seed(), own_domid }
+        Self { machine, domctls: Domctls::probe(&mut Xen), changes, seed: seed(), own_domid }
     }
 
     /// The machine beneath.
@@ -46,15 +47,31 @@ impl XenPlatform {
     }
 }
 
-/// Binds the news of other domains, unless Xen gives them to another domain.
-fn bind_changes() -> Option<EvtchnPort> {
-    let mut virq = BindVirq { virq: VIRQ_DOM_EXC, ..Default::default() };
-    match hypercall::perform(&mut virq) {
-        Ok(_) => Some(EvtchnPort(virq.port)),
-        Err(error) => {
-            console::line(format_args!("xen: VIRQ_DOM_EXC: {error}: no news of other domains"));
-            None
+/// The Xen beneath us.
+struct Xen;
+
+impl Hypervisor for Xen {
+    fn ask(&mut self, question: Question, domain: DomId) -> Result<Domctl, i32> {
+        let mut argument = question.about(domain);
+        // SAFETY: (1) a question takes no address; (2) it is only answered.
+        match unsafe { hypercall::perform_on_memory(&mut argument) } {
+            Ok(_) => Ok(argument),
+            Err(error) => Err(error.code),
         }
+    }
+
+    fn bind_dom_exc(&mut self) -> Result<EvtchnPort, PlatformError> {
+        let mut virq = BindVirq { virq: VIRQ_DOM_EXC, ..Default::default() };
+        hypercall::perform(&mut virq)?;
+        Ok(EvtchnPort(virq.port))
+    }
+
+    fn own_domid(&self) -> Option<DomId> {
+        super::start::own_domid()
+    }
+
+    fn say(&mut self, line: fmt::Arguments<'_>) {
+        console::line(line);
     }
 }
 
@@ -128,11 +145,11 @@ impl Platform for XenPlatform {
     }
 
     fn domain_state(&mut self, domid: DomId) -> DomainState {
-        self.domctls.state(domid)
+        self.domctls.state(&mut Xen, domid)
     }
 
     fn next_change(&mut self) -> Change {
-        self.domctls.next_change()
+        self.domctls.next_change(&mut Xen)
     }
 
     fn reserve(&mut self, bytes: usize) -> bool {

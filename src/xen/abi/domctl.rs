@@ -30,13 +30,19 @@ impl Domctl {
         self.u[0]
     }
 
+    /// `flags` of `struct xen_domctl_getdomaininfo`: the high half of the first word.
+    #[must_use]
+    pub fn flags(&self) -> u64 {
+        self.u[0] >> 32
+    }
+
     /// The second word of the data.
     #[must_use]
     pub fn second(&self) -> u64 {
         self.u[1]
     }
 
-    /// `cpu_time` of `struct xen_domctl_getdomaininfo`, which lies at the same place from 4.17 to 4.22.
+    /// `cpu_time` of `struct xen_domctl_getdomaininfo`, which lies at the same place from 4.15 to 4.22.
     #[must_use]
     pub fn info_cpu_time(&self) -> u64 {
         self.u[7]
@@ -64,12 +70,20 @@ pub mod state {
     pub const CAP_CONTROL: u64 = 1 << 16;
 }
 
-/// Bits of `struct xen_domctl_getdomaininfo`'s `flags`, the high half of the first word.
+/// Bits of `struct xen_domctl_getdomaininfo`'s `flags`, the same from 4.15 to 4.22.
 pub mod info {
     /// All resources of the domain are gone.
     pub const DYING: u64 = 1;
+    /// It is an HVM or PVH guest.
+    pub const HVM_GUEST: u64 = 1 << 1;
     /// The guest has shut down.
-    pub const SHUTDOWN: u64 = 4;
+    pub const SHUTDOWN: u64 = 1 << 2;
+    /// The toolstack has paused it.
+    pub const PAUSED: u64 = 1 << 3;
+    /// One of its vCPUs is running.
+    pub const RUNNING: u64 = 1 << 5;
+    /// It was built as a xenstore domain.
+    pub const XS_DOMAIN: u64 = 1 << 7;
 }
 
 #[cfg(test)]

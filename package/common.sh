@@ -1,0 +1,44 @@
+# What the programs of this package share; sourced by them.
+# shellcheck disable=SC2034 # what is set here is used there
+
+image=/usr/lib/xenstore-stubdom/xenstore-stubdom
+start=/usr/lib/xenstore-stubdom/xenstored
+# Debian's choice of a xenstore, read by /etc/init.d/xen.
+choice=/etc/default/xen
+# Written by init-xenstore-domain, gone with the next boot.
+pid_file=/run/xen/xenstored.pid
+
+# What holds where the settings say nothing.
+IMAGE=$image MEMORY=8 MAXMEM=64 OPTIONS='' FALLBACK=yes
+# shellcheck source=package/default
+[ ! -r /etc/default/xenstore-stubdom ] || . /etc/default/xenstore-stubdom
+
+say() { printf "xenstore-stubdom: %s\n" "$*" >&2; }
+
+die() {
+    say "$@"
+    exit 1
+}
+
+# xen_tool NAME: where the program of this Xen is.
+xen_tool() {
+    for directory in "$(/usr/lib/xen-common/bin/xen-dir 2>/dev/null)/bin" /usr/libexec/xen/bin /usr/lib/xen/bin \
+        /usr/local/libexec/xen/bin /usr/local/lib/xen/bin; do
+        [ ! -x "$directory/$1" ] || { echo "$directory/$1" && return; }
+    done
+    command -v "$1"
+}
+
+# running_domid: the xenstore domain of this boot, or nothing.
+running_domid() { sed -n 's/^domid://p' "$pid_file" 2>/dev/null; }
+
+# running_image: what the running domain calls itself. Not to be called before there is one: dom0's kernel would take
+# the request for the sign that a store is there, and then never accept one.
+running_image() {
+    timeout 10 xenstore-control stats 2>/dev/null | sed -n 's/^image: \(\[.*\]\)$/\1/p'
+}
+
+# version_of FILE: what the image in a file calls itself; a gzip file does as well.
+version_of() {
+    { gzip -dc "$1" 2>/dev/null || cat "$1"; } | grep -a -o '\[xenstore-stubdom [0-9][^] ]*\]' | head -n 1
+}
