@@ -10,7 +10,7 @@ pid_file=/run/xen/xenstored.pid
 
 # What holds where the settings say nothing.
 IMAGE=$image MEMORY=8 MAXMEM=64 OPTIONS='' FALLBACK=yes
-# shellcheck source=package/default
+# shellcheck source=scripts/deb/default
 [ ! -r /etc/default/xenstore-stubdom ] || . /etc/default/xenstore-stubdom
 
 say() { printf "xenstore-stubdom: %s\n" "$*" >&2; }
