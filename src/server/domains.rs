@@ -212,16 +212,17 @@ impl<P: Platform> Server<P> {
     }
 
     /// Enters a new connection everywhere.
-    fn attach(&mut self, connection: Connection<P::Ring>, port: EvtchnPort) -> ConnId {
+    pub(super) fn attach(&mut self, connection: Connection<P::Ring>, port: EvtchnPort) -> ConnId {
         let id = ConnId(self.next_connection);
         // 2^32 introductions take longer than any host lives.
         self.next_connection = self.next_connection.wrapping_add(1);
         let (domid, privileged) = (connection.domid, connection.privileged);
+        let is_local = connection.is_local;
         self.trace("obj", format_args!("domain {domid}: connection opened"));
         self.ports.insert(port, id);
         self.connections.insert(id, Box::new(connection));
         self.store.connect(id, Party { domid, target: None, privileged });
-        if let Some(domain) = self.domains.get_mut(&domid) {
+        if let Some(domain) = self.domains.get_mut(&domid).filter(|_| !is_local) {
             domain.connection = Some(id);
         }
         id
@@ -432,7 +433,8 @@ impl<P: Platform> Server<P> {
         }
         for (id, connection) in &self.connections {
             let domid = connection.domid;
-            claim(self.connection_of(domid) == Some(*id), "has a stray connection", domid);
+            let in_place = connection.is_local || self.connection_of(domid) == Some(*id);
+            claim(in_place, "has a stray connection", domid);
             let listed = connection.port.is_none_or(|port| self.ports.get(&port) == Some(id));
             claim(listed, "its port is not listed", domid);
             let known = self.store.party(*id).is_some() == connection.is_connected();
@@ -444,7 +446,7 @@ impl<P: Platform> Server<P> {
     }
 
     /// Takes a connection out of everything but the hypervisor.
-    fn detach(&mut self, id: ConnId) -> Option<Box<Connection<P::Ring>>> {
+    pub(super) fn detach(&mut self, id: ConnId) -> Option<Box<Connection<P::Ring>>> {
         self.store.disconnect(id);
         let mut connection = self.connections.remove(&id)?;
         give_room_back(&mut self.connections);
