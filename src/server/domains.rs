@@ -18,7 +18,8 @@
 //!   the same UUID, neither having run, within one pass of the server. Its rights are those of the failed attempt to
 //!   build the same guest.
 //!
-//! Where Xen tells nothing at all, RELEASE is the only news of a death.
+//! Where Xen does not let the server ask, the platform may still see that a domain is gone, and RELEASE tells. Nobody
+//! sees which one has shut down: so any news of a change is announced as the shutdown of each that is still there.
 //!
 //! Order and events are those of the C server ("C xenstored 4.22 behaviour"; `docs/misc/xenstore.txt`,
 //! INTRODUCE and the following).
@@ -120,8 +121,7 @@ impl<P: Platform> Server<P> {
         if state == DomainState::Unknown && !self.warned_of_unknown_states {
             self.warned_of_unknown_states = true;
             self.platform.log(format_args!(
-                "Xen does not tell this domain about others: a dead domain is noticed only when the \
-                 toolstack releases it"
+                "Xen does not tell this domain about others: whenever one has changed, all are announced"
             ));
         }
         state
@@ -352,6 +352,11 @@ impl<P: Platform> Server<P> {
         let Some(domain) = self.domains.get(&domid) else { return };
         let is_introduced = domain.connection.is_some();
         match state {
+            // It may be the one that has shut down; whoever cares has to look.
+            DomainState::Unknown if is_introduced && domid != self.privileged => {
+                self.announce_shutdown(announced, Plain::No);
+                *announced = Some(domid);
+            }
             DomainState::Unknown => {}
             DomainState::Exists { shutdown, identity, .. }
                 if !self.is_replaced(domid, identity) =>

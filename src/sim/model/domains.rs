@@ -227,6 +227,9 @@ impl Model {
             let Some(domain) = self.domains.get(&domid) else { continue };
             let introduced = domain.conn.is_some();
             match state {
+                DomainState::Unknown if introduced && domid != PRIVILEGED => {
+                    self.tell_shutdown(pending.replace(domid), false, unsure);
+                }
                 DomainState::Unknown => {}
                 DomainState::Exists { shutdown, identity, .. }
                     if !self.is_replaced(domid, identity) =>
