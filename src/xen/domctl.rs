@@ -2,7 +2,8 @@
 //!
 //! Xen 4.21 has a stable call that also tells which domain changed. Older ones have `getdomaininfo`, which
 //! wants to hear the exact version of its interface; trying a few finds it. Without the right to ask, which
-//! only the toolstack's flag for xenstore domains gives, the answer is always "unknown".
+//! only the toolstack's flag for xenstore domains gives (`xl` does not), the answer is always "unknown", and `channels`
+//! has to do.
 
 use super::abi::domctl::{Domctl, GET_DOMAIN_STATE, GETDOMAININFO, info, state};
 use super::abi::xen::errno;
@@ -13,6 +14,10 @@ use core::ops::RangeInclusive;
 
 /// Versions that are tried: 0x15 is Xen 4.17's, 0x18 4.22's; the rest is for releases to come.
 const VERSIONS: RangeInclusive<u32> = 0x15..=0x20;
+
+/// What is left without answers, for people.
+const FALLBACK: &str =
+    "their end will show in their event channels, and a shutdown will be announced for all of them";
 
 /// How to ask.
 #[derive(Clone, Copy, Debug)]
@@ -54,8 +59,8 @@ impl Domctls {
                 Err(errno::EACCES) => {}
                 Err(code) => {
                     console::line(format_args!(
-                        "xen: XEN_DOMCTL_getdomaininfo failed with error {code}: no right to ask for the \
-                         state of domains, their end will go unnoticed"
+                        "xen: XEN_DOMCTL_getdomaininfo failed with error {code}: this domain has no right to \
+                         ask for the state of others; {FALLBACK}"
                     ));
                     return Self::Denied;
                 }
@@ -63,9 +68,14 @@ impl Domctls {
         }
         console::line(format_args!(
             "xen: XEN_DOMCTL_get_domain_state failed with error {stable}, and no version of \
-             getdomaininfo is known here: the end of domains will go unnoticed"
+             getdomaininfo is known here; {FALLBACK}"
         ));
         Self::Denied
+    }
+
+    /// Whether Xen answers nothing.
+    pub(super) fn is_denied(self) -> bool {
+        matches!(self, Self::Denied)
     }
 
     /// What Xen says of a domain.

@@ -14,11 +14,14 @@
 //! | `evtchn`, `time` | events and sleep; clock and one-shot timer |
 //! | `gnttab`, `shared_page` | other domains' pages |
 //! | `domctl` | what Xen says of other domains |
+//! | `channels` | what event channels tell of them where Xen does not |
 //! | `platform` | [`crate::server::platform::Platform`] on top of all that |
 //!
 //! Invariants after `start`: interrupts are off except inside `sleep_until_event` of `boot/traps.S`, so nothing here is
 //! ever interrupted and no lock is ever contended; every page that is mapped is populated; no page is
 //! both writable and executable.
+//!
+//! `dom0` is not part of it, but of programs that run beside it in dom0.
 //!
 //! The files without hardware in them are compiled for the host's tests, too.
 
@@ -34,6 +37,8 @@ pub mod heap;
 pub mod layout;
 pub mod shared_page;
 
+#[cfg(target_os = "none")]
+mod channels;
 #[cfg(target_os = "none")]
 pub mod console;
 #[cfg(target_os = "none")]

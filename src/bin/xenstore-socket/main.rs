@@ -13,6 +13,7 @@
 extern crate alloc;
 
 mod client;
+mod copy;
 mod host;
 mod page;
 mod serve;
@@ -22,6 +23,7 @@ use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::ExitCode;
+use xenstore_stubdom::dom0;
 
 const USAGE: &str = "\
 usage: xenstore-socket [--socket PATH] [--pid-file FILE] [OPTIONS OF THE SERVER]
@@ -30,6 +32,16 @@ Serves a xenstore on a Unix socket (default: /run/xenstored/socket), without Xen
 but have no rings here. Runs until it is killed; messages go to stderr. All clients are privileged, so
 the socket is for its owner only. Clients find it there, or through XENSTORED_PATH. The server's options are
 those of the stub domain (README), such as -E 20 or -Q memory=100000.
+
+usage: xenstore-socket offer-ring DOMID
+Makes a domain that has not run yet the xenstore of dom0's kernel, which can be done once after a boot of dom0,
+and has Xen tell it about other domains. Prints dom0's port.
+
+usage: xenstore-socket copy SOCKET DOMID
+Copies what the server behind SOCKET has to the one behind dom0's kernel, which runs in domain DOMID, and
+writes that to /tool/xenstored/domid.
+
+scripts/start-with-xl shows the use of these.
 ";
 
 /// What the command line asks for.
@@ -100,6 +112,27 @@ fn main() -> ExitCode {
 }
 
 fn run(words: Vec<String>) -> Result<(), String> {
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["offer-ring", domid] => {
+            let domid = parse_domid(domid)?;
+            dom0::hear_of_domains(domid).map_err(|error| format!("VIRQ_DOM_EXC: {error}"))?;
+            let port = dom0::offer_ring(domid).map_err(|error| format!("dom0's ring: {error}"))?;
+            println!("{port}");
+            Ok(())
+        }
+        ["copy", socket, domid] => copy::copy(socket, parse_domid(domid)?),
+        ["offer-ring" | "copy", ..] => {
+            Err("wrong arguments; --help shows the right ones".to_owned())
+        }
+        _ => serve(words),
+    }
+}
+
+fn parse_domid(word: &str) -> Result<u16, String> {
+    word.parse().map_err(|_| format!("{word} is no domid"))
+}
+
+fn serve(words: Vec<String>) -> Result<(), String> {
     let arguments = Arguments::parse(words.into_iter())?;
     let path = &arguments.socket;
     let listener = listen(path).map_err(|error| format!("{path}: {error}"))?;
