@@ -119,31 +119,69 @@ pub fn hear_of_domains(domain: u16) -> io::Result<()> {
     command(SET_VIRQ_HANDLER, domain, VIRQ_DOM_EXC)
 }
 
-/// Makes this domain the server of dom0's own ring: grants it the page, makes a port for it and writes the port
-/// into the page, where the server looks for it. Says the port. The kernel does this once only.
+/// dom0's own ring, as `/dev/xen/xenbus_backend` shows it.
+#[derive(Debug)]
+struct OwnRing {
+    device: File,
+    page: NonNull<c_void>,
+}
+
+impl OwnRing {
+    fn map() -> io::Result<Self> {
+        let device = open("/dev/xen/xenbus_backend")?;
+        // SAFETY: a mapping at an address of the kernel's choice, of a device that has exactly this page.
+        let page = unsafe {
+            mmap(core::ptr::null_mut(), PAGE_SIZE, READ_WRITE, MAP_SHARED, device.as_raw_fd(), 0)
+        };
+        // MAP_FAILED is the address with all bits set.
+        let page = NonNull::new(page).filter(|page| page.addr().get() != usize::MAX);
+        Ok(Self { device, page: page.ok_or_else(io::Error::last_os_error)? })
+    }
+
+    fn word(&self, word: Word) -> &AtomicU32 {
+        // SAFETY: inside the page, which is mapped as long as `self` is.
+        let word = unsafe { self.page.byte_add(word as usize) }.cast::<u32>();
+        // SAFETY: valid and aligned as the page is; others who write to it do so from outside this program.
+        unsafe { AtomicU32::from_ptr(word.as_ptr()) }
+    }
+
+    /// Whether any request or reply has ever been in it.
+    fn is_used(&self) -> bool {
+        let indices = [Word::ReqCons, Word::ReqProd, Word::RspCons, Word::RspProd];
+        indices.iter().any(|&index| self.word(index).load(Ordering::Acquire) != 0)
+    }
+}
+
+impl Drop for OwnRing {
+    fn drop(&mut self) {
+        // SAFETY: mapped with this length, and no word of it is borrowed any more. It cannot fail, then.
+        unsafe { munmap(self.page.as_ptr(), PAGE_SIZE) };
+    }
+}
+
+/// Whether dom0's kernel has talked to a xenstore since it booted. It never does to a second one.
 ///
 /// # Errors
-/// The kernel's refusal; `EEXIST` if it has talked to a server already.
+/// The kernel's refusal to show the ring.
+pub fn ring_is_used() -> io::Result<bool> {
+    Ok(OwnRing::map()?.is_used())
+}
+
+/// Makes this domain the server of dom0's own ring: grants it the page, makes a port for it and writes the port
+/// into the page, where the server looks for it. Says the port.
+///
+/// # Errors
+/// The kernel's refusal, or that it has talked to a server already.
 pub fn offer_ring(domain: u16) -> io::Result<u32> {
-    let device = open("/dev/xen/xenbus_backend")?;
     // Mapped first: what can fail without harm goes before what cannot be undone.
-    // SAFETY: a mapping at an address of the kernel's choice, of a device that has exactly this page.
-    let page = unsafe {
-        mmap(core::ptr::null_mut(), PAGE_SIZE, READ_WRITE, MAP_SHARED, device.as_raw_fd(), 0)
-    };
-    // MAP_FAILED is the address with all bits set.
-    let page = NonNull::new(page).filter(|page| page.addr().get() != usize::MAX);
-    let page = page.ok_or_else(io::Error::last_os_error)?;
-    // SAFETY: the request takes a number and no address.
-    let port = unsafe { ioctl(device.as_raw_fd(), IOCTL_BACKEND_SETUP, c_ulong::from(domain)) };
-    let result = u32::try_from(port).map_err(|_| io::Error::last_os_error());
-    if let Ok(port) = result {
-        // SAFETY: inside the page.
-        let word = unsafe { page.byte_add(Word::EvtchnPort as usize) }.cast::<u32>();
-        // SAFETY: valid and aligned as the page is; others who write to it do so from outside this program.
-        unsafe { AtomicU32::from_ptr(word.as_ptr()) }.store(port, Ordering::Release);
+    let ring = OwnRing::map()?;
+    if ring.is_used() {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "dom0's kernel has a xenstore"));
     }
-    // SAFETY: mapped above with this length, and not used any more. It cannot fail, then.
-    unsafe { munmap(page.as_ptr(), PAGE_SIZE) };
-    result
+    // SAFETY: the request takes a number and no address.
+    let port =
+        unsafe { ioctl(ring.device.as_raw_fd(), IOCTL_BACKEND_SETUP, c_ulong::from(domain)) };
+    let port = u32::try_from(port).map_err(|_| io::Error::last_os_error())?;
+    ring.word(Word::EvtchnPort).store(port, Ordering::Release);
+    Ok(port)
 }

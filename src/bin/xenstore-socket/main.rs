@@ -33,6 +33,9 @@ but have no rings here. Runs until it is killed; messages go to stderr. All clie
 the socket is for its owner only. Clients find it there, or through XENSTORED_PATH. The server's options are
 those of the stub domain (README), such as -E 20 or -Q memory=100000.
 
+usage: xenstore-socket ring-is-free
+Says by its status whether dom0's kernel has not talked to any xenstore since it booted. It never changes to another.
+
 usage: xenstore-socket offer-ring DOMID
 Makes a domain that has not run yet the xenstore of dom0's kernel, which can be done once after a boot of dom0,
 and has Xen tell it about other domains. Prints dom0's port.
@@ -115,13 +118,19 @@ fn run(words: Vec<String>) -> Result<(), String> {
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["offer-ring", domid] => {
             let domid = parse_domid(domid)?;
-            dom0::hear_of_domains(domid).map_err(|error| format!("VIRQ_DOM_EXC: {error}"))?;
+            // Only who has the ring may take the news away from whoever gets them now.
             let port = dom0::offer_ring(domid).map_err(|error| format!("dom0's ring: {error}"))?;
+            dom0::hear_of_domains(domid).map_err(|error| format!("VIRQ_DOM_EXC: {error}"))?;
             println!("{port}");
             Ok(())
         }
         ["copy", socket, domid] => copy::copy(socket, parse_domid(domid)?),
-        ["offer-ring" | "copy", ..] => {
+        ["ring-is-free"] => match dom0::ring_is_used() {
+            Ok(false) => Ok(()),
+            Ok(true) => Err("dom0's kernel has talked to a xenstore already".to_owned()),
+            Err(error) => Err(format!("dom0's ring: {error}")),
+        },
+        ["offer-ring" | "ring-is-free" | "copy", ..] => {
             Err("wrong arguments; --help shows the right ones".to_owned())
         }
         _ => serve(words),
