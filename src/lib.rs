@@ -9,7 +9,7 @@
 //!     tests ───► sim ───┘
 //! ```
 //!
-//! * [`proto`]: bytes. Wire messages, ring arithmetic. No state, no I/O.
+//! * [`proto`]: bytes. Wire messages, ring arithmetic, record stream. No state, no I/O.
 //! * [`store`]: state. Nodes, permissions, transactions, watches, quotas. No I/O, no clock.
 //! * [`server`]: who, when, how much. Connections, dispatch, domains, CONTROL. Talks to the world
 //!   through [`server::platform::Platform`] and [`proto::ring::RingPage`] only.

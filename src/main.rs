@@ -2,16 +2,33 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
+extern crate alloc;
+
+#[cfg(target_os = "none")]
 mod image {
+    use alloc::borrow::Cow;
+    use core::hint;
+    use xenstore_stubdom::proto::handover::Digest;
     use xenstore_stubdom::server::Server;
+    use xenstore_stubdom::xen::handover::{Handover, abandon};
     use xenstore_stubdom::xen::platform::XenPlatform;
     use xenstore_stubdom::xen::start::Machine;
+    use xenstore_stubdom::xen::traps::{Fault, provoke};
     use xenstore_stubdom::xen::{console, memory};
 
     xenstore_stubdom::xen_entry!(main);
+    xenstore_stubdom::handover_note!();
 
     /// Serves the host, for good.
     fn main(machine: Machine, command_line: &'static str) -> ! {
+        match machine.handover() {
+            Some(handover) => succeed(handover, machine, command_line),
+            None => begin(machine, command_line),
+        }
+    }
+
+    /// The first server of this domain.
+    fn begin(machine: Machine, command_line: &'static str) -> ! {
         let memory = memory::figures();
         console::both(format_args!(
             "xenstore-stubdom {} on Xen {}, memory {} of {} KiB, command line \"{command_line}\"",
@@ -20,8 +37,57 @@ mod image {
             memory.populated * 4,
             memory.maximum * 4,
         ));
-        let platform = XenPlatform::new(machine);
-        Server::new(platform, command_line).run()
+        let mut server = Server::new(XenPlatform::new(machine), command_line);
+        server.start();
+        server.run()
+    }
+
+    /// The server that takes over from another one, if it understands everything.
+    fn succeed(handover: Handover, machine: Machine, command_line: &'static str) -> ! {
+        let fault = command_line.split_once("--trial-fault ").map(|(_, rest)| rest);
+        let fault = fault.and_then(|rest| rest.split(' ').next()).unwrap_or("");
+        let (mut stream, private) = (Cow::Borrowed(handover.stream()), handover.private());
+        if matches!(fault, "checksum" | "record")
+            && let Some(byte) = stream.to_mut().get_mut(20)
+        {
+            *byte = !*byte;
+        }
+        let mut digest = Digest::default();
+        digest.add(&stream);
+        digest.add(private);
+        if digest.finish() != handover.digest() && fault != "record" {
+            abandon(format_args!("the state is damaged on its way: its checksum differs"));
+        }
+        let server = Server::restore(XenPlatform::new(machine), command_line, &stream, private);
+        let mut server = match server {
+            Ok(server) => server,
+            Err(why) => abandon(format_args!("the new image cannot take over: {why}")),
+        };
+        fail_on_purpose(fault);
+        match server.digest() {
+            Ok(digest) if digest == handover.digest() && fault != "digest" => {}
+            Ok(_) => abandon(format_args!(
+                "the new image did not understand everything: the digest of its state differs"
+            )),
+            Err(why) => abandon(format_args!("the new image cannot write its state: {why}")),
+        }
+        server.take_over();
+        server.run()
+    }
+
+    /// What `--trial-fault` asks for: a test of what happens to an image that is not fit.
+    fn fail_on_purpose(fault: &str) {
+        match fault {
+            "panic" => provoke(Fault::Panic),
+            "page-fault" => provoke(Fault::Null),
+            "hang" => loop {
+                hint::spin_loop();
+            },
+            "memory" => {
+                hint::black_box(alloc::vec![0_u8; usize::MAX / 4]);
+            }
+            _ => {}
+        }
     }
 }
 

@@ -190,6 +190,9 @@ impl transcript::Stage for Stage {
         if request.kind == Some(Kind::Control) && matches!(first, Some("memreport" | "stats")) {
             return Err(Stop::Skip("the clients of the socket count, too".to_owned()));
         }
+        if request.kind == Some(Kind::Control) && first == Some("live-update") {
+            return Err(Stop::Skip("a program takes no images".to_owned()));
+        }
         Ok(())
     }
 

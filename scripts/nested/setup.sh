@@ -231,3 +231,55 @@ setup_nested() {
     build_images
     exec 9>&-
 }
+
+# Python and Debian's client pyxs in an archive of their own, so that only the dom0 that asks for them holds them:
+# the interpreter and what pyxs imports, compiled. Empty where the distribution has no pyxs.
+setup_pyxs() {
+    [ -e "$nested/pyxs.cpio" ] && return
+    exec 9>"$nested/lock"
+    flock 9
+    need_package_lists
+    local from=$nested/pyxs root=$nested/pyxs-root packages=()
+    rm -rf "$from" "$root"
+    mkdir -p "$from/packages" "$root"
+    if apt-cache show python3-pyxs >/dev/null 2>&1; then
+        mapfile -t packages < <(package_closure python3-minimal libpython3-stdlib |
+            grep -E '^((lib)?python3\.[0-9]+-(minimal|stdlib)|libexpat1|zlib1g)$')
+        say "downloading Python and pyxs (about 5 MB)"
+        (cd "$from/packages" && quietly apt-get -q -o APT::Sandbox::User=root download "${packages[@]}" python3-pyxs)
+        build_pyxs "$from" "$root"
+    else
+        say "this distribution has no python3-pyxs"
+    fi
+    pack_directory "$root" >"$nested/pyxs.part"
+    mv "$nested/pyxs.part" "$nested/pyxs.cpio"
+    rm -rf "$from" "$root"
+    exec 9>&-
+}
+
+# build_pyxs FROM ROOT: unpacks the packages in FROM, and copies below ROOT what an `import pyxs` takes.
+build_pyxs() {
+    local from=$1 root=$2 deb python file libraries
+    for deb in "$from"/packages/*.deb; do
+        quietly dpkg-deb --extract "$deb" "$from"
+    done
+    python=$(ls "$from"/usr/bin/python3.* | head -n 1)
+    libraries=$from/usr/lib/x86_64-linux-gnu:$from/lib/x86_64-linux-gnu
+    # It runs once here: that compiles what it imports, and tells what that is.
+    LD_LIBRARY_PATH=$libraries PYTHONDONTWRITEBYTECODE='' PYTHONHOME=$from/usr PYTHONPATH=$from/usr/lib/python3/dist-packages \
+        "$python" -S -c 'import sys, copy, time, pyxs.client
+for module in list(sys.modules.values()):
+    for name in ("__file__", "__cached__"):
+        if getattr(module, name, None): print(getattr(module, name))' >"$from/files" ||
+        setup_failed "the Python of this distribution does not run here"
+    grep "^$from/" "$from/files" | sort -u | while read -r file; do
+        mkdir -p "$root/$(dirname "${file#"$from"/}")"
+        # With its time, by which Python sees that the compiled form still fits.
+        cp -pL "$file" "$root/${file#"$from"/}"
+    done
+    mkdir -p "$root/usr/bin"
+    cp "$python" "$root/usr/bin/python3"
+    add_programs "$root" "$root/usr/bin/python3"
+    find "$from/usr/lib" "$from/lib" \( -name 'libexpat.so.*' -o -name 'libz.so.*' \) 2>/dev/null |
+        while read -r file; do cp -L "$file" "$root/lib/x86_64-linux-gnu/"; done
+}

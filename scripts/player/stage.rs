@@ -26,8 +26,20 @@ const KERNEL_MAX: usize = 4096;
 /// What the host lives on.
 const PROTECTED: [&str; 6] = ["/", "/local", "/local/domain", "/tool", "/vm", "/libxl"];
 /// What only a simulated world can do.
-const SIMULATED: [&str; 9] =
-    ["replace", "unshutdown", "revoke", "grant", "memory", "mute-xen", "old-xen", "rename", "ran"];
+const SIMULATED: [&str; 12] = [
+    "replace",
+    "unshutdown",
+    "revoke",
+    "grant",
+    "memory",
+    "mute-xen",
+    "old-xen",
+    "rename",
+    "ran",
+    "update",
+    "failing-update",
+    "region",
+];
 /// Ids that the text uses for domains that are not there become these, which are certainly not.
 const ABSENT: u16 = 20_000;
 /// What the special nodes' permissions are at first.
@@ -453,6 +465,15 @@ impl Stage for Live<'_> {
 
     fn is_fresh(&self) -> bool {
         false
+    }
+
+    fn has_error_word(&self) -> bool {
+        // It neither offers nor uses it.
+        self.world.server != Server::Oxenstored
+    }
+
+    fn is_ours(&self) -> bool {
+        self.world.server == Server::Ours
     }
 
     fn rounds(&self, written: usize, makes_domains: bool) -> usize {

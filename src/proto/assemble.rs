@@ -89,6 +89,20 @@ impl Assembler {
         (self.header.get(..self.header_len).unwrap_or(&[]), &self.payload)
     }
 
+    /// An assembler that has received these bytes; `None` if they are more than one request, or none that
+    /// could be followed.
+    #[must_use]
+    pub fn restore(received: &[u8]) -> Option<Self> {
+        let mut new = Self::new();
+        let (header, payload) = received.split_at_checked(HEADER_SIZE).unwrap_or((received, &[]));
+        new.push(header).ok()?;
+        if payload.len() > new.wanted().ok()? {
+            return None;
+        }
+        new.push(payload).ok()?;
+        Some(new)
+    }
+
     /// Forgets the current request and starts over.
     pub fn clear(&mut self) {
         self.header_len = 0;

@@ -4,7 +4,7 @@
 //! Nothing here keeps state between messages of different connections, performs I/O, or knows what a
 //! node is. Identifiers that every layer shares live here too, since this is the lowest layer.
 //!
-//! Sources: `docs/misc/xenstore.txt`, `docs/misc/xenstore-ring.txt` and
+//! Sources: `docs/misc/xenstore.txt`, `docs/misc/xenstore-ring.txt`, `docs/designs/xenstore-migration.md` and
 //! `xen/include/public/io/xs_wire.h` of Xen.
 
 #![forbid(unsafe_code)]
@@ -20,8 +20,12 @@
 
 pub mod assemble;
 pub mod error;
+pub mod handover;
 pub mod id;
+pub mod image;
+pub mod perms;
 pub mod request;
 pub mod ring;
+pub mod stream;
 pub mod text;
 pub mod wire;

@@ -11,15 +11,16 @@ use super::connection::Suspension;
 use super::platform::Platform;
 use super::queue::{CauseId, Released};
 use crate::proto::id::ConnId;
+use crate::store::give_room_back;
 use crate::store::quota::Quota;
 
 /// A request of which something still waits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cause {
     /// Who asked. If that connection is gone, so is its account.
-    connection: ConnId,
+    pub(super) connection: ConnId,
     /// How many messages wait, and one for the request while it is being handled.
-    waiting: usize,
+    pub(super) waiting: usize,
 }
 
 impl<P: Platform> Server<P> {
@@ -52,6 +53,7 @@ impl<P: Platform> Server<P> {
         }
         let asker = cause.connection;
         self.causes.remove(&id);
+        give_room_back(&mut self.causes);
         let Some(connection) = self.connections.get(&asker) else { return };
         self.store.refund(connection.domid, Quota::Outstanding, 1);
         if connection.suspension == Some(Suspension::Outstanding) {

@@ -6,10 +6,12 @@
 use super::queue::{Queue, Released};
 use super::rate::WriteCredit;
 use crate::proto::assemble::{Assembler, Oversize};
+use crate::proto::handover::{FieldReader, FieldWriter, Short};
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::proto::ring::{
     self, BadIndices, RING_SIZE, Requests, Responses, RingError, RingPage, Word,
 };
+use crate::proto::stream::{OutOfRoom, Sink};
 use crate::proto::wire::{HEADER_SIZE, features};
 
 /// How often impossible indices are looked at again before they cost the connection: the firmware of an HVM
@@ -115,6 +117,30 @@ impl Figures {
 /// Bytes of a message with a payload of that size.
 fn message_bytes(payload: usize) -> u64 {
     payload.saturating_add(HEADER_SIZE) as u64
+}
+
+impl Figures {
+    fn numbers(&mut self) -> [&mut u64; 5] {
+        let Self { requests, events, dropped_events, bytes_in, bytes_out } = self;
+        [requests, events, dropped_events, bytes_in, bytes_out]
+    }
+
+    /// Writes them for a successor.
+    pub(super) fn write<S: Sink>(
+        mut self,
+        fields: &mut FieldWriter<'_, S>,
+    ) -> Result<(), OutOfRoom> {
+        self.numbers().into_iter().try_for_each(|number| fields.u64(*number))
+    }
+
+    /// Reads them.
+    pub(super) fn read(fields: &mut FieldReader<'_>) -> Result<Self, Short> {
+        let mut new = Self::default();
+        for number in new.numbers() {
+            *number = fields.u64()?;
+        }
+        Ok(new)
+    }
 }
 
 /// One connection.
@@ -258,6 +284,38 @@ impl<R: RingPage> Connection<R> {
         let until_ms = now_ms.saturating_add(DOUBT_PAUSE_MS);
         self.doubt = Some(Doubt { tries: tries.saturating_add(1), until_ms });
         Verdict::Wait
+    }
+
+    /// What only a successor wants to know.
+    pub(super) fn write_fields<S: Sink>(
+        &self,
+        fields: &mut FieldWriter<'_, S>,
+    ) -> Result<(), OutOfRoom> {
+        fields.flag(self.is_connected())?;
+        fields.u32(self.features)?;
+        fields.flag(self.doubt.is_some())?;
+        if let Some(doubt) = self.doubt {
+            fields.u32(doubt.tries)?;
+            fields.u64(doubt.until_ms)?;
+        }
+        let (credit, since_ms) = self.credit.numbers();
+        fields.i64(credit)?;
+        fields.u64(since_ms)?;
+        self.figures.write(fields)?;
+        fields.u64(self.quiet_until_ms)
+    }
+
+    /// Takes that over.
+    pub(super) fn read_fields(&mut self, fields: &mut FieldReader<'_>) -> Result<(), Short> {
+        self.state = if fields.flag()? { State::Connected } else { State::Ignored };
+        self.features = fields.u32()?;
+        if fields.flag()? {
+            self.doubt = Some(Doubt { tries: fields.u32()?, until_ms: fields.u64()? });
+        }
+        self.credit = WriteCredit::from_numbers((fields.i64()?, fields.u64()?));
+        self.figures = Figures::read(fields)?;
+        self.quiet_until_ms = fields.u64()?;
+        Ok(())
     }
 
     /// Stops serving it, and says why in the page if the domain knows the word.

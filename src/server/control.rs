@@ -22,7 +22,7 @@ const ARGUMENTS_MAX: usize = 8;
 const COMMANDS: [(&str, &str); 9] = [
     ("check", ""),
     ("help", ""),
-    ("live-update", "[-c <cmdline>] [-F] [-t <timeout>] <file>"),
+    ("live-update", "[-c <cmdline>] [-F] [-t <timeout>] [-v <version>] <file>"),
     ("log", "[on|off|+<switch>|-<switch>]"),
     ("memreport", ""),
     ("print", "<string>"),
@@ -63,7 +63,7 @@ impl Text {
 }
 
 /// Puts one text into a reply.
-fn text(line: fmt::Arguments<'_>) -> Answer {
+pub(super) fn text(line: fmt::Arguments<'_>) -> Answer {
     let mut text = Text::default();
     text.line(line);
     Ok(text.reply())
@@ -80,6 +80,10 @@ fn positive(argument: &[u8]) -> Result<u32, XsError> {
 impl<P: Platform> Server<P> {
     /// Carries a command out.
     pub(super) fn control(&mut self, asker: Asker, command: &[u8], arguments: &[u8]) -> Answer {
+        if command == b"live-update" {
+            // Part of it is raw data.
+            return self.control_update(asker, arguments);
+        }
         let arguments = text::strings(arguments).take(ARGUMENTS_MAX).collect::<Vec<_>>();
         match (command, arguments.as_slice()) {
             (b"check", []) => Ok(self.control_check()),
@@ -99,13 +103,6 @@ impl<P: Platform> Server<P> {
             (b"stats", []) => Ok(self.control_stats(DomId(0))),
             (b"stats", [domid]) => {
                 Ok(self.control_stats(text::domid(domid).ok_or(XsError::EINVAL)?))
-            }
-            // A reason must be a successful reply: the client prints that, and of an error only its number.
-            (b"live-update", [b"-a", ..]) => text(format_args!("no live update is in progress")),
-            (b"live-update", [_, ..]) => {
-                let domid = asker.domid;
-                self.platform.log(format_args!("domain {domid} asked for a live update, refused"));
-                text(format_args!("live update is not available in this version yet"))
             }
             _ => Err(XsError::EINVAL),
         }

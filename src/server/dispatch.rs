@@ -35,6 +35,8 @@ pub(super) enum Reply {
     Data(Vec<u8>),
     /// `OK`, and behind it the first event of the new watch, with this payload.
     Watching(Vec<u8>),
+    /// Nothing yet: the reply comes when the update has happened or failed.
+    Later,
 }
 
 /// What a handler returns.
@@ -44,6 +46,7 @@ pub(super) type Answer = Result<Reply, XsError>;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asker {
     pub(super) id: ConnId,
+    pub(super) req_id: u32,
     pub(super) tx: TxId,
     pub(super) domid: DomId,
     pub(super) privileged: bool,
@@ -138,6 +141,7 @@ impl<P: Platform> Server<P> {
         let connection = self.connections.get(&id).ok_or(XsError::EIO)?;
         let asker = Asker {
             id,
+            req_id: header.req_id,
             tx: TxId(header.tx_id),
             domid: connection.domid,
             privileged: connection.privileged,
@@ -186,8 +190,15 @@ impl<P: Platform> Server<P> {
     }
 
     /// Queues the reply to a request.
-    fn queue_answer(&mut self, id: ConnId, header: Header, answer: Answer, cause: Option<CauseId>) {
+    pub(super) fn queue_answer(
+        &mut self,
+        id: ConnId,
+        header: Header,
+        answer: Answer,
+        cause: Option<CauseId>,
+    ) {
         let (answer, first_event) = match answer {
+            Ok(Reply::Later) => return,
             Ok(Reply::Done) => (Ok(Cow::Borrowed(&b"OK\0"[..])), None),
             Ok(Reply::Watching(event)) => (Ok(Cow::Borrowed(&b"OK\0"[..])), Some(event)),
             Ok(Reply::Data(bytes)) if bytes.len() > PAYLOAD_MAX => (Err(XsError::E2BIG), None),

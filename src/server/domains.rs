@@ -57,7 +57,7 @@ pub(super) struct Domain {
 }
 
 impl Domain {
-    fn new(identity: Identity) -> Self {
+    pub(super) fn new(identity: Identity) -> Self {
         Self { identity, features: features::OFFERED, connection: None, shutdown_reported: false }
     }
 }
@@ -256,6 +256,7 @@ impl<P: Platform> Server<P> {
 
     /// Empties the ring and drops everything the domain had set up, then tells it if it waits for that.
     fn start_over(&mut self, id: ConnId) {
+        self.drop_upload_of(id, "its connection starts over");
         self.store.reset(id);
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let mut released = Released::default();
@@ -333,17 +334,23 @@ impl<P: Platform> Server<P> {
             match self.platform.next_change() {
                 Change::Domain(domid, state) => self.domain_changed(domid, state, &mut announced),
                 Change::Done => break,
-                Change::Unsupported => {
-                    let tracked = self.domains.keys().copied().collect::<Vec<_>>();
-                    for domid in tracked {
-                        let state = self.ask(domid);
-                        self.domain_changed(domid, state, &mut announced);
-                    }
-                    break;
-                }
+                Change::Unsupported => return self.look_at_domains(Look::News),
             }
         }
         // One plain event for all that shut down, with the last of them.
+        self.announce_shutdown(&mut announced, Plain::Yes);
+    }
+
+    /// Looks what became of every tracked domain.
+    pub(super) fn look_at_domains(&mut self, look: Look) {
+        let mut announced = None;
+        let tracked = self.domains.keys().copied().collect::<Vec<_>>();
+        for domid in tracked {
+            let state = self.ask(domid);
+            if state != DomainState::Unknown || look == Look::News {
+                self.domain_changed(domid, state, &mut announced);
+            }
+        }
         self.announce_shutdown(&mut announced, Plain::Yes);
     }
 
@@ -397,7 +404,7 @@ impl<P: Platform> Server<P> {
 
     /// Removes a domain and everything it has. The privileged domain is never removed: without
     /// it there is no host.
-    fn destroy(&mut self, domid: DomId) {
+    pub(super) fn destroy(&mut self, domid: DomId) {
         if domid == self.privileged {
             self.platform.log(format_args!("domain {domid} is gone; it was the privileged one"));
             return;
@@ -455,6 +462,7 @@ impl<P: Platform> Server<P> {
         self.store.disconnect(id);
         let mut connection = self.connections.remove(&id)?;
         give_room_back(&mut self.connections);
+        self.drop_upload_of(id, "its connection is gone");
         connection.credit.leave(&mut self.reserve);
         self.past.add(connection.figures);
         self.trace("obj", format_args!("domain {}: connection closed", connection.domid));
@@ -466,6 +474,15 @@ impl<P: Platform> Server<P> {
         self.settle_released(id, released);
         Some(connection)
     }
+}
+
+/// Why all domains are looked at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Look {
+    /// Xen said that something became of one.
+    News,
+    /// To be sure.
+    Check,
 }
 
 /// Whether a `@releaseDomain` without domid goes with the one that has it.

@@ -17,9 +17,9 @@ const LINES_PER_PAUSE: u32 = 30;
 /// The budget for lines that guests cause.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct LineBudget {
-    since_ms: u64,
-    used: u32,
-    left_out: u32,
+    pub(super) since_ms: u64,
+    pub(super) used: u32,
+    pub(super) left_out: u32,
 }
 
 /// The switches of `CONTROL log`, by the names of the C server:
@@ -108,6 +108,9 @@ impl<P: Platform> Server<P> {
         match answer {
             Ok(Reply::Done | Reply::Watching(_)) => {
                 self.trace("io", format_args!("domain {domid} request {request}: OK"));
+            }
+            Ok(Reply::Later) => {
+                self.trace("io", format_args!("domain {domid} request {request}: answered later"));
             }
             Ok(Reply::Data(data)) => {
                 let bytes = data.len();

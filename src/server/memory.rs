@@ -120,6 +120,16 @@ pub(super) fn can_queue<P: Platform>(platform: &mut P, payload_len: usize) -> bo
     platform.reserve(payload_len.saturating_add(EVENT_OVERHEAD).saturating_add(READ_NEEDS))
 }
 
+/// Whether there is memory for the image of a successor.
+pub(super) fn can_upload<P: Platform>(platform: &mut P, size: usize) -> bool {
+    platform.reserve(size.saturating_add(STANDING_RESERVE).saturating_add(OWN_WORST_CASE))
+}
+
+/// Whether there is memory to write the state down, which sorts so many ids.
+pub(super) fn can_save<P: Platform>(platform: &mut P, ids: usize) -> bool {
+    platform.reserve(ids.saturating_mul(16).saturating_add(OWN_WORST_CASE))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

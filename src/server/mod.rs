@@ -10,6 +10,7 @@
 //! * `domains`: introduction, shutdown and death of domains. `local`: clients that come another way.
 //! * `control`, `stats`: what administrators ask.
 //! * `accounts`, `memory`, `rate`: who pays for what waits, and what is refused.
+//! * `update`, `save`, `restore`: live update. `revive`: a start from another server's stream.
 //! * `options`: the command line. `log`: what goes to the console.
 #![forbid(unsafe_code)]
 // Nothing that a client sends may reach a panic: whoever wants one here has to say why.
@@ -35,11 +36,16 @@ pub mod options;
 pub mod platform;
 mod queue;
 mod rate;
+mod restore;
+mod revive;
+mod save;
 mod schedule;
 mod start;
 mod stats;
+mod update;
 
 pub use schedule::Pass;
+pub use update::Offer;
 
 use crate::proto::id::{ConnId, DomId, EvtchnPort};
 use crate::store::Store;
@@ -59,6 +65,7 @@ use platform::Platform;
 use queue::CauseId;
 use rate::Reserve;
 use stats::Latency;
+use update::{Passage, Upload};
 
 /// A map whose hashes a guest cannot foresee.
 type Map<K, V> = HashMap<K, V, FixedState>;
@@ -105,6 +112,12 @@ pub struct Server<P: Platform> {
     next_drop_line_ms: u64,
     line_budget: LineBudget,
     switches: Switches,
+    /// As it was given, for a successor that gets no other.
+    command_line: String,
+    /// The image of a successor, as far as it is here.
+    upload: Option<Upload>,
+    /// The hand-over that is due, or that made this instance.
+    passage: Option<Passage>,
 }
 
 impl<P: Platform> fmt::Debug for Server<P> {
@@ -119,22 +132,32 @@ impl<P: Platform> fmt::Debug for Server<P> {
 impl<P: Platform> Server<P> {
     /// A server that has not started: it knows its command line and has an initial store.
     pub fn new(mut platform: P, command_line: &str) -> Self {
+        let (existing, control) = start::find_existing(&mut platform);
+        let mut server = Self::blank(platform, command_line);
+        server.existing = existing;
+        server.privileged = server.options.privileged.or(control).unwrap_or(DomId(0));
+        let seed = server.platform.hash_seed();
+        server.store = Store::new(seed, server.privileged, server.options.quotas);
+        server.know_privileged();
+        server
+    }
+
+    /// A server with nothing but its command line.
+    fn blank(mut platform: P, command_line: &str) -> Self {
         let options = Options::parse(command_line);
         for complaint in &options.complaints {
             platform.log(format_args!("command line: {complaint}"));
         }
         let (seed, now_ms) = (platform.hash_seed(), platform.now_ms());
-        let (existing, control) = start::find_existing(&mut platform);
-        let privileged = options.privileged.or(control).unwrap_or(DomId(0));
         let own_domid = platform.own_domid();
-        let store = Store::new(seed, privileged, options.quotas);
-        let mut server = Self {
+        let privileged = options.privileged.unwrap_or(DomId(0));
+        Self {
             platform,
-            store,
+            store: Store::new(seed, privileged, options.quotas),
             options,
             privileged,
             own_domid,
-            existing,
+            existing: Vec::new(),
             connections: HashMap::with_hasher(FixedState::with_seed(seed)),
             ports: HashMap::with_hasher(FixedState::with_seed(seed)),
             domains: BTreeMap::new(),
@@ -156,9 +179,10 @@ impl<P: Platform> Server<P> {
             next_drop_line_ms: now_ms,
             line_budget: LineBudget::default(),
             switches: Switches::default(),
-        };
-        server.know_privileged();
-        server
+            command_line: String::from(command_line),
+            upload: None,
+            passage: None,
+        }
     }
 
     /// Connects the domains that wait for the server and lets them start. Call this once, before the
@@ -177,9 +201,8 @@ impl<P: Platform> Server<P> {
         self.open_existing();
     }
 
-    /// Serves for ever.
+    /// Serves for ever, after [`start`](Self::start) or [`take_over`](Self::take_over).
     pub fn run(&mut self) -> ! {
-        self.start();
         loop {
             self.step();
         }

@@ -57,6 +57,8 @@ enum Meaning {
     /// `name=value` of a quota that is only warned about.
     SoftQuota,
     Timeout,
+    /// For tests of live update: the image looks at it (`src/main.rs`).
+    TrialFault,
     /// An option of the C server that has no meaning here; whether a value follows, and why not.
     Pointless(Takes, &'static str),
 }
@@ -72,7 +74,7 @@ const NO_FILES: &str = "a stub domain has no files";
 const NO_DAEMON: &str = "a stub domain is no daemon";
 
 /// Short name or NUL, long name, meaning.
-const TABLE: [(char, &str, Meaning); 29] = [
+const TABLE: [(char, &str, Meaning); 30] = [
     ('\0', "event", Meaning::Event),
     ('\0', "master-domid", Meaning::FirstDomain),
     ('\0', "priv-domid", Meaning::Privileged),
@@ -102,6 +104,7 @@ const TABLE: [(char, &str, Meaning); 29] = [
     ('\0', "quota-outstanding", Meaning::Limit(Quota::Outstanding)),
     ('\0', "quota-transaction-nodes", Meaning::Limit(Quota::TransactionNodes)),
     ('\0', "path-size", Meaning::Limit(Quota::PathMax)),
+    ('\0', "trial-fault", Meaning::TrialFault),
 ];
 
 /// An option as found on the command line.
@@ -173,7 +176,7 @@ impl Options {
                     self.watch_event_timeout_ms = if ms == 0 { None } else { Some(ms) };
                 })
                 .is_some(),
-            Meaning::Pointless(..) => true,
+            Meaning::Pointless(..) | Meaning::TrialFault => true,
         };
         if !done {
             self.complain(format!("option {word}: value {value} is not valid, ignored"));

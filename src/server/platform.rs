@@ -5,6 +5,8 @@
 
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::proto::ring::RingPage;
+use crate::proto::stream::Sink;
+use alloc::string::String;
 use core::fmt;
 
 /// A refusal of the hypervisor.
@@ -115,10 +117,13 @@ pub trait Platform {
     /// A mapped ring page; unmapped when dropped.
     type Ring: RingPage;
 
-    /// Milliseconds since some fixed moment; never goes back.
+    /// Memory that a successor finds again, for what is handed over to it.
+    type Region: Sink;
+
+    /// Milliseconds since some fixed moment, the same one for a successor; never goes back.
     fn now_ms(&self) -> u64;
 
-    /// Microseconds since some fixed moment, as fine as the clock is: for figures only.
+    /// Microseconds since some fixed moment, the same one for a successor, as fine as the clock is: for figures only.
     fn now_us(&self) -> u64;
 
     /// The domid of the domain that the server runs in, where Xen tells.
@@ -168,4 +173,49 @@ pub trait Platform {
 
     /// Prints one line on the console.
     fn log(&mut self, line: fmt::Arguments<'_>);
+
+    // Live update.
+
+    /// Whether an image can take this one's place: its form, what it is, what it understands. Returns the
+    /// highest version of the private part that both know.
+    ///
+    /// # Errors
+    /// What is wrong with it, as a sentence.
+    fn check_image(&mut self, image: &[u8]) -> Result<u32, String>;
+
+    /// An empty region.
+    ///
+    /// # Errors
+    /// The hypervisor's refusal, for example for want of memory.
+    fn new_region(&mut self) -> Result<Self::Region, PlatformError>;
+
+    /// What [`adopt_ring`](Self::adopt_ring) of a successor needs to find a mapped ring page again. No two
+    /// mapped pages have the same.
+    fn ring_token(&self, ring: &Self::Ring) -> u64;
+
+    /// Takes over a ring page that the predecessor mapped. Nothing changes for the hypervisor.
+    ///
+    /// # Errors
+    /// There is no such page.
+    fn adopt_ring(&mut self, domid: DomId, token: u64) -> Result<Self::Ring, PlatformError>;
+
+    /// Lets go of a ring page that somebody else goes on using: it must not be unmapped.
+    fn leave_ring(&mut self, ring: Self::Ring) {
+        core::mem::forget(ring);
+    }
+
+    /// Starts a replacement on trial with what the region holds: `stream_len` bytes of stream, and behind
+    /// them the private part. If it is not through with it when [`now_ms`](Self::now_ms) reaches
+    /// `deadline_ms`, the trial has failed. Returns only if it failed: why, as a sentence.
+    fn replace(
+        &mut self,
+        image: &[u8],
+        command_line: &str,
+        region: Self::Region,
+        stream_len: usize,
+        deadline_ms: u64,
+    ) -> String;
+
+    /// The trial of this instance is over: what its predecessor had is its own, and there is no way back.
+    fn commit(&mut self) {}
 }

@@ -3,9 +3,12 @@
 //! A message may be written in any number of pieces; one that has been started is never dropped, since the
 //! client could not find the next header. An event that waits already swallows its repetition.
 
-use crate::proto::wire::{HEADER_SIZE, Header, Kind};
+use crate::proto::handover::{FieldReader, FieldWriter};
+use crate::proto::stream::{OutOfRoom, Sink};
+use crate::proto::wire::{HEADER_SIZE, Header, Kind, PAYLOAD_MAX};
 use alloc::borrow::Cow;
 use alloc::collections::VecDeque;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::hash::BuildHasher;
 use foldhash::fast::FixedState;
@@ -33,6 +36,10 @@ pub(super) struct Released {
     /// Events that were dropped because nobody read them in time.
     pub(super) expired: usize,
 }
+
+/// The most bytes behind a header: a message that another server has started is kept as one without a
+/// header of its own.
+const RAW_MAX: usize = PAYLOAD_MAX + HEADER_SIZE;
 
 #[derive(Debug)]
 struct Message {
@@ -133,6 +140,11 @@ impl Queue {
             deadline_ms,
             state: State::Event,
         });
+        self.enlist(place, hash, deadline_ms);
+    }
+
+    /// Enters an event into the index.
+    fn enlist(&mut self, place: u64, hash: u64, deadline_ms: Option<u64>) {
         let Self { events, messages, front, hasher, .. } = self;
         events.insert_unique(hash, place, |place| hash_at(messages, *front, hasher, *place));
         self.earliest_ms = match (self.earliest_ms, deadline_ms) {
@@ -145,7 +157,7 @@ impl Queue {
     pub(super) fn write(&mut self, mut put: impl FnMut(&[u8]) -> usize, released: &mut Released) {
         while let Some(message) = self.messages.front() {
             if message.state != State::Dropped {
-                let total = HEADER_SIZE.saturating_add(message.payload.len());
+                let total = message.total();
                 while self.sent < total {
                     let rest = match message.header.get(self.sent..) {
                         Some(rest) if !rest.is_empty() => rest,
@@ -257,6 +269,154 @@ impl Queue {
                     .insert_unique(hash, place, |place| hash_at(messages, *front, hasher, *place));
             }
         }
+    }
+}
+
+// What a live update hands over.
+impl Queue {
+    fn waiting(&self) -> impl Iterator<Item = &Message> + Clone {
+        self.messages.iter().filter(|message| message.state != State::Dropped)
+    }
+
+    /// Every waiting byte, in pieces: what is left of a message that has been started, then whole messages.
+    pub(super) fn unsent(&self) -> impl Iterator<Item = &[u8]> + Clone {
+        let mut skip = self.sent;
+        let parts = self.waiting().flat_map(|message| [&message.header[..], &*message.payload]);
+        parts.map(move |part| {
+            let skipped = skip.min(part.len());
+            skip = skip.saturating_sub(skipped);
+            part.get(skipped..).unwrap_or(&[])
+        })
+    }
+
+    /// How many of those bytes are the rest of a message that has been started.
+    pub(super) fn partial(&self) -> usize {
+        let whole = self.waiting().next().map_or(0, |message| message.total());
+        if self.sent > 0 { whole.saturating_sub(self.sent) } else { 0 }
+    }
+
+    /// What is not seen in the waiting bytes: those sent already of the first message, and of each
+    /// message what it is and why it waits.
+    pub(super) fn write_fields<S: Sink>(
+        &self,
+        fields: &mut FieldWriter<'_, S>,
+    ) -> Result<(), OutOfRoom> {
+        fields.count(self.sent)?;
+        if let Some(first) = self.waiting().next().filter(|_| self.sent > 0) {
+            let (header, payload) = (&first.header[..], &*first.payload);
+            fields.0.append(header.get(..self.sent).unwrap_or(header))?;
+            let more = self.sent.saturating_sub(HEADER_SIZE);
+            fields.0.append(payload.get(..more).unwrap_or(payload))?;
+        }
+        fields.count(self.len())?;
+        for message in self.waiting() {
+            fields.flag(message.state == State::Event)?;
+            fields.maybe_u64(message.cause.map(|cause| cause.0))?;
+            fields.maybe_u64(message.deadline_ms)?;
+        }
+        Ok(())
+    }
+
+    /// The queue with these unsent bytes. `each` gets the cause and the payload's size of every message.
+    pub(super) fn restore(
+        seed: u64,
+        unsent: &[u8],
+        fields: &mut FieldReader<'_>,
+        mut each: impl FnMut(Option<CauseId>, usize) -> Result<(), String>,
+    ) -> Result<Self, String> {
+        let damaged = || String::from("messages that wait do not have the length that they say");
+        let mut queue = Self::new(seed);
+        let mut sent = fields.bytes()?;
+        queue.sent = sent.len();
+        let mut rest = unsent;
+        let mut take = |into: &mut [u8]| {
+            let early = sent.len().min(into.len());
+            let (first, second) = into.split_at_mut_checked(early)?;
+            let from;
+            (from, sent) = sent.split_at_checked(early)?;
+            first.copy_from_slice(from);
+            let from;
+            (from, rest) = rest.split_at_checked(second.len())?;
+            second.copy_from_slice(from);
+            Some(())
+        };
+        for place in 0..fields.count(3)? {
+            let is_event = fields.flag()?;
+            let cause = fields.maybe_u64()?.map(CauseId);
+            let deadline_ms = fields.maybe_u64()?;
+            let mut header = [0; HEADER_SIZE];
+            take(&mut header).ok_or_else(damaged)?;
+            let Header { kind, len, .. } = Header::from_bytes(&header);
+            let len = usize::try_from(len).ok().filter(|len| *len <= RAW_MAX);
+            let mut payload = alloc::vec![0; len.ok_or_else(damaged)?];
+            take(&mut payload).ok_or_else(damaged)?;
+            if is_event != (kind == Kind::WatchEvent.number()) {
+                return Err(String::from(
+                    "a message that waits is not of the kind that it is said to be",
+                ));
+            }
+            each(cause, payload.len())?;
+            let hash = queue.hasher.hash_one(payload.as_slice());
+            let state = if is_event { State::Event } else { State::Reply };
+            let payload = Cow::Owned(payload);
+            queue.messages.push_back(Message { header, payload, cause, deadline_ms, state });
+            if is_event {
+                queue.enlist(place as u64, hash, deadline_ms);
+            }
+        }
+        let first = queue.messages.front().map_or(0, Message::total);
+        if !rest.is_empty() || queue.sent > 0 && queue.sent >= first {
+            return Err(damaged());
+        }
+        Ok(queue)
+    }
+}
+
+// A start from another server's stream.
+impl Queue {
+    /// What all of it costs its receiver's memory quota.
+    pub(super) fn held(&self) -> usize {
+        let cost = |message: &Message| message.payload.len().saturating_add(MESSAGE_OVERHEAD);
+        self.waiting().fold(0, |sum, message| sum.saturating_add(cost(message)))
+    }
+
+    /// Takes over another server's unsent bytes: `partial` bytes of a message that it has started, then whole
+    /// messages. Returns how many bytes at the end make no message and are left out.
+    pub(super) fn revive(
+        &mut self,
+        partial: usize,
+        unsent: &[u8],
+        deadline_ms: Option<u64>,
+    ) -> usize {
+        let (first, mut rest) =
+            unsent.split_at_checked(partial.min(RAW_MAX)).unwrap_or((unsent, &[]));
+        if let (false, Ok(len)) = (first.is_empty(), u32::try_from(first.len())) {
+            // As if nothing but a header had been sent.
+            let header = Header { kind: Kind::Error.number(), req_id: 0, tx_id: 0, len };
+            self.push_reply(header, Cow::Owned(Vec::from(first)), None);
+            self.sent = HEADER_SIZE;
+        }
+        while let Some((header, behind)) = rest.split_first_chunk() {
+            let header = Header::from_bytes(header);
+            let len = usize::try_from(header.len).ok().filter(|len| *len <= PAYLOAD_MAX);
+            let Some((payload, more)) = len.and_then(|len| behind.split_at_checked(len)) else {
+                break;
+            };
+            if header.kind == Kind::WatchEvent.number() {
+                self.push_event(Vec::from(payload), None, deadline_ms);
+            } else {
+                self.push_reply(header, Cow::Owned(Vec::from(payload)), None);
+            }
+            rest = more;
+        }
+        rest.len()
+    }
+}
+
+impl Message {
+    /// Bytes of all of it.
+    fn total(&self) -> usize {
+        HEADER_SIZE.saturating_add(self.payload.len())
     }
 }
 

@@ -44,6 +44,16 @@ impl Reserve {
         self.0 = self.0.saturating_add(surplus).min(RESERVE_MAX);
     }
 
+    /// As a number, for a successor.
+    pub(super) fn number(self) -> i64 {
+        self.0
+    }
+
+    /// From such a number.
+    pub(super) fn from_number(number: i64) -> Self {
+        Self(number.clamp(RESERVE_MIN, RESERVE_MAX))
+    }
+
     /// How many writes it is worth, for the administrator.
     pub(super) fn writes(self) -> i64 {
         self.0.div_euclid(COST)
@@ -68,6 +78,16 @@ impl WriteCredit {
     /// The credit of a new domain.
     pub(super) fn new(now_ms: u64, reserve: &mut Reserve) -> Self {
         Self { credit: reserve.take(BURST, RESERVE_MIN), since_ms: now_ms }
+    }
+
+    /// The credit and the moment up to which its income is in it, for a successor.
+    pub(super) fn numbers(self) -> (i64, u64) {
+        (self.credit, self.since_ms)
+    }
+
+    /// From such numbers.
+    pub(super) fn from_numbers((credit, since_ms): (i64, u64)) -> Self {
+        Self { credit: credit.min(BURST), since_ms }
     }
 
     /// The domain is gone: what it saved goes to the others, its debts are forgotten.

@@ -32,6 +32,8 @@ pub enum Pass {
     More,
     /// Nothing, until something happens or the clock reaches this moment.
     Idle(Option<u64>),
+    /// A live update was asked for: [`Server::hand_over`] is due, and until then nothing is served.
+    HandOver,
 }
 
 /// What the attempt to read a request gave.
@@ -45,25 +47,35 @@ enum Read {
 impl<P: Platform> Server<P> {
     /// One pass, and if nothing is left to do, sleep until something happens.
     pub fn step(&mut self) {
-        if let Pass::Idle(deadline_ms) = self.pass() {
-            self.platform.wait(deadline_ms);
+        match self.pass() {
+            Pass::More => {}
+            Pass::Idle(deadline_ms) => self.platform.wait(deadline_ms),
+            Pass::HandOver => self.hand_over(),
         }
     }
 
     /// One pass over everything that may have work.
     pub fn pass(&mut self) -> Pass {
+        if self.is_leaving() {
+            return Pass::HandOver;
+        }
         self.now_ms = self.platform.now_ms();
         self.collect_events();
         self.collect_timers();
+        self.expire_upload();
         self.rescan();
         // Those that become ready meanwhile wait for the next pass.
         for _ in 0..self.ready.len() {
             let Some(id) = self.ready.pop_front() else { break };
             self.serve(id);
+            if self.is_leaving() {
+                return Pass::HandOver;
+            }
         }
         self.look_again();
         if self.ready.is_empty() {
-            Pass::Idle(self.timers.first().map(|(at_ms, _)| *at_ms))
+            let timer = self.timers.first().map(|(at_ms, _)| *at_ms);
+            Pass::Idle([timer, self.upload_expires_ms()].into_iter().flatten().min())
         } else {
             Pass::More
         }
@@ -184,7 +196,7 @@ impl<P: Platform> Server<P> {
             // The next request begins where this one ends, so the clock is read once for each.
             begun_us = Some(until_us);
             budget = budget.saturating_sub(1);
-            if budget == 0 {
+            if budget == 0 || self.is_leaving() {
                 self.mark_ready(id);
                 break;
             }
@@ -313,6 +325,7 @@ impl<P: Platform> Server<P> {
             self.platform.unbind(port);
         }
         self.settle_released(id, released);
+        self.drop_upload_of(id, "its connection was given up");
         self.store.disconnect(id);
         self.set_timer(id);
         let why = match why {

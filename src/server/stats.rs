@@ -11,14 +11,14 @@ use alloc::string::String;
 use core::fmt::Write;
 
 /// The upper bounds of the histogram's buckets are 1, 2, 4, ... microseconds; the last one has no bound.
-const BUCKETS: usize = 18;
+pub(super) const BUCKETS: usize = 18;
 
 /// Room that a list of connections leaves for its last line.
 const LAST_LINE: usize = 32;
 
 /// How long requests took, from the complete message to the queued reply.
 #[derive(Clone, Copy, Default, Debug)]
-pub(super) struct Latency([u64; BUCKETS]);
+pub(super) struct Latency(pub(super) [u64; BUCKETS]);
 
 impl Latency {
     /// Counts one request.

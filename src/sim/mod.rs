@@ -28,10 +28,11 @@ pub use client::{Client, Message};
 pub use journal::{Journal, PageId, Seen};
 pub use page::SimPage;
 pub use random::Random;
-pub use world::{SimPlatform, World};
+pub use world::{Region, SimPlatform, World};
 
+use crate::proto::handover::Digest;
 use crate::proto::id::DomId;
-use crate::server::{Pass, Server};
+use crate::server::{Offer, Pass, Server};
 use alloc::string::String;
 
 /// How many passes a server may take over what lies before it. More means that it runs in circles.
@@ -80,11 +81,67 @@ impl Simulation {
     /// If the server never gets to that point.
     pub fn settle(&mut self) -> Option<u64> {
         for _ in 0..PASSES_MAX {
-            if let Pass::Idle(deadline_ms) = self.server.pass() {
+            if let Pass::Idle(deadline_ms) = self.pass() {
                 return deadline_ms;
             }
         }
         panic!("the server runs in circles");
+    }
+
+    /// One pass of the server; if a live update is due then, that is done, too: if it fails, the reason goes to
+    /// whoever asked.
+    pub fn pass(&mut self) -> Pass {
+        match self.server.pass() {
+            Pass::HandOver => {
+                let _reason = self.hand_over();
+                Pass::More
+            }
+            pass => pass,
+        }
+    }
+
+    /// A live update: the server writes everything down, another one restores it and takes its place.
+    ///
+    /// # Errors
+    /// Why it failed; then the old one goes on.
+    pub fn hand_over(&mut self) -> Result<(), String> {
+        match self.server.leave().and_then(|offer| self.trial(&offer)) {
+            Ok(new) => {
+                core::mem::replace(&mut self.server, new).abandon();
+                // A successor looks at every domain, as after news that do not say of whom.
+                self.world.journal().note(|| Seen::Look);
+                self.server.take_over();
+                Ok(())
+            }
+            Err(why) => {
+                self.server.stay(&why);
+                Err(why)
+            }
+        }
+    }
+
+    /// A live update that fails at the last moment: the old server goes on.
+    ///
+    /// # Errors
+    /// Why it failed before.
+    pub fn fail_to_hand_over(&mut self) -> Result<(), String> {
+        let result = self.server.leave().and_then(|offer| self.trial(&offer));
+        let result = result.map(Server::abandon);
+        self.server.stay("it was to fail");
+        result
+    }
+
+    /// A successor on trial.
+    fn trial(&self, offer: &Offer<Region>) -> Result<Server<SimPlatform>, String> {
+        let all = &offer.region.bytes;
+        let (stream, private) = all.split_at(offer.stream_len);
+        let new = Server::restore(self.world.successor(), &offer.command_line, stream, private)?;
+        let digest = new.digest()?;
+        if digest == Digest::of(all) {
+            new.check()?;
+            return Ok(new);
+        }
+        Err(String::from("what was restored is not what was handed over"))
     }
 
     /// Moves the clock in the steps that the server asks for, as if it slept in between.
@@ -97,6 +154,7 @@ impl Simulation {
             }
         }
         self.world.set_clock(end_ms);
+        self.world.forget_lost_pages();
         let _ = self.settle();
     }
 

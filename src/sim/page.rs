@@ -3,7 +3,7 @@
 use super::journal::{Journal, PageId, Seen};
 use crate::proto::ring::{RING_SIZE, RSP_OFFSET, RingPage, Word};
 use alloc::collections::VecDeque;
-use alloc::rc::Rc;
+use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
@@ -16,6 +16,25 @@ pub struct SimPage {
     bytes: Rc<RefCell<Vec<u8>>>,
     late: Rc<RefCell<Late>>,
     watcher: Rc<RefCell<Watcher>>,
+}
+
+/// A way back to a page as long as somebody has it.
+#[derive(Clone, Debug)]
+pub(super) struct WeakPage {
+    bytes: Weak<RefCell<Vec<u8>>>,
+    late: Weak<RefCell<Late>>,
+    watcher: Weak<RefCell<Watcher>>,
+}
+
+impl WeakPage {
+    /// The page, if somebody has it.
+    pub(super) fn get(&self) -> Option<SimPage> {
+        Some(SimPage {
+            bytes: self.bytes.upgrade()?,
+            late: self.late.upgrade()?,
+            watcher: self.watcher.upgrade()?,
+        })
+    }
 }
 
 /// Follows what the server does with the page.
@@ -57,6 +76,15 @@ impl SimPage {
         let new = Self::default();
         *new.watcher.borrow_mut() = Watcher { journal, page, ..Watcher::default() };
         new
+    }
+
+    /// A way back to the page that does not keep it.
+    pub(super) fn weak(&self) -> WeakPage {
+        WeakPage {
+            bytes: Rc::downgrade(&self.bytes),
+            late: Rc::downgrade(&self.late),
+            watcher: Rc::downgrade(&self.watcher),
+        }
     }
 
     /// The page's number.

@@ -1,9 +1,11 @@
 //! The hypervisor's side of the simulated world.
 
 use super::journal::{Journal, PageId, Seen};
-use super::page::SimPage;
+use super::page::{SimPage, WeakPage};
 use super::random::Random;
+use crate::proto::handover::HANDOVER;
 use crate::proto::id::{DomId, EvtchnPort};
+use crate::proto::stream::{OutOfRoom, Sink};
 use crate::server::platform::{
     Change, DomainState, Event, HeapStats, Identity, Platform, PlatformError,
 };
@@ -65,6 +67,10 @@ struct State {
     chance: Random,
     hash_seed: u64,
     next_page: PageId,
+    /// Every page that somebody has: a server may have one mapped whose domain is gone.
+    pages: BTreeMap<PageId, WeakPage>,
+    /// The most bytes that a region takes.
+    region_max: usize,
     journal: Journal,
     console: Vec<String>,
 }
@@ -96,6 +102,8 @@ impl Default for World {
             chance: Random::new(0),
             hash_seed: 0x5eed,
             next_page: 0,
+            pages: BTreeMap::new(),
+            region_max: usize::MAX,
             journal: Journal::default(),
             console: Vec::new(),
         })))
@@ -123,6 +131,32 @@ impl World {
         SimPlatform(self.clone())
     }
 
+    /// The access of a server that takes over from another one: nothing is marked.
+    #[must_use]
+    pub fn successor(&self) -> SimPlatform {
+        SimPlatform(self.clone())
+    }
+
+    /// The server's domain is destroyed: its ports are closed, and what was bound can be bound again.
+    pub fn lose_server(&self) {
+        let mut state = self.state();
+        for (_, (domid, remote_port)) in core::mem::take(&mut state.ports) {
+            if let Some(domain) = state.domains.get_mut(&domid) {
+                domain.offers.insert(remote_port);
+            }
+        }
+    }
+
+    /// Chooses how many bytes can be handed over.
+    pub fn set_region_max(&self, bytes: usize) {
+        self.state().region_max = bytes;
+    }
+
+    /// Forgets the pages that nobody has any more.
+    pub(super) fn forget_lost_pages(&self) {
+        self.state().pages.retain(|_, page| page.get().is_some());
+    }
+
     /// Makes a domain with a granted, empty ring page and an offered port; returns the port.
     pub fn create(&self, domid: DomId) -> u32 {
         let mut state = self.state();
@@ -130,6 +164,8 @@ impl World {
         state.next_unique_id += 1;
         state.next_page += 1;
         let page = SimPage::watched(state.journal.clone(), state.next_page);
+        let number = state.next_page;
+        state.pages.insert(number, page.weak());
         let domain = Domain {
             unique_id,
             handle: u128::from(unique_id).to_le_bytes(),
@@ -347,8 +383,27 @@ impl State {
     }
 }
 
+/// What is handed over from one server to the next.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Region {
+    /// All of it.
+    pub bytes: Vec<u8>,
+    max: usize,
+}
+
+impl Sink for Region {
+    fn append(&mut self, bytes: &[u8]) -> Result<(), OutOfRoom> {
+        if bytes.len() > self.max.saturating_sub(self.bytes.len()) {
+            return Err(OutOfRoom);
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
 impl Platform for SimPlatform {
     type Ring = SimPage;
+    type Region = Region;
 
     fn now_ms(&self) -> u64 {
         let now_ms = self.0.now_ms();
@@ -465,5 +520,47 @@ impl Platform for SimPlatform {
 
     fn log(&mut self, line: fmt::Arguments<'_>) {
         self.0.state().console.push(line.to_string());
+    }
+
+    fn check_image(&mut self, image: &[u8]) -> Result<u32, String> {
+        if image.starts_with(b"\x7fELF") {
+            Ok(*HANDOVER.end())
+        } else {
+            Err("the file is not an ELF image".to_string())
+        }
+    }
+
+    fn new_region(&mut self) -> Result<Region, PlatformError> {
+        let max = self.0.state().region_max;
+        if max == 0 {
+            return Err(PlatformError { call: "XENMEM_populate_physmap", code: 12 });
+        }
+        Ok(Region { bytes: Vec::new(), max })
+    }
+
+    fn ring_token(&self, ring: &SimPage) -> u64 {
+        ring.id().into()
+    }
+
+    fn adopt_ring(&mut self, _domid: DomId, token: u64) -> Result<SimPage, PlatformError> {
+        let state = self.0.state();
+        let page = u32::try_from(token).ok().and_then(|page| state.pages.get(&page)?.get());
+        page.ok_or(PlatformError { call: "adopt", code: 2 })
+    }
+
+    fn leave_ring(&mut self, ring: SimPage) {
+        // A view of a page is nothing that has to be given back.
+        drop(ring);
+    }
+
+    fn replace(
+        &mut self,
+        _image: &[u8],
+        _command_line: &str,
+        _region: Region,
+        _stream_len: usize,
+        _deadline_ms: u64,
+    ) -> String {
+        "in this world servers are replaced by Simulation::hand_over".to_string()
     }
 }

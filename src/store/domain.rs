@@ -13,8 +13,14 @@ use hashbrown::{HashMap, HashSet};
 /// Makes a map that lost most of its entries smaller, so that a crowd that is gone holds no memory. It
 /// takes as many removals as the map then has room, so a removal costs no more than before on average.
 pub(crate) fn give_room_back<K: Eq + Hash, V>(map: &mut HashMap<K, V, FixedState>) {
-    if map.capacity() > map.len().saturating_add(1).saturating_mul(4) {
-        map.shrink_to_fit();
+    if map.capacity() <= map.len().saturating_add(1).saturating_mul(4) {
+        return;
+    }
+    // Not `shrink_to_fit`, which panics where there is no memory for the smaller map.
+    let mut smaller = HashMap::with_hasher(map.hasher().clone());
+    if smaller.try_reserve(map.len()).is_ok() {
+        smaller.extend(map.drain());
+        *map = smaller;
     }
 }
 
@@ -30,6 +36,17 @@ pub(super) struct Domain {
     pub(super) owned: HashSet<u32, FixedState>,
     /// Handles of the permission lists with an entry for it that is not stale, likewise.
     pub(super) lists: HashSet<u32, FixedState>,
+}
+
+impl Domain {
+    fn charge(&mut self, quota: Quota, amount: usize) {
+        let amount = u32::try_from(amount).unwrap_or(u32::MAX);
+        let used = self.used.get(quota).saturating_add(amount);
+        self.used.set(quota, used);
+        if used > self.peak.get(quota) {
+            self.peak.set(quota, used);
+        }
+    }
 }
 
 /// All tracked domains.
@@ -91,12 +108,7 @@ impl Domains {
     /// Adds to what a domain uses. An untracked domain holds nothing, so it is ignored.
     pub(super) fn charge(&mut self, domid: DomId, quota: Quota, amount: usize) {
         if let Some(domain) = self.map.get_mut(&domid) {
-            let amount = u32::try_from(amount).unwrap_or(u32::MAX);
-            let used = domain.used.get(quota).saturating_add(amount);
-            domain.used.set(quota, used);
-            if used > domain.peak.get(quota) {
-                domain.peak.set(quota, used);
-            }
+            domain.charge(quota, amount);
         }
     }
 
@@ -119,12 +131,13 @@ impl Domains {
 
     /// A domain now owns a node.
     pub(super) fn own(&mut self, domid: DomId, node: u32, bytes: usize) {
-        self.charge(domid, Quota::Nodes, 1);
-        self.charge(domid, Quota::Memory, bytes);
-        if domid != self.privileged
-            && let Some(domain) = self.get_mut(domid)
-        {
-            domain.owned.insert(node);
+        let privileged = self.privileged;
+        if let Some(domain) = self.get_mut(domid) {
+            domain.charge(Quota::Nodes, 1);
+            domain.charge(Quota::Memory, bytes);
+            if domid != privileged {
+                domain.owned.insert(node);
+            }
         }
     }
 

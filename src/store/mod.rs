@@ -27,6 +27,8 @@ mod events;
 mod path;
 pub mod perms;
 pub mod quota;
+mod restore;
+mod save;
 mod session;
 mod table;
 #[cfg(test)]
@@ -37,6 +39,7 @@ mod watch;
 
 pub use events::Event;
 pub use perms::Party;
+pub use restore::Restoring;
 
 use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, DomId, TxId};
@@ -107,16 +110,21 @@ impl Store {
     /// `seed` keys the hash tables, `quotas` are the limits that a domain starts with.
     #[must_use]
     pub fn new(seed: u64, privileged: DomId, quotas: Quotas) -> Self {
-        let hasher = FixedState::with_seed(seed);
-        let mut tree = Tree::new(seed, Domains::new(seed, privileged, quotas));
-        let list = tree.node(ROOT).map_or(table::NIL, |root| root.list);
+        let mut store = Self::bare(seed, privileged, quotas);
+        let list = store.tree.node(ROOT).map_or(table::NIL, |root| root.list);
         let mut parent = ROOT;
         for name in [&b"tool"[..], b"xenstored"] {
-            tree.retain_list(list);
-            parent = tree.create(parent, name, bytes::Bytes::EMPTY, list);
+            store.tree.retain_list(list);
+            parent = store.tree.create(parent, name, bytes::Bytes::EMPTY, list);
         }
+        store
+    }
+
+    /// Nothing but the root and the special nodes.
+    fn bare(seed: u64, privileged: DomId, quotas: Quotas) -> Self {
+        let hasher = FixedState::with_seed(seed);
         Self {
-            tree,
+            tree: Tree::new(seed, Domains::new(seed, privileged, quotas)),
             watches: Watches::new(seed),
             conns: HashMap::with_hasher(hasher.clone()),
             transactions: HashMap::with_hasher(hasher),
@@ -581,6 +589,7 @@ impl Store {
     /// Takes a transaction out of the books.
     fn close_transaction(&mut self, conn: ConnId, id: TxId) -> Option<Transaction> {
         let tx = self.transactions.remove(&(conn, id))?;
+        give_room_back(&mut self.transactions);
         if let Some(conn) = self.conns.get_mut(&conn) {
             conn.open.remove(&tx.id);
             let domid = conn.party.domid;

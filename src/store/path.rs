@@ -70,7 +70,7 @@ impl Path {
 }
 
 /// Whether a byte may stand in a path.
-fn is_legal(byte: u8) -> bool {
+pub(super) fn is_legal(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'/' | b'_' | b'@')
 }
 

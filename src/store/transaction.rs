@@ -23,6 +23,8 @@
 //!
 //! Everybody else is free at all times: requests outside transactions never fail because of one.
 
+mod handover;
+
 use super::bytes::Bytes;
 use super::path;
 use super::perms::{Access, Party};
@@ -83,6 +85,8 @@ pub(super) struct Touched {
     place: u32,
     /// The live nodes below, parents first, if it was removed together with them.
     removed: Vec<Below>,
+    /// How many nodes such a list had that did not hold any more at a live update; `base` does not either then.
+    lost: usize,
 }
 
 /// An open transaction.
@@ -180,13 +184,19 @@ impl Transaction {
             added: Vec::new(),
             place: NIL,
             removed: Vec::new(),
+            lost: 0,
         });
+        self.list(path, at);
+        at
+    }
+
+    /// Enters a path into the index.
+    fn list(&mut self, path: &[u8], at: u32) {
         let (touched, seed) = (&self.touched, self.seed);
         let hash_of = |at: &u32| {
             touched.get(*at as usize).map_or(0, |touched| bytes_hash(seed, &touched.path))
         };
         self.index.insert_unique(bytes_hash(seed, path), at, hash_of);
-        at
     }
 
     /// Whether a node above is missing as the transaction sees it, or was made in it: below is nothing then
@@ -206,7 +216,7 @@ impl Transaction {
             TOUCHED_BYTES
                 .saturating_add(touched.path.len())
                 .saturating_add(value.map_or(0, Bytes::len))
-                .saturating_add(touched.removed.len().saturating_mul(size_of::<Below>()))
+                .saturating_add(touched.below().saturating_mul(size_of::<Below>()))
         })
     }
 
@@ -494,12 +504,18 @@ impl Transaction {
     pub(super) fn list_uses(&self) -> impl Iterator<Item = u32> {
         self.touched.iter().flat_map(|touched| {
             let now = touched.now.as_ref().map(|now| now.list);
-            [touched.base.map(|base| base.list), now].into_iter().flatten()
+            let base = touched.base.map(|base| base.list).filter(|list| *list != NIL);
+            [base, now].into_iter().flatten()
         })
     }
 }
 
 impl Touched {
+    /// How many nodes were removed together with this one.
+    fn below(&self) -> usize {
+        self.removed.len().saturating_add(self.lost)
+    }
+
     /// What is to be told of the live nodes that go with this one, before they go.
     fn announcements_below(&self, tree: &mut Tree) -> Vec<Announcement> {
         let mut news = Vec::new();

@@ -300,9 +300,17 @@ impl Tree {
         let name_handle = self.intern_name(name);
         let handle = self.insert(parent, name_handle, value, list);
         let generation = self.advance();
-        let mut last = NIL;
         if let Some(above) = self.nodes.get_mut(parent) {
             above.generation = generation;
+        }
+        self.link(parent, name, handle);
+        handle
+    }
+
+    /// Makes the node the last child of its parent.
+    fn link(&mut self, parent: u32, name: &[u8], handle: u32) {
+        let mut last = NIL;
+        if let Some(above) = self.nodes.get_mut(parent) {
             above.children_bytes = above.children_bytes.saturating_add(entry_bytes(name));
             last = core::mem::replace(&mut above.last_child, handle);
             if last == NIL {
@@ -315,11 +323,21 @@ impl Tree {
         if let Some(node) = self.nodes.get_mut(handle) {
             node.prev = last;
         }
-        handle
     }
 
     fn insert(&mut self, parent: u32, name: u32, value: Bytes, list: u32) -> u32 {
         let generation = self.advance();
+        self.insert_as(parent, name, value, list, generation)
+    }
+
+    fn insert_as(
+        &mut self,
+        parent: u32,
+        name: u32,
+        value: Bytes,
+        list: u32,
+        generation: u64,
+    ) -> u32 {
         let handle = self.nodes.insert(Node {
             value,
             generation,
@@ -336,6 +354,44 @@ impl Tree {
         let bytes = self.node(handle).map_or(0, |node| self.bytes(node));
         self.domains.own(self.owner(list), handle, bytes);
         handle
+    }
+
+    // Putting a tree together again.
+
+    /// Makes a node as it was, as the last child of its parent, whose generation stays. Takes over one use of
+    /// `list`, unless there is a node of that name: then nothing happens.
+    pub(super) fn restore(
+        &mut self,
+        parent: u32,
+        name: &[u8],
+        value: Bytes,
+        list: u32,
+        generation: u64,
+    ) -> Option<u32> {
+        let name_handle = self.intern_name(name);
+        let hash = child_hash(self.nodes.seed(), parent, name_handle);
+        let same = |node: &Node| node.parent == parent && node.name == name_handle;
+        if self.nodes.find(hash, same).is_some() {
+            self.release_name(name_handle);
+            return None;
+        }
+        let handle = self.insert_as(parent, name_handle, value, list, generation);
+        self.link(parent, name, handle);
+        Some(handle)
+    }
+
+    /// Makes one of the nodes that are always there as it was. Takes over one use of `list`.
+    pub(super) fn restore_fixed(&mut self, handle: u32, value: Bytes, list: u32, generation: u64) {
+        self.set_list(handle, list);
+        self.set_value(handle, value);
+        if let Some(node) = self.nodes.get_mut(handle) {
+            node.generation = generation;
+        }
+    }
+
+    /// Goes on counting generations behind this one.
+    pub(super) fn set_generation(&mut self, generation: u64) {
+        self.generation = generation;
     }
 
     /// Replaces a value.

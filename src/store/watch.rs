@@ -4,6 +4,7 @@
 //! answers whether there is one below a path, so that the removal of a large subtree that nobody
 //! watches looks nothing up.
 
+use super::domain::give_room_back;
 use super::path;
 use super::table::{NIL, Record, Table};
 use super::tree::bytes_hash;
@@ -211,6 +212,7 @@ impl Watches {
             }
             if ends.0 == NIL {
                 self.own.remove(&gone.conn);
+                give_room_back(&mut self.own);
             }
         }
         let Some(place) = self.places.get_mut(gone.place) else { return 0 };

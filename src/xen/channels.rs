@@ -10,8 +10,9 @@
 //! closes while the peer lives is only muted, since that domain's death would not show otherwise, and Xen keeps
 //! a dead domain as long as the server maps its page.
 
-use super::abi::event_channel::{BindInterdomain, STATUS_INTERDOMAIN, Status};
+use super::abi::event_channel::{BindInterdomain, STATUS_INTERDOMAIN, STATUS_UNBOUND, Status};
 use super::abi::xen::errno;
+use super::evtchn::PORTS;
 use super::start::Machine;
 use super::{DOMID_SELF, hypercall};
 use crate::proto::id::{DomId, EvtchnPort};
@@ -20,6 +21,9 @@ use alloc::collections::BTreeMap;
 
 /// The port that no domain can offer: Xen keeps it for itself.
 const NO_PORT: u32 = 0;
+
+/// The domain to which other channels lead, too: those of this domain's own console and store. It never dies.
+const FIRST: DomId = DomId(0);
 
 /// A channel to a domain.
 #[derive(Clone, Copy, Debug)]
@@ -52,8 +56,23 @@ fn has_peer(port: EvtchnPort) -> bool {
 }
 
 impl Channels {
+    /// Finds the channels that an earlier image of this domain has bound.
     pub(super) fn new(own_domid: Option<DomId>) -> Self {
-        Self { own_domid, of: BTreeMap::new() }
+        let mut of = BTreeMap::new();
+        for port in 1..PORTS {
+            let mut argument = Status { dom: DOMID_SELF, port, ..Default::default() };
+            // Behind the last port that has ever been used there is nothing to ask for.
+            if hypercall::perform(&mut argument).is_err() {
+                break;
+            }
+            // Xen still names the peer of a port that has lost it.
+            if matches!(argument.status, STATUS_INTERDOMAIN | STATUS_UNBOUND) {
+                let [low, high, ..] = argument.u[0].to_le_bytes();
+                let channel = Channel { port: EvtchnPort(port), muted: false, is_over: false };
+                of.insert(DomId(u16::from_le_bytes([low, high])), channel);
+            }
+        }
+        Self { own_domid, of }
     }
 
     /// Binds, and remembers for whom.
@@ -63,9 +82,12 @@ impl Channels {
         domid: DomId,
         remote_port: u32,
     ) -> Result<EvtchnPort, PlatformError> {
-        // A muted one may hold the very port that is offered.
-        if let Some(old) = self.of.get(&domid).copied().filter(|channel| channel.muted) {
-            close(machine, old);
+        // One that only this table knows may hold the very port that is offered.
+        let old = self.of.get(&domid).copied();
+        if let Some(old) = old.filter(|old| old.muted || !has_peer(old.port)) {
+            if domid != FIRST {
+                close(machine, old);
+            }
             self.of.remove(&domid);
         }
         let port = bind(domid, remote_port)?;

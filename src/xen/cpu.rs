@@ -78,3 +78,15 @@ pub(super) fn flush_translations() {
     // SAFETY: loads cr3 with the value it has; the tables stay the same.
     unsafe { asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _, options(nostack)) }
 }
+
+/// Lets events interrupt.
+pub(super) fn enable_interrupts() {
+    // SAFETY: every vector in use has a handler by then (`traps::init`).
+    unsafe { asm!("sti", options(nostack)) }
+}
+
+/// From now on nothing interrupts.
+pub(super) fn disable_interrupts() {
+    // SAFETY: changes a flag.
+    unsafe { asm!("cli", options(nostack)) }
+}

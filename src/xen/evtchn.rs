@@ -80,6 +80,32 @@ pub fn unmask(info: &SharedInfo, port: u32) {
     }
 }
 
+/// The mask bits of all ports.
+pub type Masks = [u64; (PORTS / u64::BITS) as usize];
+
+/// Masks all ports but one, and drops what that one has pending; returns the masks from before. What
+/// comes meanwhile stays pending.
+pub fn mask_all_but(info: &SharedInfo, port: u32) -> Masks {
+    let mut masks = [0; (PORTS / u64::BITS) as usize];
+    for (saved, word) in masks.iter_mut().zip(&info.evtchn_mask) {
+        *saved = word.swap(u64::MAX, Ordering::SeqCst);
+    }
+    unmask(info, port);
+    info.vcpu_info[0].evtchn_pending_sel.store(0, Ordering::SeqCst);
+    info.vcpu_info[0].evtchn_upcall_pending.store(0, Ordering::SeqCst);
+    masks
+}
+
+/// Puts masks back and has the next scan look at everything. Until then nothing sleeps: Xen signals no port
+/// whose selector bit is set already.
+pub fn set_masks(info: &SharedInfo, masks: &Masks) {
+    for (saved, word) in masks.iter().zip(&info.evtchn_mask) {
+        word.store(*saved, Ordering::SeqCst);
+    }
+    info.vcpu_info[0].evtchn_pending_sel.store(u64::MAX, Ordering::SeqCst);
+    info.vcpu_info[0].evtchn_upcall_pending.store(1, Ordering::SeqCst);
+}
+
 /// Removes the lowest set bit of a word and returns its number.
 fn take_lowest(word: &mut u64) -> Option<u32> {
     let bit = word.trailing_zeros();

@@ -42,6 +42,12 @@ impl Frames {
         self.words.len() * PER_WORD
     }
 
+    /// The bitmap.
+    #[must_use]
+    pub fn words(&self) -> &[u64] {
+        self.words
+    }
+
     fn is_free(&self, frame: usize) -> bool {
         self.words.get(frame / PER_WORD).is_some_and(|w| w >> (frame % PER_WORD) & 1 == 1)
     }

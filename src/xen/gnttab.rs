@@ -42,6 +42,32 @@ pub(super) fn map_shared_info() -> Result<&'static SharedInfo, PlatformError> {
     Ok(unsafe { address.cast::<SharedInfo>().as_ref() })
 }
 
+/// Maps `struct shared_info` where the old image has put it.
+pub(super) fn adopt_shared_info() -> Result<&'static SharedInfo, PlatformError> {
+    let (address, _) = memory::map_foreign(SHARED_INFO_PAGE)?;
+    // SAFETY: as above; Xen shows the page at that frame since the old image asked for it.
+    Ok(unsafe { address.cast::<SharedInfo>().as_ref() })
+}
+
+/// The first page of the window that was never used.
+pub(super) fn window_end() -> usize {
+    WINDOW.lock().next
+}
+
+/// Takes the old image's window over, before any of its pages is adopted.
+pub(super) fn adopt_window(end: usize) -> Result<(), PlatformError> {
+    let mut window = WINDOW.lock();
+    let no_memory =
+        PlatformError { call: "list of mapped pages", code: super::abi::xen::errno::ENOMEM };
+    if end > memory::FOREIGN_PAGES {
+        return Err(no_memory);
+    }
+    window.free.try_reserve(end).map_err(|_| no_memory)?;
+    window.free.extend(SHARED_INFO_PAGE + 1..end);
+    window.next = end;
+    Ok(())
+}
+
 /// A page of another domain; unmapped when dropped.
 #[derive(Debug)]
 pub struct GrantedPage {
@@ -79,6 +105,32 @@ impl GrantedPage {
             give_back(slot);
         }
         result
+    }
+
+    /// What a successor needs to go on with the page.
+    #[must_use]
+    pub fn token(&self) -> u64 {
+        (self.slot as u64) << 32 | u64::from(self.handle)
+    }
+
+    /// Goes on with a page that the old image has mapped.
+    ///
+    /// # Errors
+    /// That there is no such page, or no memory for page tables.
+    pub fn adopt(token: u64) -> Result<Self, PlatformError> {
+        let unknown =
+            PlatformError { call: "no such mapped page", code: super::abi::xen::errno::ENOENT };
+        let slot = usize::try_from(token >> 32).unwrap_or(usize::MAX);
+        let mut window = WINDOW.lock();
+        // Each only once.
+        let place = window.free.binary_search(&slot).map_err(|_| unknown)?;
+        window.free.remove(place);
+        drop(window);
+        let (base, frame) = memory::map_foreign(slot)?;
+        let [handle, _] = super::cpu::halves(token);
+        // SAFETY: (1) page-aligned and mapped until `drop`; (2) the slot is this page's alone.
+        let page = unsafe { SharedPage::new(base) };
+        Ok(Self { page, slot, address: frame * PAGE_SIZE as u64, handle })
     }
 
     fn map_at(slot: usize, domid: DomId, grant_ref: u32) -> Result<Self, PlatformError> {

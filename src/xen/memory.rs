@@ -4,6 +4,7 @@
 //! 0xffff8000_00000000   DIRECT    all populated memory except the image; the special pages
 //! 0xffff9000_00000000   HEAP      pages of the heap: contiguous here, from any frame
 //! 0xffffa000_00000000   FOREIGN   page n shows frame `foreign + n`, where other domains' pages go
+//! 0xffffb000_00000000   REGION    what a predecessor has written, until it has been read
 //! 0xffffffff_80000000   the image, as `linker.ld` lays it out
 //! ```
 //!
@@ -36,6 +37,8 @@ const DIRECT: usize = 0xffff_8000_0000_0000;
 const HEAP: usize = 0xffff_9000_0000_0000;
 /// Where frames for other domains' pages are mapped.
 const FOREIGN: usize = 0xffff_a000_0000_0000;
+/// Where the region of a live update is mapped.
+const REGION: usize = 0xffff_b000_0000_0000;
 
 /// Pages of [`FOREIGN`] that may be used: more than a grant table's maptrack of 128 frames has room for.
 pub(super) const FOREIGN_PAGES: usize = 0x1_0000;
@@ -68,12 +71,15 @@ unsafe impl Sync for StaticTable {}
 /// The direct map's upper levels for its first GiB, needed before there is a frame to put them in.
 static DIRECT_PDPT: StaticTable = StaticTable(UnsafeCell::new([0; ENTRIES]));
 static DIRECT_PD: StaticTable = StaticTable(UnsafeCell::new([0; ENTRIES]));
+/// Likewise for the bridge of a live update, at its physical address.
+static BRIDGE_PD: StaticTable = StaticTable(UnsafeCell::new([0; ENTRIES]));
 
 // `linker.ld` and `boot/head.S` define these symbols; only their addresses are used.
 unsafe extern "C" {
     safe static image_start: [u8; 0];
     safe static image_end: [u8; 0];
     safe static early_pml4: [u8; 0];
+    safe static early_identity_pdpt: [u8; 0];
 }
 
 /// The addresses that the image is linked at.
@@ -103,6 +109,8 @@ struct Memory {
     limit: usize,
     /// First frame of [`FOREIGN`].
     foreign: usize,
+    /// On trial: nothing is asked of Xen.
+    frozen: bool,
 }
 
 static MEMORY: Mutex<Memory> = Mutex::new(Memory {
@@ -111,6 +119,7 @@ static MEMORY: Mutex<Memory> = Mutex::new(Memory {
     populated: 0,
     limit: 0,
     foreign: 0,
+    frozen: false,
 });
 
 /// Physical memory that holds something at the time of boot.
@@ -120,8 +129,44 @@ pub(super) struct Occupied {
     pub(super) size: usize,
 }
 
+/// What a replacement image takes over of the domain's memory, in frames.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(super) struct Inherited {
+    /// As the fields of [`Memory`].
+    pub(super) populated: u64,
+    pub(super) limit: u64,
+    pub(super) foreign: u64,
+    /// Physical address of the bitmap of free frames, and its words. It stays as it is during the trial.
+    pub(super) bitmap: u64,
+    pub(super) bitmap_words: u64,
+}
+
+impl Inherited {
+    /// Whether the bitmap lies in memory that is there.
+    fn is_sound(&self) -> bool {
+        let bytes = self.bitmap_words.checked_mul(size_of::<u64>() as u64);
+        let end = bytes.and_then(|bytes| self.bitmap.checked_add(bytes));
+        self.bitmap % PAGE_SIZE as u64 == 0
+            && end.is_some_and(|end| end <= self.populated.saturating_mul(PAGE_SIZE as u64))
+    }
+
+    /// Whether a frame was free when the old image was left. Only for one that [`inherit`] took.
+    fn was_free(&self, frame: usize) -> bool {
+        let index = frame / PER_WORD;
+        let Ok(bitmap) = usize::try_from(self.bitmap) else { return false };
+        if index as u64 >= self.bitmap_words {
+            return false;
+        }
+        let word = direct(bitmap + index * size_of::<u64>()).cast::<u64>();
+        // SAFETY: inside the bitmap, which `is_sound`, and which nobody writes to before `commit` is done.
+        let word = unsafe { word.read() };
+        word >> (frame % PER_WORD) & 1 == 1
+    }
+}
+
 impl Occupied {
-    fn holds(&self, frame: usize) -> bool {
+    pub(super) fn holds(&self, frame: usize) -> bool {
         let start = self.start / PAGE_SIZE;
         let end = self.start.saturating_add(self.size).div_ceil(PAGE_SIZE);
         (start..end).contains(&frame)
@@ -165,16 +210,13 @@ pub(super) unsafe fn find(image_base: usize) -> Result<(), PlatformError> {
 /// identity mapping of the first instructions.
 ///
 /// # Safety
-/// Runs once, after [`find`]; everything in memory that is still needed is in `occupied`.
-pub(super) unsafe fn refine(occupied: &[Occupied]) -> Result<(), PlatformError> {
+/// Runs once, after [`find`]; `occupied` tells of all memory that is still needed.
+pub(super) unsafe fn refine(occupied: impl Fn(usize) -> bool) -> Result<(), PlatformError> {
     let mut guard = MEMORY.lock();
     let memory = &mut *guard;
-    let image = image();
-    let own = Occupied { start: memory.image_base, size: image.len() };
+    let own = memory.own();
     // Frame 0 stays out: a physical address of 0 means "none" in the start info.
-    let free = |frame: usize| {
-        frame != 0 && !own.holds(frame) && !occupied.iter().any(|area| area.holds(frame))
-    };
+    let free = |frame: usize| frame != 0 && !own.holds(frame) && !occupied(frame);
     let words = memory.limit.div_ceil(PER_WORD);
     let bitmap_pages = (words * size_of::<u64>()).div_ceil(PAGE_SIZE);
     let bitmap = (0..memory.populated.saturating_sub(bitmap_pages))
@@ -242,6 +284,11 @@ fn direct(physical: usize) -> NonNull<u8> {
 }
 
 impl Memory {
+    /// The memory of this image.
+    fn own(&self) -> Occupied {
+        Occupied { start: self.image_base, size: image().len() }
+    }
+
     /// The physical address of a table in the image.
     fn image_table(&self, table: &StaticTable) -> usize {
         table.0.get().expose_provenance() - image().start + self.image_base
@@ -283,6 +330,24 @@ impl Memory {
 
     /// Maps a page for reading and writing. One that is mapped already stays as it is.
     fn map(&mut self, address: usize, frame: usize) -> Option<()> {
+        self.map_as(address, frame, WRITE | NO_EXECUTE)
+    }
+
+    /// The entry of the lowest level for an address, if there is a table for it.
+    fn lowest(&self, address: usize) -> Option<(usize, usize)> {
+        let mut table = self.root();
+        for shift in [39, 30, 21] {
+            let entry = self.get_entry(table, index(address, shift));
+            if entry & PRESENT == 0 {
+                return None;
+            }
+            table = usize::try_from(entry & ADDRESS).ok()?;
+        }
+        Some((table, index(address, 12)))
+    }
+
+    /// Maps a page with these rights.
+    fn map_as(&mut self, address: usize, frame: usize, rights: u64) -> Option<()> {
         let mut table = self.root();
         for shift in [39, 30, 21] {
             let entry = self.get_entry(table, index(address, shift));
@@ -294,15 +359,25 @@ impl Memory {
                 usize::try_from(entry & ADDRESS).ok()?
             };
         }
-        let entry = (frame * PAGE_SIZE) as u64 | PRESENT | WRITE | NO_EXECUTE;
+        let entry = (frame * PAGE_SIZE) as u64 | PRESENT | rights;
         if self.get_entry(table, index(address, 12)) & PRESENT == 0 {
             self.set_entry(table, index(address, 12), entry);
         }
         Some(())
     }
 
+    /// Removes the mapping of a page; the caller flushes.
+    fn unmap(&mut self, address: usize) {
+        if let Some((table, slot)) = self.lowest(address) {
+            self.set_entry(table, slot, 0);
+        }
+    }
+
     /// Asks Xen for the next chunk of memory; the number of pages that came of it.
     fn populate(&mut self) -> usize {
+        if self.frozen {
+            return 0;
+        }
         let wanted = CHUNK.min(self.limit - self.populated);
         // Fewer may be left than a chunk, for the domain or on the host.
         let mut count = wanted;
@@ -360,7 +435,8 @@ impl Memory {
 
     /// Pages that the heap could still get, tables for them deducted.
     fn obtainable(&self) -> usize {
-        let pages = self.limit - self.populated + self.frames.free().saturating_sub(TABLE_RESERVE);
+        let growth = if self.frozen { 0 } else { self.limit - self.populated };
+        let pages = growth + self.frames.free().saturating_sub(TABLE_RESERVE);
         // One table in each of heap and direct map per 512 pages.
         pages - pages.div_ceil(ENTRIES / 2).min(pages)
     }
@@ -430,6 +506,188 @@ pub(super) unsafe trait Plain: Default + Copy {}
 unsafe impl Plain for HvmStartInfo {}
 // SAFETY: as above.
 unsafe impl Plain for HvmModlistEntry {}
+/// The bytes of a structure that is made of integers only.
+pub(super) fn bytes_of<T: Plain>(value: &T) -> &[u8] {
+    // SAFETY: by `Plain` every byte is initialised; the slice lives as long as the value.
+    unsafe { core::slice::from_raw_parts(core::ptr::from_ref(value).cast(), size_of::<T>()) }
+}
+
+// ---- live update: what `handover` needs of memory ----
+
+/// A free frame, populated if need be, or `None`.
+pub(super) fn take_frame() -> Option<usize> {
+    let mut memory = MEMORY.lock();
+    if memory.frames.free() <= TABLE_RESERVE && memory.populate() == 0 {
+        return None;
+    }
+    memory.frames.take()
+}
+
+/// Makes a frame free that nobody uses any more.
+pub(super) fn give_frame(frame: usize) {
+    let mut memory = MEMORY.lock();
+    if frame != 0 && frame < memory.populated && !memory.own().holds(frame) {
+        memory.frames.give(frame);
+    }
+}
+
+/// The first of `pages` free frames in a row where an image may lie.
+pub(super) fn take_slot(pages: usize) -> Option<usize> {
+    let mut memory = MEMORY.lock();
+    loop {
+        if let Some(first) = memory.frames.take_run(pages, AREA / PAGE_SIZE) {
+            return Some(first);
+        }
+        if memory.populate() == 0 {
+            return None;
+        }
+    }
+}
+
+/// Whether so many frames are free, after populating what is missing.
+pub(super) fn want_free(pages: usize) -> bool {
+    let mut memory = MEMORY.lock();
+    while memory.frames.free() < pages.saturating_add(TABLE_RESERVE) {
+        if memory.populate() == 0 {
+            return false;
+        }
+    }
+    true
+}
+
+/// Writes bytes into a frame that the caller has taken.
+pub(super) fn write_frame(frame: usize, offset: usize, bytes: &[u8]) {
+    let memory = MEMORY.lock();
+    let fits = offset <= PAGE_SIZE && bytes.len() <= PAGE_SIZE - offset;
+    assert!(fits && frame < memory.populated && !memory.own().holds(frame), "no such frame");
+    let to = frame_address(frame);
+    // SAFETY: populated, hence in the direct map; inside the page.
+    let to = unsafe { to.add(offset) };
+    // SAFETY: as above; it is nobody else's, and `bytes` is no part of it.
+    unsafe { NonNull::from(bytes).cast().copy_to_nonoverlapping(to, bytes.len()) };
+}
+
+/// The address of a frame in the direct map.
+pub(super) fn frame_address(frame: usize) -> NonNull<u8> {
+    direct(frame * PAGE_SIZE)
+}
+
+/// Maps the bridge at its physical address, to be read and executed.
+pub(super) fn map_bridge(frame: usize) -> Result<(), PlatformError> {
+    MEMORY.lock().map_as(frame * PAGE_SIZE, frame, 0).ok_or(OUT_OF_FRAMES)
+}
+
+/// Undoes [`map_bridge`].
+pub(super) fn unmap_bridge(frame: usize) {
+    MEMORY.lock().unmap(frame * PAGE_SIZE);
+    cpu::flush_translations();
+}
+
+/// Maps the bridge at its physical address in an image that is only just booting: beside the identity page of
+/// `boot/head.S`, with one large page. [`refine`] removes it; then [`map_bridge`] is called.
+///
+/// # Safety
+/// Runs once, between [`find`] and [`refine`].
+pub(super) unsafe fn map_bridge_early(address: u64) {
+    let mut memory = MEMORY.lock();
+    let Ok(address) = usize::try_from(address) else { return };
+    let pdpt = (&raw const early_identity_pdpt).addr() - image().start + memory.image_base;
+    let entry = memory.get_entry(pdpt, index(address, 30));
+    let pd = if entry & PRESENT == 0 {
+        let pd = memory.image_table(&BRIDGE_PD);
+        memory.set_entry(pdpt, index(address, 30), pd as u64 | PRESENT | WRITE);
+        pd
+    } else {
+        usize::try_from(entry & ADDRESS).unwrap_or(0)
+    };
+    if memory.get_entry(pd, index(address, 21)) & PRESENT == 0 {
+        let area = (address & !(AREA - 1)) as u64;
+        memory.set_entry(pd, index(address, 21), area | PRESENT | LARGE);
+    }
+}
+
+/// What a replacement has to know of memory.
+pub(super) fn inheritance() -> Inherited {
+    let memory = MEMORY.lock();
+    let bitmap = memory.frames.words();
+    Inherited {
+        populated: memory.populated as u64,
+        limit: memory.limit as u64,
+        foreign: memory.foreign as u64,
+        bitmap: (bitmap.as_ptr().addr() - DIRECT) as u64,
+        bitmap_words: bitmap.len() as u64,
+    }
+}
+
+/// Takes over what the old image knows of memory, in place of what [`find`] found out; until
+/// [`commit`] nothing is asked of Xen.
+///
+/// # Errors
+/// That it does not fit what there is.
+pub(super) fn inherit(inherited: &Inherited) -> Result<(), PlatformError> {
+    let mut memory = MEMORY.lock();
+    let small = |word: u64| usize::try_from(word).unwrap_or(usize::MAX);
+    let (populated, limit) = (small(inherited.populated), small(inherited.limit));
+    if populated != memory.populated || limit < populated || !inherited.is_sound() {
+        return Err(PlatformError { call: "size of inherited memory", code: errno::EINVAL });
+    }
+    memory.limit = limit;
+    memory.foreign = small(inherited.foreign);
+    memory.frozen = true;
+    Ok(())
+}
+
+/// Whether a frame holds something of the old image.
+pub(super) fn is_inherited(inherited: &Inherited) -> impl Fn(usize) -> bool + use<'_> {
+    |frame| !inherited.was_free(frame)
+}
+
+/// Maps a region of `len` bytes in one piece: its frames come from a list of lists.
+pub(super) fn map_region<I: Iterator<Item = usize>>(
+    first_list: usize,
+    len: usize,
+    read_list: impl Fn(usize) -> Option<(usize, I)>,
+) -> Option<&'static [u8]> {
+    let pages = len.div_ceil(PAGE_SIZE);
+    let (mut list, mut done) = (first_list, 0);
+    while done < pages && list != 0 {
+        let (next, frames) = read_list(list)?;
+        for frame in frames {
+            let mut memory = MEMORY.lock();
+            if frame == 0 || frame >= memory.populated || memory.own().holds(frame) || done == pages
+            {
+                return None;
+            }
+            memory.map_as(REGION + done * PAGE_SIZE, frame, NO_EXECUTE)?;
+            done += 1;
+        }
+        list = next;
+    }
+    if done < pages {
+        return None;
+    }
+    // SAFETY: mapped just now, for reading; the frames are the old image's, which does not run, and are not
+    // given to anybody before `commit`, whose caller has no use for the bytes any more.
+    Some(unsafe { core::slice::from_raw_parts(with_exposed_provenance_mut(REGION), len) })
+}
+
+/// The old image is gone: all that was its, the region of `region_len` bytes included, is free.
+pub(super) fn commit(inherited: &Inherited, region_len: usize) {
+    let mut guard = MEMORY.lock();
+    let memory = &mut *guard;
+    for page in 0..region_len.div_ceil(PAGE_SIZE) {
+        memory.unmap(REGION + page * PAGE_SIZE);
+    }
+    let own = memory.own();
+    for frame in (1..memory.populated).filter(|frame| !own.holds(*frame)) {
+        // What this image has taken was free then.
+        if !inherited.was_free(frame) {
+            memory.frames.give(frame);
+        }
+    }
+    memory.frozen = false;
+    cpu::flush_translations();
+}
 
 /// The allocator of the image.
 #[derive(Debug)]

@@ -15,11 +15,13 @@
 //! | `gnttab`, `shared_page` | other domains' pages |
 //! | `domctl` | what Xen says of other domains |
 //! | `channels` | what event channels tell of them where Xen does not |
+//! | `handover` | live update: from one image to the next, and back |
 //! | `platform` | [`crate::server::platform::Platform`] on top of all that |
 //!
 //! Invariants after `start`: interrupts are off except inside `sleep_until_event` of `boot/traps.S`, so nothing here is
 //! ever interrupted and no lock is ever contended; every page that is mapped is populated; no page is
-//! both writable and executable.
+//! both writable and executable. While an image is on trial (`handover`) one interrupt is let through, which
+//! changes nothing or ends the trial for good.
 //!
 //! `dom0` is not part of it, but of programs that run beside it in dom0.
 //!
@@ -48,6 +50,8 @@ mod domctl;
 pub mod evtchn;
 #[cfg(target_os = "none")]
 pub mod gnttab;
+#[cfg(target_os = "none")]
+pub mod handover;
 #[cfg(target_os = "none")]
 mod hypercall;
 #[cfg(target_os = "none")]

@@ -6,10 +6,15 @@ use super::abi::xen::VIRQ_DOM_EXC;
 use super::channels::{self, Channels};
 use super::domctl::Domctls;
 use super::gnttab::GrantedPage;
+use super::handover::{Region, Request};
 use super::start::Machine;
 use super::{console, cpu, hypercall, memory};
+use crate::proto::handover::HANDOVER;
 use crate::proto::id::{DomId, EvtchnPort};
+use crate::proto::image::Image;
 use crate::server::platform::{Change, DomainState, Event, HeapStats, Platform, PlatformError};
+use alloc::format;
+use alloc::string::String;
 use core::fmt;
 
 /// The world of a xenstore domain.
@@ -29,13 +34,9 @@ impl XenPlatform {
     /// Takes the machine over. What Xen denies is reported and done without.
     #[must_use]
     pub fn new(machine: Machine) -> Self {
-        let mut virq = BindVirq { virq: VIRQ_DOM_EXC, ..Default::default() };
-        let changes = match hypercall::perform(&mut virq) {
-            Ok(_) => Some(EvtchnPort(virq.port)),
-            Err(error) => {
-                console::line(format_args!("xen: VIRQ_DOM_EXC: {error}: no news of other domains"));
-                None
-            }
+        let changes = match machine.inherited_changes() {
+            Some(inherited) => inherited,
+            None => bind_changes(),
         };
         let own_domid = super::start::own_domid();
         let domctls = Domctls::probe();
@@ -47,6 +48,18 @@ impl XenPlatform {
     #[must_use]
     pub fn machine(&self) -> &Machine {
         &self.machine
+    }
+}
+
+/// Binds the news of other domains, unless Xen gives them to another domain.
+fn bind_changes() -> Option<EvtchnPort> {
+    let mut virq = BindVirq { virq: VIRQ_DOM_EXC, ..Default::default() };
+    match hypercall::perform(&mut virq) {
+        Ok(_) => Some(EvtchnPort(virq.port)),
+        Err(error) => {
+            console::line(format_args!("xen: VIRQ_DOM_EXC: {error}: no news of other domains"));
+            None
+        }
     }
 }
 
@@ -72,6 +85,7 @@ fn mix(mut x: u64) -> u64 {
 
 impl Platform for XenPlatform {
     type Ring = GrantedPage;
+    type Region = Region;
 
     fn now_ms(&self) -> u64 {
         self.machine.now_ms()
@@ -144,5 +158,47 @@ impl Platform for XenPlatform {
 
     fn log(&mut self, line: fmt::Arguments<'_>) {
         console::line(line);
+    }
+
+    fn check_image(&mut self, image: &[u8]) -> Result<u32, String> {
+        let image = Image::parse(image).map_err(|error| format!("{error}"))?;
+        image.check_versions(HANDOVER).map_err(|error| format!("{error}"))
+    }
+
+    fn new_region(&mut self) -> Result<Region, PlatformError> {
+        Region::new()
+    }
+
+    fn ring_token(&self, ring: &GrantedPage) -> u64 {
+        ring.token()
+    }
+
+    fn adopt_ring(&mut self, _domid: DomId, token: u64) -> Result<GrantedPage, PlatformError> {
+        GrantedPage::adopt(token)
+    }
+
+    fn replace(
+        &mut self,
+        image: &[u8],
+        command_line: &str,
+        region: Region,
+        stream_len: usize,
+        deadline_ms: u64,
+    ) -> String {
+        match Image::parse(image) {
+            Ok(image) => self.machine.hand_over(&Request {
+                image,
+                command_line,
+                region: &region,
+                stream_len,
+                changes: self.changes.map(|port| port.0),
+                deadline_ms,
+            }),
+            Err(error) => format!("{error}"),
+        }
+    }
+
+    fn commit(&mut self) {
+        self.machine.commit();
     }
 }

@@ -10,6 +10,8 @@ use super::abi::vcpu::SetSingleshotTimer;
 use super::abi::version::ExtraVersion;
 use super::abi::xen::{SharedInfo, VIRQ_TIMER};
 use super::evtchn::{self, Scan};
+use super::handover::{self, Facts, Handover, Request};
+use super::layout::PAGE_SIZE;
 use super::memory::{self, Occupied};
 use super::shared_page::SharedPage;
 use super::time::{self, NS_PER_MS, NS_PER_US};
@@ -53,6 +55,18 @@ macro_rules! xen_entry {
     };
 }
 
+/// Puts the note into an image that says which hand-overs it understands: only an image with it is accepted as
+/// the replacement of a running one.
+#[macro_export]
+macro_rules! handover_note {
+    () => {
+        #[used]
+        #[unsafe(link_section = ".note.xenstore-stubdom")]
+        static HANDOVER_NOTE: $crate::proto::image::HandoverNote =
+            $crate::proto::image::HandoverNote::OURS;
+    };
+}
+
 /// Modules that are kept: a replacement image gets one, the others are ignored.
 const MODULES_MAX: usize = 4;
 
@@ -70,20 +84,41 @@ extern "C" fn rust_entry(start_info: u64, image_base: usize) -> ! {
     // SAFETY: first and only call, with the address that `boot/head.S` found.
     expect(unsafe { memory::find(image_base) });
     let info = expect(StartInfo::read(start_info));
+    // SAFETY: right behind `find`.
+    let machine = match unsafe { handover::find(&info.modules[0]) } {
+        Some(facts) => succeed(facts, &info),
+        None => begin(&info),
+    };
+    xen_program(machine, info.command_line)
+}
+
+/// The machine of an image that the domain builder has started.
+fn begin(info: &StartInfo) -> Machine {
+    let occupied = |frame| info.modules.iter().any(|module| module.holds(frame));
     // SAFETY: follows `find`; what the start info points at is either copied by now or listed.
-    expect(unsafe { memory::refine(&info.modules) });
+    expect(unsafe { memory::refine(occupied) });
     let shared = expect(gnttab::map_shared_info());
     open_console(shared);
     let timer = expect(start_events(shared));
-    let machine = Machine {
-        shared,
-        scan: Scan::default(),
-        timer,
-        armed_ms: None,
-        latest_ms: Cell::new(0),
-        modules: info.modules,
+    Machine::new(shared, timer, info.modules, None)
+}
+
+/// The machine of an image that takes over from another one, on trial. Nothing here may have an effect
+/// beyond memory that the old image does not use.
+fn succeed(facts: Facts, info: &StartInfo) -> Machine {
+    expect(memory::inherit(&facts.memory));
+    // SAFETY: follows `find`; all memory of the old image counts as occupied.
+    expect(unsafe { memory::refine(memory::is_inherited(&facts.memory)) });
+    expect(memory::map_bridge(info.modules[0].start / PAGE_SIZE));
+    let shared = expect(gnttab::adopt_shared_info());
+    open_console(shared);
+    let handover = Handover::open(facts);
+    handover::watch_deadline(shared, &handover);
+    expect(gnttab::adopt_window(handover.window()));
+    let Some(ports) = handover.ports() else {
+        handover::abandon(format_args!("the bridge names ports that cannot be"));
     };
-    xen_program(machine, info.command_line)
+    Machine::new(shared, ports.timer, [Occupied::default(); MODULES_MAX], Some(handover))
 }
 
 /// The value, or the end: without what these steps set up there is nobody to go on.
@@ -197,6 +232,15 @@ fn port_param(index: u32) -> Result<u32, PlatformError> {
 fn start_events(shared: &SharedInfo) -> Result<u32, PlatformError> {
     let mut timer = BindVirq { virq: VIRQ_TIMER, ..Default::default() };
     hypercall::perform(&mut timer)?;
+    set_callback()?;
+    // Whatever came before anybody looked is found by the first look.
+    shared.vcpu_info[0].evtchn_pending_sel.store(u64::MAX, Ordering::SeqCst);
+    Ok(timer.port)
+}
+
+/// Has events interrupt the vCPU. All versions that hand over to each other use the same vector, because the
+/// timer of a trial comes by it.
+fn set_callback() -> Result<(), PlatformError> {
     let mut callback = SetParam {
         domid: DOMID_SELF,
         index: PARAM_CALLBACK_IRQ,
@@ -205,10 +249,7 @@ fn start_events(shared: &SharedInfo) -> Result<u32, PlatformError> {
     };
     // SAFETY: (1) no addresses; (2) the parameter names a vector that `traps` has a handler for. Set from
     // 64-bit code it also fixes the layout of `shared`, to the one it has from the start.
-    unsafe { hypercall::perform_on_memory(&mut callback) }?;
-    // Whatever came before anybody looked is found by the first look.
-    shared.vcpu_info[0].evtchn_pending_sel.store(u64::MAX, Ordering::SeqCst);
-    Ok(timer.port)
+    unsafe { hypercall::perform_on_memory(&mut callback) }.map(|_| ())
 }
 
 /// The running domain: events, clock, sleep.
@@ -224,9 +265,67 @@ pub struct Machine {
     latest_ms: Cell<u64>,
     /// What the domain builder loaded beside the image.
     modules: [Occupied; MODULES_MAX],
+    /// What the old image has handed over, until the trial is over.
+    handover: Option<Handover>,
 }
 
 impl Machine {
+    fn new(
+        shared: &'static SharedInfo,
+        timer: u32,
+        modules: [Occupied; MODULES_MAX],
+        handover: Option<Handover>,
+    ) -> Self {
+        let (scan, latest_ms) = (Scan::default(), Cell::new(0));
+        Self { shared, scan, timer, armed_ms: None, latest_ms, modules, handover }
+    }
+
+    /// What an image on trial has been handed over.
+    #[must_use]
+    pub fn handover(&self) -> Option<Handover> {
+        self.handover
+    }
+
+    /// The port of `VIRQ_DOM_EXC`, if any, that an image on trial takes over.
+    pub(super) fn inherited_changes(&self) -> Option<Option<EvtchnPort>> {
+        let ports = self.handover.as_ref()?.ports()?;
+        Some(ports.changes.map(EvtchnPort))
+    }
+
+    /// Hands over to a checked image. Returns only if that failed, with the reason.
+    pub(super) fn hand_over(&mut self, request: &Request<'_>) -> String {
+        // A moment that Xen takes for the end of the trial; a failure leaves the trial without one.
+        let mut timer = SetSingleshotTimer {
+            timeout_abs_ns: request.deadline_ms.saturating_mul(NS_PER_MS),
+            flags: 0,
+        };
+        let masks = evtchn::mask_all_but(self.shared, self.timer);
+        let reason = match hypercall::perform(&mut timer) {
+            Ok(_) => handover::cross(request, self.timer),
+            Err(error) => alloc::format!("no timer for the trial: {error}"),
+        };
+        evtchn::set_masks(self.shared, &masks);
+        self.armed_ms = None;
+        reason
+    }
+
+    /// Ends the trial: there is no way back from here.
+    pub(super) fn commit(&mut self) {
+        let Some(handover) = self.handover.take() else { return };
+        cpu::disable_interrupts();
+        handover.commit();
+        let mut masks = [0; (evtchn::PORTS / u64::BITS) as usize];
+        if let Some(port) = console::port()
+            && let Some(word) = masks.get_mut((port / u64::BITS) as usize)
+        {
+            *word = 1 << (port % u64::BITS);
+        }
+        if let Err(error) = set_callback() {
+            console::both(format_args!("xen: {error}"));
+        }
+        evtchn::set_masks(self.shared, &masks);
+    }
+
     /// Milliseconds since Xen booted; never goes back.
     #[must_use]
     pub fn now_ms(&self) -> u64 {

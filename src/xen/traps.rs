@@ -5,7 +5,7 @@
 //! their own, so that running over the end of the normal one is reported like anything else.
 
 use super::abi::sched::SHUTDOWN_CRASH;
-use super::{console, cpu, hypercall};
+use super::{console, cpu, handover, hypercall};
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 use core::fmt;
@@ -54,7 +54,12 @@ const TSS_SIZE: u8 = 104;
 
 const IST_STACK_SIZE: usize = 0x2000;
 
-global_asm!(include_str!("../../boot/traps.S"), report = sym report_fault);
+global_asm!(
+    include_str!("../../boot/traps.S"),
+    report = sym report_fault,
+    trial = sym handover::TRIAL,
+    tick = sym handover::tick,
+);
 
 // `boot/traps.S` defines these symbols; only their addresses are used.
 unsafe extern "C" {
@@ -196,6 +201,20 @@ pub(super) unsafe fn init() {
     }
     tables.idt[usize::from(UPCALL_VECTOR)] = gate((&raw const event_upcall).addr() as u64, 0);
 
+    load(tables);
+}
+
+/// Loads the tables again, after another image has used its own.
+pub(super) fn reload() {
+    // SAFETY: `init` is done, and nobody else has a reference.
+    let tables = unsafe { &mut *TABLES.0.get() };
+    // The processor marks the segment as busy, and loads none that is.
+    let tss = tables.tss.as_ptr().addr() as u64;
+    tables.gdt[3..5].copy_from_slice(&tss_descriptor(tss, u64::from(TSS_SIZE) - 1));
+    load(tables);
+}
+
+fn load(tables: &Tables) {
     let gdt = TablePointer::of(&tables.gdt);
     let idt = TablePointer::of(&tables.idt);
     // SAFETY: the tables are static and complete; the selectors in use mean the same in the new GDT.
@@ -214,6 +233,10 @@ extern "C" fn report_fault(frame: &Frame) -> ! {
         .copied()
         .unwrap_or("exception");
     let place = Place(frame.rip);
+    handover::abandon_if_on_trial(format_args!(
+        "the new image faulted while it took over: {name} at {place}, address {:#x}",
+        cpu::fault_address()
+    ));
     let mut report = Report::begin();
     report.line(format_args!(
         "fatal: {name} (vector {}, error {:#x}) at {place}, address {:#x}",
@@ -329,6 +352,10 @@ fn crash() -> ! {
 
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    handover::abandon_if_on_trial(format_args!(
+        "the new image panicked while it took over: {}",
+        info.message()
+    ));
     let mut report = Report::begin();
     let message = info.message();
     match info.location() {

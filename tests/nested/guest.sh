@@ -3,15 +3,6 @@
 # nested-xen: --memory 8 --dom0-memory 640 --timeout 700
 . /lib/nested.sh
 
-# nothing_left DOMID: no node and no connection of a domain that is gone.
-nothing_left() {
-    gone=$1
-    refuse "domain $gone: /local/domain/$gone is gone" xenstore-exists "/local/domain/$gone"
-    equal "domain $gone: no other node of it is left" "" \
-        "$(xenstore-ls -f / | grep -E "/(libxl|backend/[a-z]*)/$gone(/| |$)")"
-    refuse "domain $gone: its connection is gone" is_introduced "$gone"
-}
-
 make_guest linux
 check "xl create" start_guest linux
 domid=$(guest_domid linux)

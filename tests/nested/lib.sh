@@ -165,6 +165,15 @@ guest_has_ended() { guest_log "$1" | grep -q "^guest: end $2 "; }
 wait_gone() { wait_for 60 no_domain "$1"; }
 no_domain() { ! xl domid "$1" >/dev/null 2>&1; }
 
+# nothing_left DOMID: checks that there is no node and no connection of a domain that is gone.
+nothing_left() {
+    gone=$1
+    refuse "domain $gone: /local/domain/$gone is gone" xenstore-exists "/local/domain/$gone"
+    equal "domain $gone: no other node of it is left" "" \
+        "$(xenstore-ls -f / | grep -E "/(libxl|backend/[a-z]*)/$gone(/| |$)")"
+    refuse "domain $gone: its connection is gone" is_introduced "$gone"
+}
+
 # ---- below the tools -------------------------------------------------------------------------------
 
 # raw_request TYPE PAYLOAD: sends one request on dom0's ring and prints the reply's payload, such as the

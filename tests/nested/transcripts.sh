@@ -18,7 +18,8 @@ count_results() {
 
 step "dom0 and guests"
 chmod +x /nested/player
-timeout 560 /nested/player "$server" --quick /nested/transcripts/*.txt | tee /run/played | grep -v '^skip' | tr '\t' ' '
+timeout 560 /nested/player "$server" --quick /nested/transcripts/*.txt | tee /run/played |
+    awk '!/^skip/ { gsub("\t", " "); print; fflush() }'
 count_results /run/played
 # The one thing that must not be missed is a run that broke off.
 check "the player came to its end" grep -q '^verdict: pass' /run/played

@@ -19,7 +19,7 @@ const HEADER: usize = 16;
 /// Types of `xs_wire.h` that are used here.
 pub(crate) const XS_READ: u32 = 2;
 pub(crate) const XS_WRITE: u32 = 11;
-const XS_WATCH_EVENT: u32 = 15;
+pub(crate) const XS_WATCH_EVENT: u32 = 15;
 const XS_ERROR: u32 = 16;
 
 /// Ids from here on, apart from those of transcripts.
@@ -181,15 +181,15 @@ impl Client {
         Ok(())
     }
 
-    /// One message; its type, request id and payload.
-    fn message(&mut self) -> Result<(u32, u32, Vec<u8>), String> {
+    /// The next message.
+    pub(crate) fn message(&mut self) -> Result<Message, String> {
         let mut head = [0; HEADER];
         self.receive(&mut head)?;
         let word = |i: usize| u32::from_le_bytes([head[i], head[i + 1], head[i + 2], head[i + 3]]);
         let [kind, request, len] = [0, 4, 12].map(word);
         let mut payload = alloc::vec![0; len.min(4096) as usize];
         self.receive(&mut payload)?;
-        Ok((kind, request, payload))
+        Ok(Message { kind, request, payload })
     }
 
     /// One request and its reply, which has to be the next message.
@@ -208,31 +208,51 @@ impl Client {
         self.ask(kind, payload)?;
         loop {
             let message = self.message()?;
-            if message.1 == self.request && message.0 != XS_WATCH_EVENT {
+            if message.request == self.request && message.kind != XS_WATCH_EVENT {
                 return self.answer(kind, message);
             }
         }
     }
 
     fn ask(&mut self, kind: u32, payload: &[u8]) -> Result<(), String> {
-        self.request += 1;
-        let len = u32::try_from(payload.len()).map_err(|_| "payload too long")?;
-        let mut message = header(kind, self.request, len).to_vec();
-        message.extend_from_slice(payload);
+        let message = self.request(0, kind, payload);
         self.send(&message)
     }
 
-    fn answer(&self, kind: u32, message: (u32, u32, Vec<u8>)) -> Result<Vec<u8>, String> {
-        let (got_kind, got_request, reply) = message;
-        if got_request != self.request {
-            return Err(format!("reply to request {got_request} instead of {}", self.request));
+    /// The bytes of a new request.
+    pub(crate) fn request(&mut self, tx: u32, kind: u32, payload: &[u8]) -> Vec<u8> {
+        self.request += 1;
+        let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let mut message = header(kind, self.request, len).to_vec();
+        message[8..12].copy_from_slice(&tx.to_le_bytes());
+        message.extend_from_slice(payload);
+        message
+    }
+
+    /// A reply has to be one to the latest request.
+    pub(crate) fn check_request(&self, request: u32) -> Result<(), String> {
+        if request == self.request {
+            return Ok(());
         }
-        match got_kind {
-            XS_ERROR => Err(format!("error {}", String::from_utf8_lossy(&reply))),
-            _ if got_kind == kind => Ok(reply),
-            _ => Err(format!("reply of type {got_kind} to a request of type {kind}")),
+        Err(format!("reply to request {request} instead of {}", self.request))
+    }
+
+    fn answer(&self, kind: u32, message: Message) -> Result<Vec<u8>, String> {
+        let Message { kind: got, request, payload } = message;
+        self.check_request(request)?;
+        match got {
+            XS_ERROR => Err(format!("error {}", String::from_utf8_lossy(&payload))),
+            _ if got == kind => Ok(payload),
+            _ => Err(format!("reply of type {got} to a request of type {kind}")),
         }
     }
+}
+
+/// A message from the server.
+pub(crate) struct Message {
+    pub(crate) kind: u32,
+    pub(crate) request: u32,
+    pub(crate) payload: Vec<u8>,
 }
 
 /// The bytes of a header outside any transaction.

@@ -9,11 +9,11 @@ use xenstore_stubdom::proto::ring::{RingPage, Word};
 use xenstore_stubdom::xen::traps::{Fault, provoke};
 
 const XS_MKDIR: u32 = 12;
-const XS_TRANSACTION_START: u32 = 6;
-const XS_WATCH: u32 = 4;
+pub(crate) const XS_TRANSACTION_START: u32 = 6;
+pub(crate) const XS_WATCH: u32 = 4;
 
-/// How long the roles without an end go on.
-const BUSY_MS: u64 = 8000;
+/// How long the roles without an end go on, if nothing is said.
+const BUSY_S: u64 = 8;
 
 /// How long a request ring has to stay full for the server to count as having stopped reading.
 const STUCK_MS: u64 = 3000;
@@ -26,16 +26,20 @@ pub(crate) fn play(client: &mut Client, role: &str) -> Result<(), String> {
     if let Some(len) = role.strip_prefix("half=") {
         return half(client, len.parse().map_err(|_| format!("unknown role \"{role}\""))?);
     }
-    match role {
+    let (name, seconds) = match role.split_once('=') {
+        None => (role, BUSY_S),
+        Some((name, text)) => (name, text.parse().map_err(|_| format!("unknown role \"{role}\""))?),
+    };
+    match name {
         "crash" => {
             half(client, 40)?;
             client.sleep(500);
             provoke(Fault::Panic)
         }
-        "racing" => racing(client),
-        "scribble" => scribble(client),
-        "storm" => storm(client),
-        "endless" => endless(client),
+        "racing" => racing(client, seconds),
+        "scribble" => scribble(client, seconds),
+        "storm" => storm(client, seconds),
+        "endless" => endless(client, seconds),
         "greedy" => greedy(client),
         "mute" => mute(client),
         _ => Err(format!("unknown role \"{role}\"")),
@@ -55,13 +59,17 @@ impl Noise {
 }
 
 /// Repeats something until the time is over.
-fn busy(client: &mut Client, mut act: impl FnMut(&mut Client)) {
-    let end = client.machine.now_ms() + BUSY_MS;
+fn busy(client: &mut Client, seconds: u64, mut act: impl FnMut(&mut Client)) {
+    let end = client.machine.now_ms() + seconds * 1000;
     while client.machine.now_ms() < end {
         for _ in 0..100 {
             act(client);
         }
         while client.machine.next_port().is_some() {}
+        // It is the server that is attacked, not Xen's scheduler: an emulated processor may not get away
+        // from a guest that never lets go of it.
+        let soon = client.machine.now_ms() + 1;
+        client.machine.wait(Some(soon));
     }
 }
 
@@ -71,11 +79,11 @@ fn half(client: &mut Client, len: usize) -> Result<(), String> {
     client.send(&request[..len.min(request.len())])
 }
 
-fn racing(client: &mut Client) -> Result<(), String> {
+fn racing(client: &mut Client, seconds: u64) -> Result<(), String> {
     read_name(client)?;
     let mut noise = Noise(1);
     let words = [Word::ReqProd, Word::ReqCons, Word::RspCons, Word::RspProd];
-    busy(client, |client| {
+    busy(client, seconds, |client| {
         let word = words[noise.next() as usize % words.len()];
         // Mostly indices that are possible, so that the ring is not given up at the first look.
         let base = client.word(Word::ReqCons);
@@ -89,10 +97,10 @@ fn racing(client: &mut Client) -> Result<(), String> {
     Ok(())
 }
 
-fn scribble(client: &mut Client) -> Result<(), String> {
+fn scribble(client: &mut Client, seconds: u64) -> Result<(), String> {
     read_name(client)?;
     let mut noise = Noise(7);
-    busy(client, |client| {
+    busy(client, seconds, |client| {
         let offset = noise.next() as usize % 4096;
         let bytes = noise.next().to_le_bytes();
         let len = (noise.next() % 5) as usize;
@@ -104,16 +112,16 @@ fn scribble(client: &mut Client) -> Result<(), String> {
     Ok(())
 }
 
-fn storm(client: &mut Client) -> Result<(), String> {
-    busy(client, |client| client.signal());
+fn storm(client: &mut Client, seconds: u64) -> Result<(), String> {
+    busy(client, seconds, |client| client.signal());
     read_name(client)
 }
 
 /// Requests of full length, as fast as they are taken; replies are thrown away.
-fn endless(client: &mut Client) -> Result<(), String> {
+fn endless(client: &mut Client, seconds: u64) -> Result<(), String> {
     let request = [&header(XS_READ, 1, 4096)[..], &[b'a'; 4096]].concat();
     let mut at = 0;
-    busy(client, |client| {
+    busy(client, seconds, |client| {
         let sent = client.push(&request[at..]);
         at = (at + sent) % request.len();
         let prod = client.word(Word::RspProd);

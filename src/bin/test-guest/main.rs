@@ -9,6 +9,8 @@
 //! | `oversize` | an honest READ; then a header with a length of 4097 | `error` becomes 3, no reply comes |
 //! | `transcript` | plays the conversations of its module, as far as one guest can | none fails |
 //! | `remote` | does what comes on its console ([`remote`]) | never |
+//! | `steady` | transactions, a watch, cut requests, until dom0 writes `data/stop` | every answer and event is right |
+//! | `wait` | asks without a pause until dom0 writes `data/stop` | always; the verdict has the longest wait |
 //! | `half=N` | sends the first N bytes of a request and powers off | always |
 //! | `crash` | crashes in the middle of a request | never |
 //! | `racing` | changes its indices all the time | always, if it gets that far |
@@ -17,6 +19,7 @@
 //! | `endless` | sends requests of full length without a pause, and reads what comes | as above |
 //! | `greedy` | takes watches, transactions and nodes until they are refused | they are refused, reading works |
 //! | `mute` | never reads and goes on sending | the server stops reading; then it stays |
+//! | `storm=60` | that and the like of `racing`, `scribble` and `endless`: for so many seconds | as above |
 //! | `idle` | nothing | never: it stays until it is destroyed |
 //! | `heap` | takes memory until there is none, checks and returns it, twice | the second round gets as much |
 //! | `fault=KIND` | `panic`, `read-only`, `execute`, `stack` or `null` | never: it crashes with a report |
@@ -36,6 +39,8 @@ mod hostile;
 mod remote;
 #[cfg(target_os = "none")]
 mod roles;
+#[cfg(target_os = "none")]
+mod steady;
 #[cfg(target_os = "none")]
 mod transcript;
 

@@ -1,7 +1,7 @@
 //! The roles that need no file of their own.
 
 use crate::client::{Client, XS_READ, XS_WRITE, header};
-use crate::{hostile, remote, transcript};
+use crate::{hostile, remote, steady, transcript};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -20,8 +20,10 @@ pub(crate) fn play(client: &mut Client, role: &str) -> Result<String, String> {
         "oversize" => oversize(client)?,
         "idle" => idle(client),
         "remote" => remote::serve(client)?,
+        "steady" => return steady::play(client),
         "transcript" => return transcript::play_module(client),
         "heap" => heap(client)?,
+        "wait" => return longest_wait(client),
         _ if role.starts_with("fault=") => fault(role)?,
         _ => hostile::play(client, role)?,
     }
@@ -74,6 +76,23 @@ fn expect_loss(client: &mut Client, error: RingError, before: u32) -> Result<(),
         Ok(())
     } else {
         Err(String::from("a reply came all the same"))
+    }
+}
+
+/// Asks again and again until dom0 writes `data/stop`, and says how long the longest answer took: the pause of a
+/// live update, as a guest sees it.
+fn longest_wait(client: &mut Client) -> Result<String, String> {
+    let (mut longest_us, mut requests) = (0, 0_u32);
+    loop {
+        let before_us = client.machine.now_us();
+        let answer = client.call(XS_READ, b"data/stop\0");
+        longest_us = longest_us.max(client.machine.now_us().saturating_sub(before_us));
+        requests += 1;
+        match answer {
+            Ok(_) => return Ok(format!(" (longest wait {longest_us} us, {requests} requests)")),
+            Err(error) if error.contains("ENOENT") => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 

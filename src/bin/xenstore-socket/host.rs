@@ -10,6 +10,7 @@ use std::hash::RandomState;
 use std::io::Write as _;
 use std::time::Instant;
 use xenstore_stubdom::proto::id::{DomId, EvtchnPort};
+use xenstore_stubdom::proto::stream::{OutOfRoom, Sink};
 use xenstore_stubdom::server::platform::{
     Change, DomainState, Event, HeapStats, Platform, PlatformError,
 };
@@ -53,6 +54,19 @@ impl World {
     }
 }
 
+/// What becomes of any attempt.
+const REFUSED: PlatformError = PlatformError { call: "live update", code: 38 };
+
+/// There is no live update here, so nothing is ever handed over.
+#[derive(Debug)]
+pub(crate) enum NoRegion {}
+
+impl Sink for NoRegion {
+    fn append(&mut self, _: &[u8]) -> Result<(), OutOfRoom> {
+        match *self {}
+    }
+}
+
 /// What the server gets of this world.
 #[derive(Debug)]
 pub(crate) struct Host {
@@ -70,6 +84,7 @@ impl Host {
 
 impl Platform for Host {
     type Ring = Page;
+    type Region = NoRegion;
 
     fn now_ms(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
@@ -126,6 +141,26 @@ impl Platform for Host {
 
     fn heap(&self) -> HeapStats {
         HeapStats { used: 0, size: 0, limit: usize::MAX, free: usize::MAX }
+    }
+
+    fn check_image(&mut self, _: &[u8]) -> Result<u32, String> {
+        Err("this server is a program of the host and takes no images".to_owned())
+    }
+
+    fn new_region(&mut self) -> Result<NoRegion, PlatformError> {
+        Err(REFUSED)
+    }
+
+    fn ring_token(&self, _: &Page) -> u64 {
+        0
+    }
+
+    fn adopt_ring(&mut self, _: DomId, _: u64) -> Result<Page, PlatformError> {
+        Err(REFUSED)
+    }
+
+    fn replace(&mut self, _: &[u8], _: &str, region: NoRegion, _: usize, _: u64) -> String {
+        match region {}
     }
 
     fn log(&mut self, line: fmt::Arguments<'_>) {

@@ -75,7 +75,8 @@ impl Service {
             }
             match pass {
                 Pass::Idle(deadline_ms) if !moved => return deadline_ms,
-                Pass::Idle(_) | Pass::More => {}
+                // Nothing is ever handed over here: no image is accepted.
+                Pass::Idle(_) | Pass::More | Pass::HandOver => {}
             }
         }
     }

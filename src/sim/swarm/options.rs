@@ -49,6 +49,8 @@ pub struct Options {
     pub late_writes: bool,
     /// Honest clients let their ring fill up for a while.
     pub lazy: bool,
+    /// The server is replaced by a successor once in so many steps; 0 for never.
+    pub updates: u32,
     /// What the server was told of limits and time.
     pub setting: Setting,
 }
@@ -88,6 +90,7 @@ impl Options {
             tells_states,
             late_writes: random.one_in(3),
             lazy: random.one_in(3),
+            updates: random.pick(&[0, 0, 100, 20, 5, 1]),
             setting: Setting { limits, event_timeout_ms: expiry.then_some(2000) },
         }
     }
@@ -113,7 +116,7 @@ impl fmt::Display for Options {
         write!(
             f,
             "guests {} hostile {} steps {} names {} piece {} outstanding {} toolstack {} losses {} refusals {} \
-             expiry {} tells {}/{} late {} lazy {} limits {:?} mix {:?}",
+             expiry {} tells {}/{} late {} lazy {} updates {} limits {:?} mix {:?}",
             self.guests,
             self.hostile,
             self.steps,
@@ -128,6 +131,7 @@ impl fmt::Display for Options {
             self.tells_states,
             self.late_writes,
             self.lazy,
+            self.updates,
             self.setting.limits,
             self.mix
         )

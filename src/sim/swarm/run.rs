@@ -121,6 +121,9 @@ impl Run {
         for _ in 0..self.random.below(3) {
             self.pass()?;
         }
+        if self.options.updates > 0 && self.random.one_in(self.options.updates) {
+            self.update()?;
+        }
         if self.random.one_in(30) {
             self.settle()?;
             self.simulation.check()?;
@@ -171,9 +174,30 @@ impl Run {
         Ok(true)
     }
 
+    /// A live update, which nobody must notice: asked for by the first domain, or at any other moment; and
+    /// sometimes its successor fails.
+    fn update(&mut self) -> Outcome {
+        if self.random.one_in(4) {
+            for words in [&["-b", "4"][..], &["-d", "4", "\x7fELF"], &["-s", "-t", "60"]] {
+                self.order(Kind::Control, &[&["live-update"], words].concat(), Then::Nothing);
+            }
+            return Ok(());
+        }
+        let result = match self.random.below(4) {
+            0 => self.simulation.fail_to_hand_over(),
+            _ => self.simulation.hand_over(),
+        };
+        match result {
+            Err(why) if self.options.refusals == 0 || !why.contains("not enough memory") => {
+                Err(format!("a live update failed: {why}"))
+            }
+            Ok(()) | Err(_) => self.judge(),
+        }
+    }
+
     /// The server works once, and is judged.
     fn pass(&mut self) -> Result<Pass, String> {
-        let pass = self.simulation.server.pass();
+        let pass = self.simulation.pass();
         self.judge()?;
         Ok(pass)
     }
@@ -235,7 +259,7 @@ impl Run {
             }
             self.react(&answered);
             match self.pass()? {
-                Pass::More => moved = true,
+                Pass::More | Pass::HandOver => moved = true,
                 Pass::Idle(_) if moved || self.is_signalled() => moved = true,
                 Pass::Idle(Some(at_ms)) => {
                     moved = true;

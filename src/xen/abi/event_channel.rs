@@ -56,6 +56,8 @@ pub struct Status {
 }
 const _: () = assert!(size_of::<Status>() == 24);
 
+/// `EVTCHNSTAT_unbound`: the port has no peer yet, or none any more.
+pub const STATUS_UNBOUND: u32 = 1;
 /// `EVTCHNSTAT_interdomain`: the port has a peer.
 pub const STATUS_INTERDOMAIN: u32 = 2;
 

@@ -1,0 +1,364 @@
+//! The private part of a hand-over: how its fields are written and read, and the digest over everything.
+//!
+//! A live update hands the whole state over as a record stream ([`stream`](super::stream)) and, behind it, a
+//! private part with all that the stream's document leaves out. The private part is for this program only, and
+//! has a version of its own ([`HANDOVER`]): its fields follow each other in a fixed order, little endian,
+//! without gaps, so that the same state always gives the same bytes.
+//!
+//! Both parts are read as untrusted bytes: every length is checked before it is used.
+
+use super::stream::{OutOfRoom, Sink};
+use alloc::string::String;
+use core::ops::RangeInclusive;
+
+/// The versions of the private part that this program reads; it writes any of them.
+pub const HANDOVER: RangeInclusive<u32> = 1..=1;
+
+/// The private part ends where more was expected.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Short;
+
+impl From<Short> for String {
+    fn from(_: Short) -> Self {
+        Self::from("the private part ends too early")
+    }
+}
+
+/// Writes fields.
+#[derive(Debug)]
+pub struct FieldWriter<'a, S>(pub &'a mut S);
+
+impl<S: Sink> FieldWriter<'_, S> {
+    /// One byte.
+    ///
+    /// # Errors
+    /// The sink is full; so for all others.
+    pub fn u8(&mut self, value: u8) -> Result<(), OutOfRoom> {
+        self.0.append(&[value])
+    }
+
+    /// A flag.
+    ///
+    /// # Errors
+    /// As [`u8`](Self::u8).
+    pub fn flag(&mut self, value: bool) -> Result<(), OutOfRoom> {
+        self.u8(u8::from(value))
+    }
+
+    /// Two bytes.
+    ///
+    /// # Errors
+    /// As [`u8`](Self::u8).
+    pub fn u16(&mut self, value: u16) -> Result<(), OutOfRoom> {
+        self.0.append(&value.to_le_bytes())
+    }
+
+    /// Four bytes.
+    ///
+    /// # Errors
+    /// As [`u8`](Self::u8).
+    pub fn u32(&mut self, value: u32) -> Result<(), OutOfRoom> {
+        self.0.append(&value.to_le_bytes())
+    }
+
+    /// Eight bytes.
+    ///
+    /// # Errors
+    /// As [`u8`](Self::u8).
+    pub fn u64(&mut self, value: u64) -> Result<(), OutOfRoom> {
+        self.0.append(&value.to_le_bytes())
+    }
+
+    /// Eight bytes with a sign.
+    ///
+    /// # Errors
+    /// As [`u8`](Self::u8).
+    pub fn i64(&mut self, value: i64) -> Result<(), OutOfRoom> {
+        self.0.append(&value.to_le_bytes())
+    }
+
+    /// A flag, and eight bytes if it is set.
+    ///
+    /// # Errors
+    /// As [`u8`](Self::u8).
+    pub fn maybe_u64(&mut self, value: Option<u64>) -> Result<(), OutOfRoom> {
+        self.flag(value.is_some())?;
+        value.map_or(Ok(()), |value| self.u64(value))
+    }
+
+    /// A flag, and four bytes if it is set.
+    ///
+    /// # Errors
+    /// As [`u8`](Self::u8).
+    pub fn maybe_u32(&mut self, value: Option<u32>) -> Result<(), OutOfRoom> {
+        self.flag(value.is_some())?;
+        value.map_or(Ok(()), |value| self.u32(value))
+    }
+
+    /// How many things follow; four bytes.
+    ///
+    /// # Errors
+    /// As [`u8`](Self::u8).
+    pub fn count(&mut self, value: usize) -> Result<(), OutOfRoom> {
+        self.u32(u32::try_from(value).map_err(|_| OutOfRoom)?)
+    }
+
+    /// Bytes with their number in front.
+    ///
+    /// # Errors
+    /// As [`u8`](Self::u8).
+    pub fn bytes(&mut self, value: &[u8]) -> Result<(), OutOfRoom> {
+        self.count(value.len())?;
+        self.0.append(value)
+    }
+}
+
+/// Reads fields.
+#[derive(Clone, Debug)]
+pub struct FieldReader<'a>(&'a [u8]);
+
+impl<'a> FieldReader<'a> {
+    /// From the first of these bytes on.
+    #[must_use]
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    /// Whether nothing is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many bytes are left.
+    #[must_use]
+    pub fn left(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Exactly so many bytes.
+    ///
+    /// # Errors
+    /// [`Short`].
+    pub fn array<const N: usize>(&mut self) -> Result<[u8; N], Short> {
+        let (first, rest) = self.0.split_first_chunk().ok_or(Short)?;
+        self.0 = rest;
+        Ok(*first)
+    }
+
+    /// One byte.
+    ///
+    /// # Errors
+    /// [`Short`]; so for all others.
+    pub fn u8(&mut self) -> Result<u8, Short> {
+        self.array().map(|[byte]| byte)
+    }
+
+    /// A flag; whatever is not 0 is set.
+    ///
+    /// # Errors
+    /// [`Short`].
+    pub fn flag(&mut self) -> Result<bool, Short> {
+        Ok(self.u8()? != 0)
+    }
+
+    /// Two bytes.
+    ///
+    /// # Errors
+    /// [`Short`].
+    pub fn u16(&mut self) -> Result<u16, Short> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    /// Four bytes.
+    ///
+    /// # Errors
+    /// [`Short`].
+    pub fn u32(&mut self) -> Result<u32, Short> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    /// Eight bytes.
+    ///
+    /// # Errors
+    /// [`Short`].
+    pub fn u64(&mut self) -> Result<u64, Short> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    /// Eight bytes with a sign.
+    ///
+    /// # Errors
+    /// [`Short`].
+    pub fn i64(&mut self) -> Result<i64, Short> {
+        self.array().map(i64::from_le_bytes)
+    }
+
+    /// A flag, and eight bytes if it is set.
+    ///
+    /// # Errors
+    /// [`Short`].
+    pub fn maybe_u64(&mut self) -> Result<Option<u64>, Short> {
+        if self.flag()? { self.u64().map(Some) } else { Ok(None) }
+    }
+
+    /// A flag, and four bytes if it is set.
+    ///
+    /// # Errors
+    /// [`Short`].
+    pub fn maybe_u32(&mut self) -> Result<Option<u32>, Short> {
+        if self.flag()? { self.u32().map(Some) } else { Ok(None) }
+    }
+
+    /// How many things follow, each of which takes at least `size` bytes: so it is no more than there can be.
+    ///
+    /// # Errors
+    /// [`Short`].
+    pub fn count(&mut self, size: usize) -> Result<usize, Short> {
+        let count = self.u32()? as usize;
+        let fits = count.checked_mul(size).is_some_and(|bytes| bytes <= self.0.len());
+        if fits { Ok(count) } else { Err(Short) }
+    }
+
+    /// Bytes with their number in front.
+    ///
+    /// # Errors
+    /// [`Short`].
+    pub fn bytes(&mut self) -> Result<&'a [u8], Short> {
+        let count = self.count(1)?;
+        let (bytes, rest) = self.0.split_at_checked(count).ok_or(Short)?;
+        self.0 = rest;
+        Ok(bytes)
+    }
+}
+
+/// A hash of all bytes that are put into it, however they are cut. It finds damage and forgotten fields; it
+/// is no protection against somebody who looks for a collision, since both sides are ours.
+#[derive(Clone, Debug)]
+pub struct Digest {
+    state: u64,
+    /// Bytes that are not yet a whole word, the first of them lowest.
+    tail: [u8; 8],
+    tail_len: usize,
+    len: u64,
+}
+
+impl Default for Digest {
+    fn default() -> Self {
+        Self { state: 0x243f_6a88_85a3_08d3, tail: [0; 8], tail_len: 0, len: 0 }
+    }
+}
+
+impl Digest {
+    /// The digest of these bytes.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> u64 {
+        let mut digest = Self::default();
+        digest.add(bytes);
+        digest.finish()
+    }
+
+    /// Adds bytes.
+    pub fn add(&mut self, bytes: &[u8]) {
+        self.len = self.len.wrapping_add(bytes.len() as u64);
+        let mut rest = bytes;
+        if self.tail_len > 0 {
+            let room = self.tail.get_mut(self.tail_len..).unwrap_or(&mut []);
+            let taken = room.len().min(rest.len());
+            let (first, more) = rest.split_at_checked(taken).unwrap_or((rest, &[]));
+            for (to, from) in room.iter_mut().zip(first) {
+                *to = *from;
+            }
+            self.tail_len = self.tail_len.saturating_add(taken);
+            rest = more;
+            if self.tail_len < 8 {
+                return;
+            }
+            self.state = mix(self.state, u64::from_le_bytes(self.tail));
+            self.tail_len = 0;
+        }
+        while let Some((word, more)) = rest.split_first_chunk() {
+            self.state = mix(self.state, u64::from_le_bytes(*word));
+            rest = more;
+        }
+        for (to, from) in self.tail.iter_mut().zip(rest) {
+            *to = *from;
+        }
+        self.tail_len = rest.len();
+    }
+
+    /// The hash.
+    #[must_use]
+    pub fn finish(&self) -> u64 {
+        let mut last = [0; 8];
+        for (to, from) in last.iter_mut().zip(self.tail.iter().take(self.tail_len)) {
+            *to = *from;
+        }
+        mix(mix(self.state, u64::from_le_bytes(last)), self.len)
+    }
+}
+
+impl Sink for Digest {
+    fn append(&mut self, bytes: &[u8]) -> Result<(), OutOfRoom> {
+        self.add(bytes);
+        Ok(())
+    }
+}
+
+/// Folds a word into a state: both halves of a 128-bit product, so that every bit counts.
+fn mix(state: u64, word: u64) -> u64 {
+    let turned = state.rotate_left(23) ^ word;
+    let turned = u128::from(turned ^ 0x9e37_79b9_7f4a_7c15);
+    let product = turned.wrapping_mul(0xa076_1d64_78bd_642f);
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves are what is wanted")]
+    let (low, high) = (product as u64, (product >> 64) as u64);
+    low ^ high ^ state.wrapping_mul(5)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    #[test]
+    fn a_digest_depends_on_every_bit_and_not_on_the_cuts() {
+        let bytes: Vec<u8> = (0..100_u8).collect();
+        let whole = Digest::of(&bytes);
+        for first in 0..bytes.len() {
+            for second in [0, 1, 7, 8, 9, 30] {
+                let second = (first + second).min(bytes.len());
+                let mut digest = Digest::default();
+                digest.add(&bytes[..first]);
+                digest.add(&bytes[first..second]);
+                digest.add(&bytes[second..]);
+                assert_eq!(digest.finish(), whole, "{first} {second}");
+            }
+        }
+        for at in 0..bytes.len() * 8 {
+            let mut other = bytes.clone();
+            other[at / 8] ^= 1 << (at % 8);
+            assert_ne!(Digest::of(&other), whole, "{at}");
+        }
+        assert_ne!(Digest::of(&[0; 8]), Digest::of(&[0; 16]));
+        assert_ne!(Digest::of(&[]), Digest::of(&[0]));
+    }
+
+    #[test]
+    fn fields_come_back_and_counts_are_bounded() {
+        let mut bytes = Vec::new();
+        let mut writer = FieldWriter(&mut bytes);
+        writer.u16(0x1234).unwrap();
+        writer.maybe_u64(Some(7)).unwrap();
+        writer.maybe_u32(None).unwrap();
+        writer.i64(-5).unwrap();
+        writer.bytes(b"abc").unwrap();
+        let mut reader = FieldReader::new(&bytes);
+        assert_eq!(reader.u16(), Ok(0x1234));
+        assert_eq!((reader.maybe_u64(), reader.maybe_u32()), (Ok(Some(7)), Ok(None)));
+        assert_eq!((reader.i64(), reader.bytes()), (Ok(-5), Ok(&b"abc"[..])));
+        assert!(reader.is_empty());
+        assert_eq!(reader.u8(), Err(Short));
+        assert_eq!(FieldReader::new(&[9, 0, 0, 0, 1]).bytes(), Err(Short));
+        assert_eq!(FieldReader::new(&[2, 0, 0, 0, 1, 2, 3]).count(2), Err(Short));
+    }
+}

@@ -1,0 +1,402 @@
+//! The whole state, taken over from a predecessor: on trial, so nothing here changes the world.
+//!
+//! The stream and the private part are read in step (see `save`). Both are untrusted: whatever does not fit
+//! together is refused with a sentence, and the predecessor goes on. What can be computed from the
+//! rest is computed, and the accounts of all domains must then be what the predecessor said.
+
+use super::Server;
+use super::accounts::Cause;
+use super::connection::{Connection, Figures};
+use super::domains::Domain;
+use super::log::LineBudget;
+use super::platform::{Identity, Platform};
+use super::queue::{CauseId, MESSAGE_OVERHEAD, Queue};
+use super::rate::Reserve;
+use super::update::{Passage, Requester};
+use crate::proto::assemble::Assembler;
+use crate::proto::handover::{FieldReader, HANDOVER, Short};
+use crate::proto::id::{ConnId, DomId, EvtchnPort, TxId};
+use crate::proto::stream::{self, Endpoint, Record, Version};
+use crate::store::quota::{Quota, Quotas};
+use crate::store::{Party, Restoring};
+use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// Memory that is asked for at once.
+const STEP: usize = 128 * 1024;
+
+/// What a domain takes, and what a request takes of which something still waits.
+const DOMAIN_BYTES: usize = 1024;
+const CAUSE_BYTES: usize = 128;
+
+/// The fewest bytes that a domain and a request take in the private part.
+const DOMAIN_FIELDS: usize = 2 + 1 + 4 + 1 + 1 + 3 * 4 * Quota::COUNT;
+const CAUSE_FIELDS: usize = 12;
+
+/// What does not fit together, as a sentence.
+type Refusal = String;
+
+/// What the head says of the store.
+struct StoreHead {
+    initial: Quotas,
+    generation: u64,
+    dropped: u64,
+}
+
+/// What a domain must have used, and ever used, when everything is restored.
+struct Account {
+    domid: DomId,
+    peak: Quotas,
+    used: Quotas,
+}
+
+/// What has been seen while going through the records.
+#[derive(Default)]
+pub(super) struct Seen {
+    /// Memory that is known to be there.
+    room: usize,
+    last: Option<ConnId>,
+    tokens: BTreeSet<u64>,
+}
+
+impl Seen {
+    /// Makes sure that so many bytes can be allocated.
+    pub(super) fn reserve<P: Platform>(
+        &mut self,
+        platform: &mut P,
+        bytes: usize,
+    ) -> Result<(), Refusal> {
+        if self.room < bytes {
+            let room = bytes.saturating_add(STEP);
+            if !platform.reserve(room.saturating_add(Restoring::MARGIN)) {
+                return Err(String::from("there is not enough memory to take everything over"));
+            }
+            self.room = room;
+        }
+        self.room = self.room.saturating_sub(bytes);
+        Ok(())
+    }
+}
+
+impl<P: Platform> Server<P> {
+    /// A server that has everything that its predecessor wrote down, on trial: it has changed nothing outside of
+    /// itself, and must not before [`take_over`](Self::take_over).
+    ///
+    /// Without a private part it is a start from another server's stream, which is no trial: rings are mapped
+    /// and ports bound. [`take_over`](Self::take_over) then takes the place of [`start`](Self::start).
+    ///
+    /// # Errors
+    /// What does not fit together, as a sentence; of a live update nothing has happened then.
+    pub fn restore(
+        platform: P,
+        command_line: &str,
+        stream: &[u8],
+        private: &[u8],
+    ) -> Result<Self, String> {
+        let mut server = Self::blank(platform, command_line);
+        let filled =
+            if private.is_empty() { server.revive(stream) } else { server.fill(stream, private) };
+        match filled {
+            Ok(()) => Ok(server),
+            Err(why) => {
+                server.abandon();
+                Err(why)
+            }
+        }
+    }
+
+    /// Forgets everything and leaves the world as it is: the predecessor goes on.
+    pub fn abandon(mut self) {
+        for (_, connection) in self.connections.drain() {
+            self.platform.leave_ring(connection.ring);
+        }
+    }
+
+    fn fill(&mut self, stream: &[u8], private: &[u8]) -> Result<(), Refusal> {
+        let mut fields = FieldReader::new(private);
+        let handover = fields.u32()?;
+        if !HANDOVER.contains(&handover) {
+            let (first, last) = (HANDOVER.start(), HANDOVER.end());
+            return Err(format!(
+                "the private part is of version {handover}, this image reads {first} to {last}"
+            ));
+        }
+        let reader = stream::Reader::new(stream).map_err(damaged)?;
+        let head = self.read_head(&mut fields, reader.version(), handover)?;
+        let mut seen = Seen::default();
+        let seed = self.platform.hash_seed();
+        let mut new = Restoring::new(seed, self.privileged, head.initial, true);
+        let accounts = self.read_domains(&mut fields, &mut new, &mut seen)?;
+        self.read_causes(&mut fields, &mut seen)?;
+        for record in reader {
+            let record = record.map_err(damaged)?;
+            self.take_in(&record, &mut fields, &mut new, &mut seen)?;
+        }
+        if !fields.is_empty() {
+            return Err(String::from("the private part is longer than the stream"));
+        }
+        self.store = new.finish(Some(head.generation), head.dropped)?;
+        self.count_causes()?;
+        self.compare(&accounts)?;
+        if seen.last.is_some_and(|last| last.0 >= self.next_connection) {
+            return Err(String::from("the number of the next connection is in use"));
+        }
+        let mut findings = String::new();
+        self.check_connections(&mut findings);
+        match findings.lines().next() {
+            Some(first) => Err(String::from(first)),
+            None => Ok(()),
+        }
+    }
+
+    /// One record, and what the private part has to say about it.
+    fn take_in(
+        &mut self,
+        record: &Record<'_>,
+        fields: &mut FieldReader<'_>,
+        new: &mut Restoring,
+        seen: &mut Seen,
+    ) -> Result<(), Refusal> {
+        let mut bytes = Restoring::cost(record);
+        if let Record::Node(stream::Node { pending: Some(_), .. }) = record {
+            bytes = bytes.saturating_add(new.touched_cost(fields.clone()));
+        }
+        seen.reserve(&mut self.platform, bytes)?;
+        match record {
+            Record::Connection(connection) => self.read_connection(connection, fields, new, seen),
+            Record::Watch(watch) => new.watch(watch, fields.maybe_u32()?),
+            Record::Transaction(transaction) => new.transaction(*transaction, Some(fields)),
+            Record::Node(node) if node.pending.is_some() => new.touched(node, fields),
+            Record::Node(node) => new.node(node, Some(fields.u64()?)),
+            // The private part says more.
+            Record::Global(_) | Record::GlobalQuota(_) | Record::Domain(_) => Ok(()),
+            Record::Unknown(unknown) => {
+                Err(format!("the stream has a record of type {}, which is unknown", unknown.kind))
+            }
+        }
+    }
+
+    fn read_head(
+        &mut self,
+        fields: &mut FieldReader<'_>,
+        version: Version,
+        handover: u32,
+    ) -> Result<StoreHead, Refusal> {
+        let stopped_us = fields.u64()?;
+        let requester = if fields.flag()? {
+            let (conn, req_id) = (ConnId(fields.u32()?), fields.u32()?);
+            Some(Requester { conn, req_id, tx: TxId(fields.u32()?) })
+        } else {
+            None
+        };
+        self.passage = Some(Passage::new(requester, stopped_us, version, handover));
+        self.privileged = DomId(fields.u16()?);
+        let initial = read_quotas(fields)?;
+        self.next_connection = fields.u32()?;
+        self.next_cause = fields.u64()?;
+        self.started_ms = fields.u64()?;
+        self.next_rescan_ms = fields.u64()?;
+        self.reserve = Reserve::from_number(fields.i64()?);
+        if fields.count(8)? != self.latency.0.len() {
+            return Err(String::from("the histogram of request times has another size"));
+        }
+        for count in &mut self.latency.0 {
+            *count = fields.u64()?;
+        }
+        self.past = Figures::read(fields)?;
+        self.warned_of_unknown_states = fields.flag()?;
+        let (generation, dropped) = (fields.u64()?, fields.u64()?);
+        self.dropped_before = fields.u64()?;
+        self.next_drop_line_ms = fields.u64()?;
+        let (since_ms, used) = (fields.u64()?, fields.u32()?);
+        self.line_budget = LineBudget { since_ms, used, left_out: fields.u32()? };
+        self.switches.on = fields.flag()?;
+        for (_, wanted) in &mut self.switches.each {
+            *wanted = fields.flag()?;
+        }
+        Ok(StoreHead { initial, generation, dropped })
+    }
+
+    fn read_domains(
+        &mut self,
+        fields: &mut FieldReader<'_>,
+        new: &mut Restoring,
+        seen: &mut Seen,
+    ) -> Result<Vec<Account>, Refusal> {
+        let count = fields.count(DOMAIN_FIELDS)?;
+        seen.reserve(&mut self.platform, count.saturating_mul(DOMAIN_BYTES))?;
+        let mut accounts: Vec<Account> = Vec::with_capacity(count);
+        for _ in 0..count {
+            let (domid, domain) = read_domain(fields)?;
+            let is_next = accounts.last().is_none_or(|last| last.domid < domid);
+            if !is_next || !domid.is_ordinary() {
+                return Err(format!("domain {domid} is out of order"));
+            }
+            new.domain(domid, read_quotas(fields)?);
+            let peak = read_quotas(fields)?;
+            accounts.push(Account { domid, peak, used: read_quotas(fields)? });
+            self.domains.insert(domid, domain);
+        }
+        if !self.domains.contains_key(&self.privileged) {
+            return Err(String::from("the privileged domain is missing"));
+        }
+        Ok(accounts)
+    }
+
+    fn read_causes(
+        &mut self,
+        fields: &mut FieldReader<'_>,
+        seen: &mut Seen,
+    ) -> Result<(), Refusal> {
+        let count = fields.count(CAUSE_FIELDS)?;
+        seen.reserve(&mut self.platform, count.saturating_mul(CAUSE_BYTES))?;
+        let mut last = None;
+        for _ in 0..count {
+            let (id, connection) = (fields.u64()?, ConnId(fields.u32()?));
+            if last >= Some(id) || id >= self.next_cause {
+                return Err(String::from("the unfinished requests are out of order"));
+            }
+            last = Some(id);
+            self.causes.insert(CauseId(id), Cause { connection, waiting: 0 });
+        }
+        Ok(())
+    }
+
+    fn read_connection(
+        &mut self,
+        record: &stream::Connection<'_>,
+        fields: &mut FieldReader<'_>,
+        new: &mut Restoring,
+        seen: &mut Seen,
+    ) -> Result<(), Refusal> {
+        let id = record.id;
+        let Endpoint::Ring { domid, target, port } = record.endpoint else {
+            return Err(format!("connection {} is no ring", id.0));
+        };
+        let wrong = |what: &str| Err(format!("the connection of domain {domid}: {what}"));
+        let (token, has_port, last_tx) = (fields.u64()?, fields.flag()?, fields.u32()?);
+        if seen.last >= Some(id) || !seen.tokens.insert(token) {
+            return wrong("it is there twice");
+        }
+        seen.last = Some(id);
+        let known = |domid: &DomId| self.domains.contains_key(domid);
+        if self.connection_of(domid) != Some(id) || !target.iter().all(known) {
+            return wrong("its domain or its target does not know of it");
+        }
+        if has_port && (port == EvtchnPort(0) || self.ports.insert(port, id).is_some()) {
+            return wrong("its port is another one's");
+        }
+        let adopted = self.platform.adopt_ring(domid, token);
+        let ring = adopted
+            .map_err(|error| format!("domain {domid}: its ring cannot be taken over: {error}"))?;
+        // From here on it is the server's, which does not unmap it if something is wrong.
+        let seed = self.platform.hash_seed();
+        let port = has_port.then_some(port);
+        let mut made = Box::new(Connection::new(domid, ring, port, Queue::new(seed)));
+        let filled = self.fill_connection(&mut made, record, fields, new);
+        let (privileged, is_connected) = (made.privileged, made.is_connected());
+        self.connections.insert(id, made);
+        filled?;
+        if is_connected {
+            new.connect(id, Party { domid, target, privileged }, last_tx)?;
+        }
+        Ok(())
+    }
+
+    fn fill_connection(
+        &mut self,
+        made: &mut Connection<P::Ring>,
+        record: &stream::Connection<'_>,
+        fields: &mut FieldReader<'_>,
+        new: &mut Restoring,
+    ) -> Result<(), Refusal> {
+        let domid = made.domid;
+        let privileged = domid == self.privileged;
+        made.privileged = privileged;
+        made.read_fields(fields)?;
+        made.assembler = Assembler::restore(record.input)
+            .ok_or_else(|| format!("the request that domain {domid} has begun is damaged"))?;
+        let causes = &mut self.causes;
+        made.queue =
+            Queue::restore(self.platform.hash_seed(), record.output, fields, |cause, len| {
+                if let Some(cause) = cause {
+                    let cause = causes.get_mut(&cause);
+                    let cause = cause.ok_or("a message waits for a request that is finished")?;
+                    cause.waiting = cause.waiting.saturating_add(1);
+                }
+                if !privileged {
+                    let cost = len.saturating_add(MESSAGE_OVERHEAD);
+                    new.store().charge(domid, Quota::Memory, cost);
+                }
+                Ok(())
+            })?;
+        if usize::from(record.partial) != made.queue.partial() {
+            return Err(format!("the message that domain {domid} is being sent is damaged"));
+        }
+        if made.is_connected() || made.queue.is_empty() && made.assembler.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("something waits for domain {domid}, whose ring was given up"))
+        }
+    }
+
+    /// Charges for the unfinished requests.
+    fn count_causes(&mut self) -> Result<(), Refusal> {
+        for cause in self.causes.values() {
+            if cause.waiting == 0 {
+                return Err(String::from("an unfinished request waits for nothing"));
+            }
+            if let Some(connection) = self.connections.get(&cause.connection) {
+                self.store.charge(connection.domid, Quota::Outstanding, 1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether everything that was counted while it was restored is what the predecessor had counted.
+    fn compare(&mut self, accounts: &[Account]) -> Result<(), Refusal> {
+        for Account { domid, peak, used } in accounts {
+            let found = self.store.accounts(*domid).map_or(Quotas::ZERO, |(_, _, used)| used);
+            for quota in Quota::ALL {
+                let (found, said) = (found.get(quota), used.get(quota));
+                if found != said {
+                    let name = quota.name();
+                    return Err(format!("domain {domid}: {name}: {found} came, {said} were said"));
+                }
+            }
+            if !self.store.set_peak(*domid, *peak) {
+                return Err(format!("domain {domid} uses more than it ever did"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn damaged(error: stream::StreamError) -> Refusal {
+    format!("the stream is damaged: {error}")
+}
+
+fn read_quotas(fields: &mut FieldReader<'_>) -> Result<Quotas, Short> {
+    let mut quotas = Quotas::ZERO;
+    for quota in Quota::ALL {
+        quotas.set(quota, fields.u32()?);
+    }
+    Ok(quotas)
+}
+
+fn read_domain(fields: &mut FieldReader<'_>) -> Result<(DomId, Domain), Refusal> {
+    let domid = DomId(fields.u16()?);
+    let identity = match fields.u8()? {
+        0 => Identity::Unknown,
+        1 => Identity::Unique(fields.u64()?),
+        2 => Identity::Traits { handle: fields.array()?, cpu_time: fields.u64()? },
+        _ => return Err(format!("domain {domid} is described in an unknown way")),
+    };
+    let features = fields.u32()?;
+    let connection = fields.maybe_u32()?.map(ConnId);
+    let shutdown_reported = fields.flag()?;
+    Ok((domid, Domain { identity, features, connection, shutdown_reported }))
+}

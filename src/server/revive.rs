@@ -1,0 +1,301 @@
+//! A start from another server's stream: C xenstored's, or a dump of this one, given to a domain that is built in
+//! its predecessor's place.
+//!
+//! Unlike a live update this is no trial. There is no predecessor to go back to, and the guests
+//! know nothing of the new domain yet, so rings are mapped and ports bound anew: a port as the command line names
+//! it for the first domain, else as the domain's page does. What the stream says of ports is the predecessor's own.
+//!
+//! A host without a xenstore is of no use, so what cannot be taken over is left out, with a line on the console:
+//! * connections of sockets, and records of unknown types;
+//! * what belonged to domains that are gone: it ends as it would have with their deaths;
+//! * a ring without a port: its domain is introduced, but served only as far as the server is awake
+//!   anyway, until the toolstack introduces it again.
+//!
+//! Open transactions stay open and end in EAGAIN: an id that was handed out must not become unknown, or
+//! kernels wait for ever. Watches have no first event again.
+
+use super::Server;
+use super::connection::Connection;
+use super::domains::Domain;
+use super::platform::{DomainState, Identity, Platform};
+use super::queue::Queue;
+use super::rate::WriteCredit;
+use super::restore::Seen;
+use super::start;
+use crate::proto::assemble::Assembler;
+use crate::proto::id::{ConnId, DomId};
+use crate::proto::ring::{RingPage, Word};
+use crate::proto::stream::{self, Endpoint, Record};
+use crate::proto::wire::{HEADER_SIZE, Header, features};
+use crate::store::quota::Quota;
+use crate::store::{Party, Restoring, Special};
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// What a stream left to be done when its store is complete.
+#[derive(Default)]
+struct Found<'a> {
+    /// The stream's numbers of connections that were taken over, and ours.
+    ids: BTreeMap<ConnId, ConnId>,
+    /// Domains that were connected and are gone, or are others now.
+    gone: Vec<DomId>,
+    /// What domains are, or will be, shown.
+    features: Vec<(DomId, u32)>,
+    /// What was read of their requests.
+    inputs: Vec<(ConnId, &'a [u8])>,
+    /// Records that nobody knows, and those that did not fit.
+    unknown: usize,
+    misfits: usize,
+}
+
+impl<P: Platform> Server<P> {
+    /// Takes over what a stream alone says.
+    pub(super) fn revive(&mut self, stream: &[u8]) -> Result<(), String> {
+        let (existing, control) = start::find_existing(&mut self.platform);
+        self.existing = existing;
+        self.privileged = self.options.privileged.or(control).unwrap_or(DomId(0));
+        self.know_privileged();
+        let reader = stream::Reader::new(stream).map_err(|error| format!("{error}"))?;
+        let seed = self.platform.hash_seed();
+        let mut new = Restoring::new(seed, self.privileged, self.options.quotas, false);
+        let (mut found, mut seen) = (Found::default(), Seen::default());
+        for record in reader {
+            let record = record.map_err(|error| format!("{error}"))?;
+            seen.reserve(&mut self.platform, Restoring::cost(&record))?;
+            if let Err(why) = self.revive_record(&record, &mut new, &mut found) {
+                found.misfits = found.misfits.saturating_add(1);
+                // Whatever is wrong is probably wrong many times.
+                if found.misfits < 20 {
+                    self.platform.log(format_args!("left out: {why}"));
+                }
+            }
+        }
+        self.store = new.finish(None, 0)?;
+        if found.unknown > 0 || found.misfits > 0 {
+            let Found { unknown, misfits, .. } = found;
+            self.platform.log(format_args!(
+                "left out of the stream: {unknown} records of unknown types, {misfits} that do not fit"
+            ));
+        }
+        self.revive_domains(&found);
+        self.revive_features(&found);
+        for (id, input) in found.inputs {
+            self.revive_input(id, input);
+        }
+        if self.connection_of(self.options.first_domain).is_none() {
+            self.open_first();
+        }
+        self.open_existing();
+        Ok(())
+    }
+
+    fn revive_record<'a>(
+        &mut self,
+        record: &Record<'a>,
+        new: &mut Restoring,
+        found: &mut Found<'a>,
+    ) -> Result<(), String> {
+        match record {
+            Record::Connection(connection) => self.revive_connection(connection, new, found),
+            Record::Watch(watch) => match found.ids.get(&watch.conn) {
+                Some(conn) => {
+                    new.watch(&stream::Watch { conn: *conn, ..*watch }, watch.depth.map(u32::from))
+                }
+                None => Ok(()),
+            },
+            Record::Transaction(transaction) => match found.ids.get(&transaction.conn) {
+                Some(conn) => {
+                    new.transaction(stream::Transaction { conn: *conn, ..*transaction }, None)
+                }
+                None => Ok(()),
+            },
+            // Its transaction will not commit.
+            Record::Node(node) if node.pending.is_some() => Ok(()),
+            Record::Node(node) => new.node(node, None),
+            Record::GlobalQuota(quotas) => {
+                for (name, value) in quotas.per_domain.iter() {
+                    if let Some(quota) = Quota::from_name(name) {
+                        new.store().set_quota(None, quota, value);
+                    }
+                }
+                Ok(())
+            }
+            Record::Domain(domain) => {
+                new.store().learn(domain.domid);
+                for (name, value) in domain.quotas.iter() {
+                    if let Some(quota) = Quota::from_name(name) {
+                        new.store().set_quota(Some(domain.domid), quota, value);
+                    }
+                }
+                if let Some(mask) = domain.features {
+                    found.features.push((domain.domid, mask & features::OFFERED));
+                }
+                Ok(())
+            }
+            Record::Global(_) => Ok(()),
+            Record::Unknown(_) => {
+                found.unknown = found.unknown.saturating_add(1);
+                Ok(())
+            }
+        }
+    }
+
+    fn revive_connection<'a>(
+        &mut self,
+        record: &stream::Connection<'a>,
+        new: &mut Restoring,
+        found: &mut Found<'a>,
+    ) -> Result<(), String> {
+        let Endpoint::Ring { domid, target, .. } = record.endpoint else {
+            return Err(format!("connection {}, which is a socket's", record.id.0));
+        };
+        if !domid.is_ordinary() || self.connection_of(domid).is_some() {
+            return Err(format!("connection {}, of domain {domid}", record.id.0));
+        }
+        let state = self.platform.domain_state(domid);
+        let identity = match state {
+            DomainState::Exists { identity, .. } => identity,
+            DomainState::Gone | DomainState::Unknown => Identity::Unknown,
+        };
+        let other = match (record.unique_id, identity) {
+            (Some(before), Identity::Unique(now)) => before != now,
+            _ => false,
+        };
+        new.store().learn(domid);
+        if state == DomainState::Gone || other {
+            found.gone.push(domid);
+            return Ok(());
+        }
+        let page = self
+            .platform
+            .map_ring(domid)
+            .map_err(|error| format!("domain {domid}: its ring cannot be mapped: {error}"))?;
+        let made = self.revive_ring(domid, page, record);
+        if !made.privileged {
+            new.store().charge(domid, Quota::Memory, made.queue.held());
+        }
+        let id = ConnId(self.next_connection);
+        self.next_connection = self.next_connection.wrapping_add(1);
+        let target = target.filter(|target| target.is_ordinary());
+        if let Some(target) = target {
+            new.store().learn(target);
+        }
+        let domain = Domain {
+            identity,
+            features: made.features,
+            connection: Some(id),
+            // Announced again if it still is so, as after a start.
+            shutdown_reported: false,
+        };
+        self.domains.insert(domid, domain);
+        self.ports.extend(made.port.map(|port| (port, id)));
+        let privileged = made.privileged;
+        self.connections.insert(id, made);
+        found.ids.insert(record.id, id);
+        found.inputs.push((id, record.input));
+        new.connect(id, Party { domid, target, privileged }, 0)
+    }
+
+    /// A connection with its port bound, and with what waits for the domain.
+    fn revive_ring(
+        &mut self,
+        domid: DomId,
+        page: P::Ring,
+        record: &stream::Connection<'_>,
+    ) -> Box<Connection<P::Ring>> {
+        let named = self.options.event_port.filter(|_| domid == self.options.first_domain);
+        let port = match named.unwrap_or_else(|| page.load(Word::EvtchnPort)) {
+            0 => Err(String::from("its page names none")),
+            remote => self.platform.bind(domid, remote).map_err(|error| format!("{error}")),
+        };
+        let port = match port {
+            Ok(port) => Some(port),
+            Err(why) => {
+                self.platform.log(format_args!(
+                    "domain {domid}: no event channel until it is introduced again: {why}"
+                ));
+                None
+            }
+        };
+        let mask = page.load(Word::ServerFeatures) & features::OFFERED;
+        let seed = self.platform.hash_seed();
+        let mut made = Box::new(Connection::new(domid, page, port, Queue::new(seed)));
+        made.features = mask;
+        made.privileged = domid == self.privileged;
+        made.credit = WriteCredit::new(self.now_ms, &mut self.reserve);
+        let timeout = self.options.watch_event_timeout_ms.filter(|_| !made.privileged);
+        let deadline_ms = timeout.map(|ms| self.now_ms.saturating_add(ms));
+        let left = made.queue.revive(usize::from(record.partial), record.output, deadline_ms);
+        if left > 0 {
+            self.platform.log(format_args!("domain {domid}: {left} bytes for it make no message"));
+        }
+        made.ring.store(Word::Connection, 0);
+        // The client may wait for an answer to a signal that nobody got.
+        made.must_notify = true;
+        made
+    }
+
+    /// Makes everybody known whom the stream named, and lets those go that are gone.
+    fn revive_domains(&mut self, found: &Found<'_>) {
+        for domid in self.store.domids() {
+            if self.domains.contains_key(&domid) {
+                continue;
+            }
+            let state = self.platform.domain_state(domid);
+            let identity = match state {
+                DomainState::Exists { identity, .. } => identity,
+                DomainState::Gone | DomainState::Unknown => Identity::Unknown,
+            };
+            let was_connected = found.gone.contains(&domid);
+            self.domains.insert(domid, Domain::new(identity));
+            if state == DomainState::Gone || was_connected {
+                self.platform.log(format_args!("domain {domid} is gone"));
+                self.destroy(domid);
+            }
+            if was_connected {
+                self.give_headroom();
+                self.store.fire_special(Special::ReleaseDomain, domid, true);
+                self.deliver_events(None);
+            }
+        }
+    }
+
+    /// A domain that is connected has been shown what its page says.
+    fn revive_features(&mut self, found: &Found<'_>) {
+        for (domid, mask) in &found.features {
+            let domain = self.domains.get_mut(domid);
+            if let Some(domain) = domain.filter(|domain| domain.connection.is_none()) {
+                domain.features = *mask;
+            }
+        }
+    }
+
+    /// Carries out the requests that the predecessor had read, and keeps the one that it was reading.
+    fn revive_input(&mut self, id: ConnId, input: &[u8]) {
+        let mut rest = input;
+        while let Some(header) = rest.first_chunk() {
+            let len = usize::try_from(Header::from_bytes(header).len).unwrap_or(usize::MAX);
+            let whole = rest.split_at_checked(HEADER_SIZE.saturating_add(len));
+            let Some((message, more)) = whole else { break };
+            self.receive_from(id, message);
+            self.execute(id);
+            rest = more;
+        }
+        self.receive_from(id, rest);
+    }
+
+    fn receive_from(&mut self, id: ConnId, bytes: &[u8]) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        match Assembler::restore(bytes) {
+            Some(assembler) => connection.assembler = assembler,
+            None => {
+                let domid = connection.domid;
+                self.platform
+                    .log(format_args!("domain {domid}: what it had sent cannot be followed"));
+            }
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! The whole state, written down for a successor: the record stream, then the private part.
+//!
+//! Both follow the same order, so that a reader can go through them in step: connections with their
+//! watches and transactions, then nodes, then what transactions have touched. Nothing in them depends on
+//! handles, addresses, capacities or the order of hash tables; so a successor that restored everything writes the
+//! same bytes again, and a digest of them proves it.
+//!
+//! The private part, version 1: `write_head`, `write_domains`, `write_causes`, then for each connection
+//! `write_connection_fields` with the depths of its watches and the heads of its transactions, then the
+//! generation of each node, then what is known of each touched path.
+
+use super::Server;
+use super::connection::Connection;
+use super::domains::Domain;
+use super::platform::{Identity, Platform};
+use super::update::Passage;
+use crate::proto::handover::{Digest, FieldWriter, HANDOVER};
+use crate::proto::id::{ConnId, DomId, EvtchnPort};
+use crate::proto::stream::{self, DepthLayout, Endpoint, OutOfRoom, Sink, Version, WriteError};
+use crate::store::quota::{Quota, Quotas};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// Whom a stream is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Scope {
+    /// This program, with a private part.
+    Successor,
+    /// Anybody: without transactions, which nobody else understands.
+    Anybody,
+}
+
+/// The limits with their names.
+fn named(quotas: Quotas) -> [(&'static [u8], u32); Quota::COUNT] {
+    Quota::ALL.map(|quota| (quota.name().as_bytes(), quotas.get(quota)))
+}
+
+impl<P: Platform> Server<P> {
+    /// Writes everything and returns how many bytes of it are the stream; the rest is the private part.
+    ///
+    /// # Errors
+    /// A sentence: the sink is full, or the version is unknown.
+    pub fn save<S: Sink>(
+        &self,
+        version: Version,
+        handover: u32,
+        sink: &mut S,
+    ) -> Result<usize, String> {
+        if !HANDOVER.contains(&handover) {
+            return Err(format!("version {handover} of the private part is unknown here"));
+        }
+        let written = self.write_stream(version, DepthLayout::Document, Scope::Successor, sink);
+        let stream_len = written.map_err(|error| format!("the state was not written: {error}"))?;
+        let private = self.write_private(handover, &mut FieldWriter(sink));
+        private.map_err(|OutOfRoom| {
+            String::from("the state was not written: no room for the private part")
+        })?;
+        Ok(stream_len)
+    }
+
+    /// Writes the stream alone, in a form that C xenstored reads. What it cannot say is lost for the reader:
+    /// above all, open transactions.
+    ///
+    /// # Errors
+    /// A sentence: the sink is full.
+    pub fn dump<S: Sink>(
+        &self,
+        version: Version,
+        depths: DepthLayout,
+        sink: &mut S,
+    ) -> Result<usize, String> {
+        let written = self.write_stream(version, depths, Scope::Anybody, sink);
+        written.map_err(|error| format!("the state was not written: {error}"))
+    }
+
+    /// The digest of what [`save`](Self::save) writes, in the versions in which this instance got it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn digest(&self) -> Result<u64, String> {
+        let mut digest = Digest::default();
+        let passage = self.passage.as_ref();
+        let stream = passage.map_or(Version::Two, |passage| passage.stream);
+        let handover = passage.map_or(*HANDOVER.end(), |passage| passage.handover);
+        self.save(stream, handover, &mut digest)?;
+        Ok(digest.finish())
+    }
+
+    /// The connections in the order of their introduction.
+    fn sorted_connections(&self) -> Vec<ConnId> {
+        let mut all: Vec<ConnId> = self.connections.keys().copied().collect();
+        all.sort_unstable();
+        all
+    }
+
+    fn write_stream<S: Sink>(
+        &self,
+        version: Version,
+        depths: DepthLayout,
+        scope: Scope,
+        sink: &mut S,
+    ) -> Result<usize, WriteError> {
+        let mut writer = stream::Writer::new(sink, version)?.with_depths(depths);
+        let socket = stream::Global::NO_SOCKET;
+        writer.global(stream::Global { socket, evtchn: socket })?;
+        let initial = named(self.store.initial_quotas());
+        writer.global_quota(&stream::GlobalQuota {
+            per_domain: stream::Quotas::from(&initial[..]),
+            global_only: stream::Quotas::NONE,
+        })?;
+        let all = self.sorted_connections();
+        for id in &all {
+            let Some(connection) = self.connections.get(id) else { continue };
+            self.write_connection(*id, connection, version, &mut writer)?;
+            self.store.write_watches(*id, &mut writer)?;
+            if scope == Scope::Successor {
+                self.store.write_transactions(*id, &mut writer)?;
+            }
+        }
+        self.store.write_nodes(&mut writer)?;
+        if scope == Scope::Successor {
+            self.store.write_touched(&all, &mut writer)?;
+        }
+        for (domid, domain) in &self.domains {
+            let Some((quotas, _, used)) = self.store.accounts(*domid) else { continue };
+            // C xenstored dies of one that is neither connected nor an owner (seen in 4.22).
+            if domain.connection.is_none() && used.get(Quota::Nodes) == 0 {
+                continue;
+            }
+            let quotas = named(quotas);
+            writer.domain(&stream::Domain {
+                domid: *domid,
+                features: Some(domain.features),
+                quotas: stream::Quotas::from(&quotas[..]),
+            })?;
+        }
+        // The length of END is not among what was written so far.
+        let len = writer.written().saturating_add(stream::RECORD_HEADER_SIZE);
+        let _sink = writer.finish()?;
+        Ok(len)
+    }
+
+    fn write_connection<S: Sink>(
+        &self,
+        id: ConnId,
+        connection: &Connection<P::Ring>,
+        version: Version,
+        writer: &mut stream::Writer<S>,
+    ) -> Result<(), WriteError> {
+        let domid = connection.domid;
+        let identity = self.domains.get(&domid).map(|domain| domain.identity);
+        let unique_id = match identity {
+            Some(Identity::Unique(id)) if version >= Version::Two => Some(id),
+            _ => None,
+        };
+        let target = self.store.party(id).and_then(|party| party.target);
+        // A connection without a port is one that is given up.
+        let port = connection.port.unwrap_or(EvtchnPort(0));
+        let (header, payload) = connection.assembler.partial();
+        let partial = connection.queue.partial();
+        let record = stream::Connection {
+            id,
+            endpoint: Endpoint::Ring { domid, target, port },
+            input: &[],
+            output: &[],
+            partial: u16::try_from(partial).unwrap_or(u16::MAX),
+            unique_id,
+        };
+        let input = [header, payload].into_iter();
+        writer.connection_of_parts(&record, input, connection.queue.unsent())
+    }
+
+    fn write_private<S: Sink>(
+        &self,
+        handover: u32,
+        fields: &mut FieldWriter<'_, S>,
+    ) -> Result<(), OutOfRoom> {
+        fields.u32(handover)?;
+        self.write_head(fields)?;
+        self.write_domains(fields)?;
+        self.write_causes(fields)?;
+        let all = self.sorted_connections();
+        for id in &all {
+            let Some(connection) = self.connections.get(id) else { continue };
+            self.write_connection_fields(*id, connection, fields)?;
+            self.store.write_watch_fields(*id, fields)?;
+            self.store.write_transaction_fields(*id, fields)?;
+        }
+        self.store.write_node_fields(fields)?;
+        self.store.write_touched_fields(&all, fields)
+    }
+
+    /// The passage, and the server's own fields.
+    fn write_head<S: Sink>(&self, fields: &mut FieldWriter<'_, S>) -> Result<(), OutOfRoom> {
+        let passage = self.passage.as_ref();
+        fields.u64(passage.map_or(0, |passage| passage.stopped_us))?;
+        let requester = passage.and_then(|passage: &Passage| passage.requester);
+        fields.flag(requester.is_some())?;
+        if let Some(requester) = requester {
+            fields.u32(requester.conn.0)?;
+            fields.u32(requester.req_id)?;
+            fields.u32(requester.tx.0)?;
+        }
+        fields.u16(self.privileged.0)?;
+        write_quotas(self.store.initial_quotas(), fields)?;
+        fields.u32(self.next_connection)?;
+        fields.u64(self.next_cause)?;
+        fields.u64(self.started_ms)?;
+        fields.u64(self.next_rescan_ms)?;
+        fields.i64(self.reserve.number())?;
+        fields.count(self.latency.0.len())?;
+        self.latency.0.into_iter().try_for_each(|count| fields.u64(count))?;
+        self.past.write(fields)?;
+        fields.flag(self.warned_of_unknown_states)?;
+        fields.u64(self.store.generation())?;
+        fields.u64(self.store.dropped_events())?;
+        fields.u64(self.dropped_before)?;
+        fields.u64(self.next_drop_line_ms)?;
+        fields.u64(self.line_budget.since_ms)?;
+        fields.u32(self.line_budget.used)?;
+        fields.u32(self.line_budget.left_out)?;
+        fields.flag(self.switches.on)?;
+        self.switches.each.into_iter().try_for_each(|(_, wanted)| fields.flag(wanted))
+    }
+
+    fn write_domains<S: Sink>(&self, fields: &mut FieldWriter<'_, S>) -> Result<(), OutOfRoom> {
+        fields.count(self.domains.len())?;
+        for (domid, domain) in &self.domains {
+            write_domain(*domid, domain, fields)?;
+            let accounts = self.store.accounts(*domid);
+            let (quotas, peak, used) =
+                accounts.unwrap_or((Quotas::ZERO, Quotas::ZERO, Quotas::ZERO));
+            [quotas, peak, used].into_iter().try_for_each(|quotas| write_quotas(quotas, fields))?;
+        }
+        Ok(())
+    }
+
+    /// Requests of which something still waits, and whose they are.
+    fn write_causes<S: Sink>(&self, fields: &mut FieldWriter<'_, S>) -> Result<(), OutOfRoom> {
+        let causes = self.causes.iter().map(|(id, cause)| (id.0, cause.connection.0));
+        let mut causes: Vec<(u64, u32)> = causes.collect();
+        causes.sort_unstable();
+        fields.count(causes.len())?;
+        for (id, connection) in causes {
+            fields.u64(id)?;
+            fields.u32(connection)?;
+        }
+        Ok(())
+    }
+
+    fn write_connection_fields<S: Sink>(
+        &self,
+        id: ConnId,
+        connection: &Connection<P::Ring>,
+        fields: &mut FieldWriter<'_, S>,
+    ) -> Result<(), OutOfRoom> {
+        fields.u64(self.platform.ring_token(&connection.ring))?;
+        fields.flag(connection.port.is_some())?;
+        fields.u32(self.store.last_transaction(id))?;
+        connection.write_fields(fields)?;
+        connection.queue.write_fields(fields)
+    }
+}
+
+fn write_quotas<S: Sink>(quotas: Quotas, fields: &mut FieldWriter<'_, S>) -> Result<(), OutOfRoom> {
+    Quota::ALL.into_iter().try_for_each(|quota| fields.u32(quotas.get(quota)))
+}
+
+fn write_domain<S: Sink>(
+    domid: DomId,
+    domain: &Domain,
+    fields: &mut FieldWriter<'_, S>,
+) -> Result<(), OutOfRoom> {
+    fields.u16(domid.0)?;
+    match domain.identity {
+        Identity::Unknown => fields.u8(0)?,
+        Identity::Unique(id) => {
+            fields.u8(1)?;
+            fields.u64(id)?;
+        }
+        Identity::Traits { handle, cpu_time } => {
+            fields.u8(2)?;
+            fields.0.append(&handle)?;
+            fields.u64(cpu_time)?;
+        }
+    }
+    fields.u32(domain.features)?;
+    fields.maybe_u32(domain.connection.map(|id| id.0))?;
+    fields.flag(domain.shutdown_reported)
+}

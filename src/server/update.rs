@@ -1,0 +1,497 @@
+//! Live update: how an administrator's tool brings the image of a successor here, and the two moments at
+//! which one instance lets go and the next one takes over.
+//!
+//! `xenstore-control` (4.17 to 4.22) sends `-b SIZE`, the image in pieces `-d N BYTES`, perhaps `-c COMMAND-LINE`, then
+//! `-s` with options, and prints any answer but `OK` as the reason of a failure: so reasons are successful
+//! replies. The answer to `-s` comes when the update has happened, from the successor, or has failed.
+//!
+//! There is one update at a time, and it belongs to the connection that began it. All programs of
+//! one domain share its connection, so the server cannot tell them apart; one that dies leaves an upload
+//! behind, which is given up after [`UPLOAD_PAUSE_MS`] without progress, or to the next one that begins after
+//! [`CLAIM_PAUSE_MS`].
+//!
+//! `xenstore-control` sends `-a` after every failure, also where it was refused because another one is at work: that
+//! `-a` is not meant for the other's upload and is passed over.
+//!
+//! Open transactions are handed over, so there is nothing to wait for: `-F` is accepted and means
+//! nothing, and `-t` is only how long the trial of the successor may take, at most [`TRIAL_MAX_S`], for
+//! nobody is served meanwhile.
+
+use super::Server;
+use super::control::text;
+use super::dispatch::{Answer, Asker, Reply};
+use super::domains::Look;
+use super::memory;
+use super::platform::Platform;
+use crate::proto::error::XsError;
+use crate::proto::handover::HANDOVER;
+use crate::proto::id::{ConnId, DomId, TxId};
+use crate::proto::stream::Version;
+use crate::proto::text::{atoi, split_first_string, strings};
+use crate::proto::wire::{Header, Kind};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+/// The largest image: some four times what one of today takes.
+pub(super) const IMAGE_MAX: usize = 2 * 1024 * 1024;
+
+/// The longest command line of a successor.
+const COMMAND_LINE_MAX: usize = 1024;
+
+/// How long an upload may make no progress.
+pub(super) const UPLOAD_PAUSE_MS: u64 = 60_000;
+
+/// After so long without progress it may be taken for abandoned by whoever begins another one.
+const CLAIM_PAUSE_MS: u64 = 10_000;
+
+/// The most seconds that a trial may take, and how long it may if nothing is said. It takes milliseconds.
+const TRIAL_MAX_S: u64 = 10;
+
+/// The image of a successor on its way here.
+#[derive(Debug)]
+pub(super) struct Upload {
+    /// Who began, and for which domain.
+    owner: ConnId,
+    domid: DomId,
+    began_ms: u64,
+    /// When something came last.
+    progress_ms: u64,
+    size: usize,
+    image: Vec<u8>,
+    command_line: Option<String>,
+    /// Connections that were refused because of this one; the next `-a` of each is their tidying up.
+    refused: Vec<ConnId>,
+}
+
+/// Who waits for the answer to `-s`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Requester {
+    pub(super) conn: ConnId,
+    pub(super) req_id: u32,
+    pub(super) tx: TxId,
+}
+
+/// A way from one instance to the next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Passage {
+    pub(super) requester: Option<Requester>,
+    /// When the old instance stopped serving, in microseconds of the platform.
+    pub(super) stopped_us: u64,
+    /// The versions in which the state is written.
+    pub(super) stream: Version,
+    pub(super) handover: u32,
+    /// When the trial has failed; of no interest to the successor.
+    deadline_ms: u64,
+}
+
+impl Passage {
+    /// As the successor finds it.
+    pub(super) fn new(
+        requester: Option<Requester>,
+        stopped_us: u64,
+        stream: Version,
+        handover: u32,
+    ) -> Self {
+        Self { requester, stopped_us, stream, handover, deadline_ms: 0 }
+    }
+}
+
+/// What a successor gets.
+#[derive(Debug)]
+pub struct Offer<R> {
+    /// The stream, and behind it the private part.
+    pub region: R,
+    /// Bytes of the stream.
+    pub stream_len: usize,
+    /// The successor's command line.
+    pub command_line: String,
+    /// When the trial has failed, on the platform's clock.
+    pub deadline_ms: u64,
+}
+
+/// The command as an administrator's program sends it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Command<'a> {
+    Begin(&'a [u8]),
+    Data { len: &'a [u8], bytes: &'a [u8] },
+    Line(&'a [u8]),
+    Start { seconds: u64, stream: i32 },
+    File,
+    Abort,
+}
+
+impl<'a> Command<'a> {
+    /// Reads what follows `live-update`.
+    fn parse(arguments: &'a [u8]) -> Option<Self> {
+        let (first, rest) = split_first_string(arguments)?;
+        let mut words = strings(rest);
+        let command = match first {
+            b"-b" => Self::Begin(words.next()?),
+            b"-d" => {
+                let (len, bytes) = split_first_string(rest)?;
+                return Some(Self::Data { len, bytes });
+            }
+            b"-c" => Self::Line(words.next()?),
+            b"-s" => {
+                let (mut seconds, mut stream) = (TRIAL_MAX_S, 2);
+                while let Some(word) = words.next() {
+                    match word {
+                        b"-F" => {}
+                        b"-t" => seconds = u64::try_from(atoi(words.next()?)).ok()?,
+                        b"-v" => stream = atoi(words.next()?),
+                        _ => return None,
+                    }
+                }
+                Self::Start { seconds, stream }
+            }
+            // Options of the update as a whole may be in front of the file's name.
+            b"-f" => return Some(Self::File),
+            b"-a" => Self::Abort,
+            _ => return None,
+        };
+        words.next().is_none().then_some(command)
+    }
+}
+
+impl<P: Platform> Server<P> {
+    /// `live-update` with raw arguments.
+    pub(super) fn control_update(&mut self, asker: Asker, arguments: &[u8]) -> Answer {
+        let command = Command::parse(arguments).ok_or(XsError::EINVAL)?;
+        match command {
+            Command::File => {
+                return text(format_args!(
+                    "a stub domain has no files; xenstore-control uploads the image where it can \
+                     read the node /tool/xenstored/domid"
+                ));
+            }
+            Command::Abort => return self.abort_upload(asker),
+            Command::Begin(size) => return self.begin_upload(asker, size),
+            Command::Data { .. } | Command::Line(_) | Command::Start { .. } => {}
+        }
+        let Some(upload) = &mut self.upload else {
+            return text(format_args!(
+                "no live update is in progress: none was begun, or it was aborted or has expired; \
+                 start over"
+            ));
+        };
+        if upload.owner != asker.id {
+            return self.tell_in_progress();
+        }
+        upload.progress_ms = self.now_ms;
+        match command {
+            Command::Data { len, bytes } => upload.add(len, bytes),
+            Command::Line(line) => match core::str::from_utf8(line) {
+                Ok(line) if line.len() <= COMMAND_LINE_MAX => {
+                    upload.command_line = Some(String::from(line));
+                    Ok(Reply::Done)
+                }
+                _ => text(format_args!(
+                    "the command line is no text, or has more than {COMMAND_LINE_MAX} bytes"
+                )),
+            },
+            Command::Start { seconds, stream } => self.start_update(asker, seconds, stream),
+            Command::Begin(_) | Command::File | Command::Abort => Err(XsError::EINVAL),
+        }
+    }
+
+    /// `-b`: reserves the memory.
+    fn begin_upload(&mut self, asker: Asker, size: &[u8]) -> Answer {
+        if let Some(upload) = &mut self.upload {
+            if self.now_ms.saturating_sub(upload.progress_ms) < CLAIM_PAUSE_MS {
+                if !upload.refused.contains(&asker.id) {
+                    upload.refused.push(asker.id);
+                }
+                return self.tell_in_progress();
+            }
+            self.drop_upload("somebody else begins, and it made no progress");
+        }
+        let size = match usize::try_from(atoi(size)) {
+            Ok(size) if (1..=IMAGE_MAX).contains(&size) => size,
+            _ => {
+                return text(format_args!(
+                    "an image of {} bytes cannot be taken: from 1 to {IMAGE_MAX} are possible",
+                    size.escape_ascii()
+                ));
+            }
+        };
+        let mut image = Vec::new();
+        if !memory::can_upload(&mut self.platform, size) || image.try_reserve_exact(size).is_err() {
+            let free = self.platform.heap().free;
+            return text(format_args!(
+                "there is not enough memory for an image of {size} bytes: {free} are free; give \
+                 the domain a larger maxmem"
+            ));
+        }
+        let now_ms = self.now_ms;
+        self.upload = Some(Upload {
+            owner: asker.id,
+            domid: asker.domid,
+            began_ms: now_ms,
+            progress_ms: now_ms,
+            size,
+            image,
+            command_line: None,
+            refused: Vec::new(),
+        });
+        let domid = asker.domid;
+        self.platform.log(format_args!("live update: begun by domain {domid}, {size} bytes"));
+        Ok(Reply::Done)
+    }
+
+    /// `-s`: the last checks. The answer comes later.
+    fn start_update(&mut self, asker: Asker, seconds: u64, stream: i32) -> Answer {
+        let Some(upload) = &self.upload else { return Err(XsError::EINVAL) };
+        let Some(stream) = u32::try_from(stream).ok().and_then(Version::from_number) else {
+            return text(format_args!(
+                "version {stream} of the stream is unknown: 1 and 2 are possible"
+            ));
+        };
+        let (came, size) = (upload.image.len(), upload.size);
+        if came < size {
+            return text(format_args!(
+                "the image is not complete: {came} of {size} bytes are here"
+            ));
+        }
+        let handover = match self.platform.check_image(&upload.image) {
+            Ok(handover) => handover,
+            Err(what) => return text(format_args!("this cannot take over: {what}")),
+        };
+        let requester = Requester { conn: asker.id, req_id: asker.req_id, tx: asker.tx };
+        let trial_ms = seconds.clamp(1, TRIAL_MAX_S).saturating_mul(1000);
+        self.passage = Some(Passage {
+            requester: Some(requester),
+            stopped_us: 0,
+            stream,
+            handover,
+            deadline_ms: self.platform.now_ms().saturating_add(trial_ms),
+        });
+        Ok(Reply::Later)
+    }
+
+    /// `-a`, by anybody who may ask at all.
+    fn abort_upload(&mut self, asker: Asker) -> Answer {
+        let refused = self.upload.as_mut().map(|upload| &mut upload.refused);
+        if let Some(refused) = refused
+            && let Some(place) = refused.iter().position(|id| *id == asker.id)
+        {
+            refused.swap_remove(place);
+            return self.tell_in_progress();
+        }
+        let Some(upload) = self.upload.take() else {
+            return text(format_args!("no live update is in progress"));
+        };
+        let (domid, by) = (upload.domid, asker.domid);
+        self.platform
+            .log(format_args!("live update: that of domain {domid} aborted by domain {by}"));
+        Ok(Reply::Done)
+    }
+
+    /// What somebody is told who comes second.
+    fn tell_in_progress(&self) -> Answer {
+        let Some(upload) = &self.upload else { return Err(XsError::EINVAL) };
+        let seconds = |ms: u64| ms.wrapping_div(1000);
+        let (domid, came, size) = (upload.domid, upload.image.len(), upload.size);
+        let since = seconds(self.now_ms.saturating_sub(upload.began_ms));
+        let claimed_ms = upload.progress_ms.saturating_add(CLAIM_PAUSE_MS);
+        let left = seconds(claimed_ms.saturating_sub(self.now_ms)).saturating_add(1);
+        text(format_args!(
+            "a live update is in progress: domain {domid} began it {since} s ago, {came} of {size} bytes \
+             are here; try again when it has ended, or in {left} s if it makes no progress"
+        ))
+    }
+
+    /// When an upload that makes no progress is given up.
+    pub(super) fn upload_expires_ms(&self) -> Option<u64> {
+        self.upload.as_ref().map(Upload::expires_ms)
+    }
+
+    /// Gives an upload up that makes no progress.
+    pub(super) fn expire_upload(&mut self) {
+        if self.upload_expires_ms().is_some_and(|at_ms| at_ms <= self.now_ms) {
+            self.drop_upload("no progress for too long");
+        }
+    }
+
+    /// Gives an upload up whose connection lost its state.
+    pub(super) fn drop_upload_of(&mut self, id: ConnId, why: &str) {
+        if self.upload.as_ref().is_some_and(|upload| upload.owner == id) {
+            self.drop_upload(why);
+        }
+    }
+
+    fn drop_upload(&mut self, why: &str) {
+        if let Some(Upload { domid, .. }) = self.upload.take() {
+            self.platform.log(format_args!("live update: that of domain {domid} given up: {why}"));
+        }
+    }
+
+    // ---- the hand-over ----
+
+    /// Whether a hand-over is due.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.passage.is_some()
+    }
+
+    /// Hands over to the image that was uploaded. Returns only if that failed, and then everything is as if
+    /// nothing had happened, but for the reply with the reason.
+    pub fn hand_over(&mut self) {
+        let why = match self.leave() {
+            Ok(Offer { region, stream_len, command_line, deadline_ms }) => {
+                let image = self.upload.as_ref().map_or(&[][..], |upload| &upload.image);
+                self.platform.replace(image, &command_line, region, stream_len, deadline_ms)
+            }
+            Err(why) => why,
+        };
+        self.stay(&why);
+    }
+
+    /// Writes everything into a region. From here on this instance must not serve, until it either
+    /// [stays](Self::stay) or is gone.
+    ///
+    /// # Errors
+    /// Why that is not possible, as a sentence; then it has to stay.
+    pub fn leave(&mut self) -> Result<Offer<P::Region>, String> {
+        let stopped_us = self.platform.now_us();
+        let now_ms = self.platform.now_ms();
+        let mut passage = self.passage.unwrap_or(Passage {
+            requester: None,
+            stopped_us,
+            stream: Version::Two,
+            handover: *HANDOVER.end(),
+            deadline_ms: now_ms.saturating_add(TRIAL_MAX_S.saturating_mul(1000)),
+        });
+        passage.stopped_us = stopped_us;
+        self.passage = Some(passage);
+        let ids = self.connections.len().saturating_add(self.causes.len());
+        if !memory::can_save(&mut self.platform, ids) {
+            return Err(String::from("there is not enough memory to write the state down"));
+        }
+        let mut region = self.platform.new_region().map_err(|error| {
+            format!("there is no memory for what has to be handed over: {error}")
+        })?;
+        let stream_len = self.save(passage.stream, passage.handover, &mut region)?;
+        let uploaded = self.upload.as_ref().and_then(|upload| upload.command_line.as_ref());
+        let command_line = uploaded.unwrap_or(&self.command_line).clone();
+        Ok(Offer { region, stream_len, command_line, deadline_ms: passage.deadline_ms })
+    }
+
+    /// The successor was not able to take over: goes on, and tells who asked.
+    pub fn stay(&mut self, why: &str) {
+        self.upload = None;
+        let passage = self.passage.take();
+        self.platform.log(format_args!("live update failed: {why}"));
+        if let Some(requester) = passage.and_then(|passage| passage.requester) {
+            self.answer_requester(requester, text(format_args!("{why}")));
+        }
+    }
+
+    fn answer_requester(&mut self, requester: Requester, answer: Answer) {
+        let Requester { conn, req_id, tx: TxId(tx_id) } = requester;
+        let header = Header { kind: Kind::Control.number(), req_id, tx_id, len: 0 };
+        self.queue_answer(conn, header, answer, None);
+        self.mark_ready(conn);
+    }
+
+    /// Begins to serve, after [`restore`](Self::restore) and the decision that there is no way back: answers who
+    /// asked for the update, and looks at every ring and every domain, since signals may have been lost.
+    pub fn take_over(&mut self) {
+        self.platform.commit();
+        self.now_ms = self.platform.now_ms();
+        let passage = self.passage.take();
+        if let Some(requester) = passage.and_then(|passage| passage.requester) {
+            self.answer_requester(requester, Ok(Reply::Done));
+        }
+        let mut all = self.connections.keys().copied().collect::<Vec<_>>();
+        all.sort_unstable();
+        for id in all {
+            self.mark_ready(id);
+        }
+        let pause_us =
+            passage.map(|passage| self.platform.now_us().saturating_sub(passage.stopped_us));
+        self.report_takeover(pause_us);
+        self.look_at_domains(Look::Check);
+    }
+
+    fn report_takeover(&mut self, pause_us: Option<u64>) {
+        let (nodes, watches) = (self.store.node_count(), self.store.watch_count());
+        let transactions = self.store.open_transactions();
+        let (domains, connections) = (self.domains.len(), self.connections.len());
+        self.platform.log(format_args!(
+            "took over {nodes} nodes, {domains} domains, {connections} connections, {watches} watches, \
+             {transactions} transactions{}",
+            Pause(pause_us)
+        ));
+    }
+}
+
+/// The end of that line.
+struct Pause(Option<u64>);
+
+impl fmt::Display for Pause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(us) = self.0 else { return Ok(()) };
+        let (ms, rest) = (us.wrapping_div(1000), us.wrapping_rem(1000));
+        write!(f, "; nobody was served for {ms}.{rest:03} ms")
+    }
+}
+
+impl Upload {
+    fn expires_ms(&self) -> u64 {
+        self.progress_ms.saturating_add(UPLOAD_PAUSE_MS)
+    }
+
+    /// `-d`: a piece, and perhaps a NUL behind it.
+    fn add(&mut self, len: &[u8], bytes: &[u8]) -> Answer {
+        let said = usize::try_from(atoi(len)).unwrap_or(usize::MAX);
+        let Some(piece) = bytes.get(..said).filter(|_| bytes.len().saturating_sub(said) <= 1)
+        else {
+            return text(format_args!(
+                "a piece of the image says that it has {} bytes, and has {}",
+                len.escape_ascii(),
+                bytes.len()
+            ));
+        };
+        let after = self.image.len().saturating_add(said);
+        if after > self.size {
+            let size = self.size;
+            return text(format_args!("too much data: {after} bytes of an image of {size}"));
+        }
+        self.image.extend_from_slice(piece);
+        Ok(Reply::Done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_xenstore_control_sends_is_understood() {
+        let parse = Command::parse;
+        assert_eq!(parse(b"-b\x00123\0"), Some(Command::Begin(b"123")));
+        let data = Command::Data { len: b"3", bytes: b"\0a\0\0" };
+        assert_eq!(parse(b"-d\x003\0\0a\0\0"), Some(data));
+        assert_eq!(parse(b"-c\0--event 3\0"), Some(Command::Line(b"--event 3")));
+        let start = |seconds, stream| Some(Command::Start { seconds, stream });
+        assert_eq!(parse(b"-s\0-t\x0060\0"), start(60, 2));
+        assert_eq!(parse(b"-s\0-t\x005\0-F\0-v\x001\0"), start(5, 1));
+        assert_eq!(parse(b"-s\0"), start(10, 2));
+        assert_eq!(parse(b"-a\0"), Some(Command::Abort));
+        assert_eq!(parse(b"-f\0/boot/image\0-c\0x\0"), Some(Command::File));
+        for bad in [
+            &b""[..],
+            b"-b\0",
+            b"-b\x001\x002\0",
+            b"-d\0",
+            b"-s\0-t\0",
+            b"-s\0-t\0-1\0",
+            b"-s\0-x\0",
+            b"-x\0",
+            b"-b",
+        ] {
+            assert_eq!(parse(bad), None, "{}", bad.escape_ascii());
+        }
+    }
+}

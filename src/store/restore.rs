@@ -1,0 +1,398 @@
+//! The store, put together again from the records of a stream and, if the same program wrote it, from the
+//! fields of the private part, which is read in step with the records.
+//!
+//! Both are untrusted: what does not fit together is refused with a sentence, and nothing is
+//! allocated by a number that was not checked against what is there. Nodes come parents first, so
+//! the place of each is found from the one before: no path is looked up from the root.
+
+use super::bytes::Bytes;
+use super::events::Conn;
+use super::path::{self, Names, Path};
+use super::perms::{Entry, Party};
+use super::quota::{Quota, Quotas};
+use super::save::{is_canonical, special};
+use super::table::NIL;
+use super::transaction::Transaction;
+use super::tree::{Found, ROOT, Tree};
+use super::watch::{Watches, watch_bytes};
+use super::{Store, give_room_back};
+use crate::proto::handover::FieldReader;
+use crate::proto::id::{ConnId, DomId, TxId};
+use crate::proto::stream;
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use foldhash::fast::FixedState;
+use hashbrown::HashSet;
+
+/// What does not fit together, as a sentence.
+type Refusal = String;
+
+/// A transaction whose touched paths are still to come.
+#[derive(Debug)]
+struct Unfilled {
+    conn: ConnId,
+    tx: TxId,
+    /// How many.
+    left: usize,
+}
+
+/// A store that is being put together.
+#[derive(Debug)]
+pub struct Restoring {
+    store: Store,
+    /// Domains are known beforehand; otherwise whoever is named becomes known.
+    closed: bool,
+    /// The path of the node made last.
+    here: Vec<u8>,
+    /// That node and those above it, with the lengths of their paths.
+    above: Vec<(u32, usize)>,
+    /// The permissions of that node, and their handle with a use.
+    entries: Vec<Entry>,
+    list: u32,
+    /// Which of the root and the special nodes have come.
+    fixed: [bool; 3],
+    newest: u64,
+    unfilled: VecDeque<Unfilled>,
+}
+
+impl Restoring {
+    /// Nothing yet. `closed` says that every domain is announced before anything names it.
+    #[must_use]
+    pub fn new(seed: u64, privileged: DomId, initial: Quotas, closed: bool) -> Self {
+        Self {
+            store: Store::bare(seed, privileged, initial),
+            closed,
+            here: Vec::new(),
+            above: Vec::from([(ROOT, 0)]),
+            entries: Vec::new(),
+            list: NIL,
+            fixed: [false; 3],
+            newest: 0,
+            unfilled: VecDeque::new(),
+        }
+    }
+
+    /// What tables may take at once when they grow, besides [`cost`](Self::cost).
+    pub const MARGIN: usize = Tree::FIXED_COST + Watches::FIXED_COST;
+
+    /// Upper bound of the bytes that taking in a record allocates.
+    #[must_use]
+    pub fn cost(record: &stream::Record<'_>) -> usize {
+        let texts = match record {
+            stream::Record::Node(node) => {
+                let perms = node.perms.len().saturating_mul(size_of::<Entry>());
+                node.path.len().saturating_add(node.value.len()).saturating_add(perms)
+            }
+            stream::Record::Watch(watch) => watch.path.len().saturating_add(watch.token.len()),
+            stream::Record::Connection(connection) => {
+                // A message of nothing but a header costs more than that header.
+                connection.input.len().saturating_add(connection.output.len().saturating_mul(16))
+            }
+            stream::Record::Global(_)
+            | stream::Record::Transaction(_)
+            | stream::Record::GlobalQuota(_)
+            | stream::Record::Domain(_)
+            | stream::Record::Unknown(_) => 0,
+        };
+        texts.saturating_mul(3).saturating_add(Transaction::TOUCH_COST)
+    }
+
+    /// Upper bound of what the next touched path allocates besides, by its fields.
+    #[must_use]
+    pub fn touched_cost(&self, fields: FieldReader<'_>) -> usize {
+        Transaction::restore_bytes(fields, self.store.tree.len())
+    }
+
+    /// What has been put together so far.
+    #[must_use]
+    pub fn store(&mut self) -> &mut Store {
+        &mut self.store
+    }
+
+    /// A tracked domain with its limits.
+    pub fn domain(&mut self, domid: DomId, quotas: Quotas) {
+        self.store.tree.domains.learn(domid);
+        if let Some(domain) = self.store.tree.domains.get_mut(domid) {
+            domain.quotas = quotas;
+        }
+    }
+
+    /// A connection, and the last transaction id that it was given.
+    ///
+    /// # Errors
+    /// There is one with this id already.
+    pub fn connect(&mut self, conn: ConnId, party: Party, last_tx: u32) -> Result<(), Refusal> {
+        if self.store.conns.contains_key(&conn) {
+            return Err(format!("connection {} is there twice", conn.0));
+        }
+        let open = HashSet::with_hasher(FixedState::with_seed(self.store.seed));
+        self.store.conns.insert(conn, Conn { party, last_tx, open });
+        Ok(())
+    }
+
+    /// A watch, with its depth as the private part has it.
+    ///
+    /// # Errors
+    /// It belongs to nobody, its path is none, or it is there twice.
+    pub fn watch(&mut self, watch: &stream::Watch<'_>, depth: Option<u32>) -> Result<(), Refusal> {
+        let store = &mut self.store;
+        let conn = watch.conn;
+        let party =
+            store.party(conn).ok_or_else(|| format!("a watch of no connection ({})", conn.0))?;
+        let path = Path::new(watch.path, Names::OrSpecial, party.domid, 0)
+            .map_err(|_| format!("a watch of domain {} on no path", party.domid))?;
+        if store.watches.find(conn, path.bytes(), watch.token).is_some() {
+            return Err(format!("a watch of domain {} is there twice", party.domid));
+        }
+        store.watches.add(conn, &path, watch.token, depth);
+        let bytes = watch_bytes(path.bytes(), watch.token);
+        store.tree.domains.charge(party.domid, Quota::Watches, 1);
+        store.tree.domains.charge(party.domid, Quota::Memory, bytes);
+        Ok(())
+    }
+
+    /// An open transaction. Without fields it is one that cannot commit.
+    ///
+    /// # Errors
+    /// It belongs to nobody or is there twice, or its fields are damaged.
+    pub fn transaction(
+        &mut self,
+        transaction: stream::Transaction,
+        fields: Option<&mut FieldReader<'_>>,
+    ) -> Result<(), Refusal> {
+        let stream::Transaction { conn, tx } = transaction;
+        let seed = self.store.seed;
+        let state = self.store.conns.get_mut(&conn);
+        let state = state.ok_or_else(|| format!("a transaction of no connection ({})", conn.0))?;
+        if tx == TxId::NONE || !state.open.insert(tx) {
+            return Err(format!(
+                "transaction {} of domain {} is there twice",
+                tx.0, state.party.domid
+            ));
+        }
+        let domid = state.party.domid;
+        let (new, left) = match fields {
+            Some(fields) => Transaction::restore(tx, seed, fields)?,
+            None => {
+                state.last_tx = state.last_tx.max(tx.0);
+                (Transaction::new(tx, seed), 0)
+            }
+        };
+        self.store.transactions.insert((conn, tx), new);
+        self.store.tree.domains.charge(domid, Quota::Transactions, 1);
+        self.unfilled.push_back(Unfilled { conn, tx, left });
+        Ok(())
+    }
+
+    /// A node as everybody sees it. Without a generation it gets a new one.
+    ///
+    /// # Errors
+    /// There is no node above it, it is there twice, or its name or permissions are none.
+    pub fn node(
+        &mut self,
+        node: &stream::Node<'_>,
+        generation: Option<u64>,
+    ) -> Result<(), Refusal> {
+        let placed = if self.take_list(node.perms) {
+            let placed = self.place(node, generation);
+            if placed.is_err() {
+                self.store.tree.release_list(self.list);
+            }
+            placed
+        } else {
+            Err("its permissions name a domain that is not known")
+        };
+        placed.map_err(|what| format!("node {}: {what}", node.path.escape_ascii()))
+    }
+
+    /// Puts a node in its place, with a use of `self.list`.
+    fn place(
+        &mut self,
+        node: &stream::Node<'_>,
+        generation: Option<u64>,
+    ) -> Result<(), &'static str> {
+        let owner = self.entries.first();
+        if owner.is_none_or(|owner| owner.stale || owner.domid == DomId::ANY) {
+            return Err("it has no owner");
+        }
+        let generation = match generation {
+            Some(generation) => generation,
+            None => self.store.tree.advance(),
+        };
+        self.newest = self.newest.max(generation);
+        let value = Bytes::new(node.value);
+        let tree = &mut self.store.tree;
+        let fixed = match node.path {
+            b"/" => Some((0_usize, ROOT)),
+            name => special(name)
+                .and_then(|place| Some((place.saturating_add(1), *tree.special.get(place)?))),
+        };
+        if let Some((place, handle)) = fixed {
+            match self.fixed.get_mut(place) {
+                Some(came) if !*came => *came = true,
+                _ => return Err("it is there twice"),
+            }
+            tree.restore_fixed(handle, value, self.list, generation);
+            return Ok(());
+        }
+        let (parent, name) =
+            self.find_place(node.path).ok_or("there is no node above it, or its name is none")?;
+        let tree = &mut self.store.tree;
+        let made = tree.restore(parent, name, value, self.list, generation);
+        let made = made.ok_or("it is there twice")?;
+        self.here.clear();
+        self.here.extend_from_slice(node.path);
+        // What is above was found by the path, so it need not be the one before.
+        self.above.push((made, self.here.len()));
+        Ok(())
+    }
+
+    /// The node above a path, and the path's last name.
+    fn find_place<'p>(&mut self, path: &'p [u8]) -> Option<(u32, &'p [u8])> {
+        if self.closed && !self.fixed.first().is_some_and(|root| *root) {
+            return None;
+        }
+        let name = path::name(path);
+        let stem = path.len().checked_sub(name.len())?.checked_sub(1)?;
+        let (stem, _) = path.split_at_checked(stem)?;
+        if !is_canonical(name) || path.first() != Some(&b'/') {
+            return None;
+        }
+        while let Some((handle, len)) = self.above.last() {
+            if *len == stem.len() && self.here.get(..*len) == Some(stem) {
+                return Some((*handle, name));
+            }
+            // The root is above everything.
+            if *len == 0 {
+                break;
+            }
+            self.above.pop();
+        }
+        // Only others' streams have another order.
+        let handle = match self.store.tree.find(stem) {
+            Found::Node(handle) if !self.closed && stem.first() == Some(&b'/') => handle,
+            Found::Node(_) | Found::Above(_) => return None,
+        };
+        Some((handle, name))
+    }
+
+    /// Makes `list` the handle of these permissions, and gives the caller a use of it. `false` if they name
+    /// somebody whom they cannot.
+    fn take_list(&mut self, perms: stream::Perms<'_>) -> bool {
+        let tree = &mut self.store.tree;
+        let same = !self.entries.is_empty() && perms.iter().eq(self.entries.iter().copied());
+        if !same {
+            self.entries.clear();
+            self.entries.extend(perms.iter());
+            for entry in self.entries.iter().filter(|entry| !entry.stale) {
+                let known = entry.domid == DomId::ANY || tree.domains.get(entry.domid).is_some();
+                if !known && (self.closed || !entry.domid.is_ordinary()) {
+                    return false;
+                }
+                if !known {
+                    tree.domains.learn(entry.domid);
+                }
+            }
+            tree.release_list(self.list);
+            self.list = tree.intern(&self.entries);
+        }
+        tree.retain_list(self.list);
+        true
+    }
+
+    /// A path that a transaction has touched. The transactions are filled in the order of their announcement.
+    ///
+    /// # Errors
+    /// It does not fit, or its fields are damaged.
+    pub fn touched(
+        &mut self,
+        node: &stream::Node<'_>,
+        fields: &mut FieldReader<'_>,
+    ) -> Result<(), Refusal> {
+        self.complete()?;
+        let refused =
+            |what: &str| Err(format!("node {} in a transaction: {what}", node.path.escape_ascii()));
+        let (Some(unfilled), Some(pending)) = (self.unfilled.front_mut(), node.pending) else {
+            return refused("no transaction wants it");
+        };
+        if (unfilled.conn, unfilled.tx) != (pending.conn, pending.tx) {
+            return refused("it is another one's turn");
+        }
+        unfilled.left = unfilled.left.saturating_sub(1);
+        let key = (unfilled.conn, unfilled.tx);
+        // Whatever else was touched was spelled by `Path`.
+        if Path::new(node.path, Names::OrSpecial, DomId(0), 0).is_err()
+            || !matches!(node.path.first(), Some(b'/' | b'@'))
+        {
+            return refused("this is no path");
+        }
+        let list = if node.perms.is_empty() {
+            NIL
+        } else if self.take_list(node.perms) {
+            self.list
+        } else {
+            return refused("its permissions name a domain that is not known");
+        };
+        let Store { tree, transactions, .. } = &mut self.store;
+        let Some(tx) = transactions.get_mut(&key) else {
+            return refused("no transaction wants it");
+        };
+        tx.restore_touched(tree, node, list, fields)
+    }
+
+    /// Closes the transactions that have all they touched.
+    fn complete(&mut self) -> Result<(), Refusal> {
+        while let Some(Unfilled { conn, tx, left: 0 }) = self.unfilled.front() {
+            let Store { tree, transactions, conns, .. } = &mut self.store;
+            if let Some(done) = transactions.get_mut(&(*conn, *tx)) {
+                if self.closed {
+                    done.complete(tree)?;
+                } else {
+                    done.doom(tree);
+                }
+                let bytes = done.bytes;
+                if let Some(conn) = conns.get(conn) {
+                    tree.domains.charge(conn.party.domid, Quota::Memory, bytes);
+                }
+            }
+            self.unfilled.pop_front();
+        }
+        Ok(())
+    }
+
+    /// The store. `generation` is the latest one given out, `None` if they were new, and `dropped` the number of
+    /// events dropped so far.
+    ///
+    /// # Errors
+    /// Something is missing.
+    pub fn finish(mut self, generation: Option<u64>, dropped: u64) -> Result<Store, Refusal> {
+        self.complete()?;
+        if !self.unfilled.is_empty() {
+            return Err(String::from("a transaction lacks nodes that it has touched"));
+        }
+        if self.closed && self.fixed.contains(&false) {
+            return Err(String::from("the root or a special node is missing"));
+        }
+        if let Some(generation) = generation {
+            if generation < self.newest {
+                return Err(String::from("a node is newer than the last change"));
+            }
+            self.store.tree.set_generation(generation);
+        }
+        self.store.tree.release_list(self.list);
+        self.store.dropped = dropped;
+        give_room_back(&mut self.store.conns);
+        Ok(self.store)
+    }
+}
+
+impl Store {
+    /// Sets the greatest use of a domain. `false` if it is less than the present one.
+    pub fn set_peak(&mut self, domid: DomId, peak: Quotas) -> bool {
+        let Some(domain) = self.tree.domains.get_mut(domid) else { return false };
+        domain.peak = peak;
+        Quota::ALL.into_iter().all(|quota| domain.used.get(quota) <= peak.get(quota))
+    }
+}

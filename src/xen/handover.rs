@@ -1,0 +1,703 @@
+//! From one image to the next within one domain: slots, the region, the bridge.
+//!
+//! The replacement is loaded into a free slot of memory and entered as Xen enters an image: 32-bit, no paging,
+//! `ebx` pointing at a start info, whose one module is the *bridge*. That is a page with facts about the domain's
+//! memory, the place of the region with the whole state, and the code for the way there and back.
+//!
+//! ```text
+//!   old image                                   new image, on trial
+//!   ─────────                                   ───────────────────
+//!   loads it into a slot, writes the region
+//!   masks all ports but the timer's, sets that
+//!   crosses the bridge ──────────────────────►  boots, finds the bridge, restores in memory that was free
+//!   goes on with the reason  ◄── abandon ─────  damaged, no memory, panic, fault, deadline
+//!                                commit ──────  frees the old image's memory, unmasks the ports, serves
+//! ```
+//!
+//! Nothing that the trial does has an effect outside memory that was free, so going back needs no more than the
+//! old page tables and stack pointer. The old image's memory is whole until the commit.
+//! `docs/live-update.md` has the layouts with offsets.
+
+use super::abi::start_info::{HvmModlistEntry, HvmStartInfo, MAGIC as START_INFO_MAGIC};
+use super::abi::vcpu::SetSingleshotTimer;
+use super::abi::xen::{SharedInfo, errno};
+use super::layout::PAGE_SIZE;
+use super::memory::{self, Inherited, Occupied, Plain};
+use super::time::{self, NS_PER_MS};
+use super::{cpu, gnttab, hypercall, traps};
+use crate::proto::handover::Digest;
+use crate::proto::image::Image;
+use crate::proto::stream::{OutOfRoom, Sink};
+use crate::server::platform::PlatformError;
+use alloc::format;
+use alloc::string::String;
+use core::arch::{asm, global_asm};
+use core::mem::offset_of;
+use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+/// First word of the bridge.
+const MAGIC: u64 = u64::from_le_bytes(*b"XSbridge");
+
+/// The layout of the bridge page and of the region's list of frames. An image refuses any other.
+const LAYOUT: u64 = 1;
+
+/// The largest command line that is handed over, its closing zero included.
+const COMMAND_LINE_MAX: usize = PAGE_SIZE - COMMAND_LINE;
+/// Where it stands in the page with the start info.
+const COMMAND_LINE: usize = 128;
+
+/// Where the bridge has the reason for going back: its length, then the text.
+const REASON_LEN: usize = 1024;
+const REASON: usize = REASON_LEN + size_of::<u64>();
+const REASON_MAX: usize = CODE - REASON;
+/// Where the bridge has its code.
+const CODE: usize = 2048;
+
+/// Frames that one page of the region's list names; two words lead on to the next page and count them.
+const LISTED: usize = PAGE_SIZE / size_of::<u64>() - 2;
+
+/// Pages of memory beyond image and region that must be free before a trial: page tables, heap, bitmap.
+const TRIAL_PAGES: usize = 128;
+
+global_asm!(
+    ".set BRIDGE_CR0, {cr0}",
+    ".set BRIDGE_CR3, {cr3}",
+    ".set BRIDGE_CR4, {cr4}",
+    ".set BRIDGE_RSP, {rsp}",
+    ".set BRIDGE_START_INFO, {start_info}",
+    ".set BRIDGE_ENTRY, {entry}",
+    ".set BRIDGE_GDT_POINTER, {gdt_limit} + 6",
+    include_str!("../../boot/bridge.S"),
+    cr0 = const offset_of!(Bridge, cr0),
+    cr3 = const offset_of!(Bridge, cr3),
+    cr4 = const offset_of!(Bridge, cr4),
+    rsp = const offset_of!(Bridge, rsp),
+    start_info = const offset_of!(Bridge, start_info),
+    entry = const offset_of!(Bridge, entry),
+    gdt_limit = const offset_of!(Bridge, gdt_limit),
+);
+
+// `boot/bridge.S` defines these; only their addresses are used.
+unsafe extern "C" {
+    safe static bridge_code: [u8; 0];
+    safe static bridge_back: [u8; 0];
+    safe static bridge_code_end: [u8; 0];
+}
+
+/// The start of the bridge page.
+#[derive(Clone, Copy, Default, Debug)]
+#[repr(C)]
+pub(super) struct Bridge {
+    magic: u64,
+    layout: u64,
+    /// Physical address of the code that leads back.
+    back: u64,
+    /// What `back` restores.
+    cr0: u64,
+    cr3: u64,
+    cr4: u64,
+    rsp: u64,
+    /// Physical addresses of the new image's start info and entry.
+    start_info: u64,
+    entry: u64,
+    /// The operand of `lgdt`: its 2 bytes of limit are the last of this word, the address follows.
+    gdt_limit: u64,
+    gdt_base: u64,
+    gdt: [u64; 3],
+    facts: Facts,
+    /// Digest of `facts`.
+    checksum: u64,
+}
+const _: () = assert!(size_of::<Bridge>() <= REASON_LEN);
+// SAFETY: only words, without padding.
+unsafe impl Plain for Bridge {}
+
+/// What the new image has to know before it can read the region.
+#[derive(Clone, Copy, Default, Debug)]
+#[repr(C)]
+pub(super) struct Facts {
+    /// What the old image knows of the domain's memory.
+    pub(super) memory: Inherited,
+    /// Frame of the first page of the region's list.
+    region: u64,
+    stream_len: u64,
+    private_len: u64,
+    /// Digest of the region's bytes, and of the state that they describe.
+    digest: u64,
+    /// When the trial is over, in nanoseconds of Xen's clock.
+    deadline_ns: u64,
+    /// Ports of `VIRQ_TIMER` and, or all ones, of `VIRQ_DOM_EXC`.
+    timer_port: u64,
+    changes_port: u64,
+    /// The first page of the grant window that was never used.
+    window: u64,
+}
+
+impl Facts {
+    /// All of it as words.
+    fn words(self) -> [u64; size_of::<Facts>() / 8] {
+        let m = self.memory;
+        [
+            m.populated,
+            m.limit,
+            m.foreign,
+            m.bitmap,
+            m.bitmap_words,
+            self.region,
+            self.stream_len,
+            self.private_len,
+            self.digest,
+            self.deadline_ns,
+            self.timer_port,
+            self.changes_port,
+            self.window,
+        ]
+    }
+
+    fn checksum(self) -> u64 {
+        let mut digest = Digest::default();
+        for word in self.words() {
+            digest.add(&word.to_le_bytes());
+        }
+        digest.finish()
+    }
+}
+
+/// No port.
+const NO_PORT: u64 = u64::MAX;
+
+fn error(call: &'static str, code: i32) -> PlatformError {
+    PlatformError { call, code }
+}
+
+/// A frame that is given back when dropped.
+#[derive(Debug)]
+struct Frame(usize);
+
+impl Frame {
+    fn take() -> Result<Self, PlatformError> {
+        memory::take_frame().map(Self).ok_or(error("a frame for a hand-over", errno::ENOMEM))
+    }
+
+    fn address(&self) -> u64 {
+        (self.0 * PAGE_SIZE) as u64
+    }
+
+    /// Writes bytes that fit into the page from `offset` on.
+    fn write(&mut self, offset: usize, bytes: &[u8]) {
+        assert!(offset <= PAGE_SIZE && bytes.len() <= PAGE_SIZE - offset, "outside the page");
+        memory::write_frame(self.0, offset, bytes);
+    }
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        memory::give_frame(self.0);
+    }
+}
+
+/// Where the state is written: pages from anywhere, named by a list of pages.
+///
+/// A page of the list has the frame of the next one (0 for none), the number of frames it names, and the frames.
+#[derive(Debug)]
+pub struct Region {
+    first_list: usize,
+    list: usize,
+    listed: usize,
+    page: usize,
+    /// Bytes used of `page`.
+    used: usize,
+    /// Bytes of the pages before.
+    full: usize,
+    /// Of the pages before.
+    digest: Digest,
+}
+
+impl Region {
+    /// An empty region.
+    ///
+    /// # Errors
+    /// That no memory is left.
+    pub fn new() -> Result<Self, PlatformError> {
+        let first = Frame::take()?;
+        memory::write_frame(first.0, 0, &[0; 16]);
+        let list = first.0;
+        let mut region = Self {
+            first_list: list,
+            list,
+            listed: 0,
+            page: 0,
+            used: 0,
+            full: 0,
+            digest: Digest::default(),
+        };
+        // The region frees it, with all others.
+        core::mem::forget(first);
+        region.next_page().ok_or(error("a frame for a hand-over", errno::ENOMEM))?;
+        Ok(region)
+    }
+
+    /// Bytes so far.
+    fn len(&self) -> usize {
+        self.full + self.used
+    }
+
+    /// Pages that it takes.
+    fn pages(&self) -> usize {
+        let data = self.full / PAGE_SIZE + 1;
+        data + data.div_ceil(LISTED)
+    }
+
+    /// The digest of all bytes so far.
+    fn digest(&self) -> u64 {
+        let mut digest = self.digest.clone();
+        digest.add(self.current());
+        digest.finish()
+    }
+
+    /// What is written of the current page.
+    fn current(&self) -> &[u8] {
+        // SAFETY: a frame that this region has taken, mapped, initialised up to `used`, and written by `append`
+        // alone, which needs `self` exclusively.
+        unsafe { core::slice::from_raw_parts(memory::frame_address(self.page).as_ptr(), self.used) }
+    }
+
+    /// Goes on with a fresh page.
+    fn next_page(&mut self) -> Option<()> {
+        if self.listed == LISTED {
+            let list = memory::take_frame()?;
+            memory::write_frame(list, 0, &[0; 16]);
+            memory::write_frame(self.list, 0, &(list as u64).to_le_bytes());
+            (self.list, self.listed) = (list, 0);
+        }
+        let page = memory::take_frame()?;
+        let place = (2 + self.listed) * size_of::<u64>();
+        memory::write_frame(self.list, place, &(page as u64).to_le_bytes());
+        self.listed += 1;
+        memory::write_frame(self.list, size_of::<u64>(), &(self.listed as u64).to_le_bytes());
+        (self.page, self.used) = (page, 0);
+        Some(())
+    }
+
+    /// Writes to the current page what fits; says how much that was.
+    fn fill(&mut self, bytes: &[u8]) -> usize {
+        let len = bytes.len().min(PAGE_SIZE - self.used);
+        // SAFETY: inside the page, whose frame this region has taken.
+        let to = unsafe { memory::frame_address(self.page).add(self.used) };
+        // SAFETY: as above, so nobody else uses it, and `bytes` is no part of it.
+        unsafe { NonNull::from(bytes).cast().copy_to_nonoverlapping(to, len) };
+        self.used += len;
+        len
+    }
+}
+
+impl Sink for Region {
+    fn append(&mut self, bytes: &[u8]) -> Result<(), OutOfRoom> {
+        let mut done = self.fill(bytes);
+        while done < bytes.len() {
+            let mut digest = core::mem::take(&mut self.digest);
+            digest.add(self.current());
+            self.digest = digest;
+            self.full += PAGE_SIZE;
+            self.next_page().ok_or(OutOfRoom)?;
+            done += self.fill(&bytes[done..]);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        let mut list = self.first_list;
+        while list != 0 {
+            let mut next = 0;
+            for frame in ListPage::read(list).into_iter().flat_map(|page| {
+                next = page.next;
+                page.frames()
+            }) {
+                memory::give_frame(frame);
+            }
+            memory::give_frame(list);
+            list = next;
+        }
+    }
+}
+
+/// A page of a region's list, copied.
+struct ListPage {
+    next: usize,
+    count: usize,
+    words: [u64; LISTED],
+}
+
+impl ListPage {
+    fn read(frame: usize) -> Option<Self> {
+        let mut bytes = [0; PAGE_SIZE];
+        if !memory::copy_physical((frame * PAGE_SIZE) as u64, &mut bytes) {
+            return None;
+        }
+        let word = |at: usize| {
+            let bytes = bytes.get(at * 8..).and_then(|rest| rest.first_chunk());
+            bytes.map_or(0, |word| u64::from_le_bytes(*word))
+        };
+        let small = |word: u64| usize::try_from(word).unwrap_or(usize::MAX);
+        let mut listed = [0; LISTED];
+        for (index, slot) in listed.iter_mut().enumerate() {
+            *slot = word(2 + index);
+        }
+        Some(Self { next: small(word(0)), count: small(word(1)).min(LISTED), words: listed })
+    }
+
+    fn frames(&self) -> impl Iterator<Item = usize> + use<> {
+        let (count, words) = (self.count, self.words);
+        words.into_iter().take(count).map(|word| usize::try_from(word).unwrap_or(usize::MAX))
+    }
+}
+
+/// The place of a replacement image: frames that are given back when dropped.
+struct Slot {
+    first: usize,
+    pages: usize,
+}
+
+impl Slot {
+    /// Loads an image.
+    fn load(image: &Image<'_>) -> Result<Self, PlatformError> {
+        let pages = image.size().div_ceil(PAGE_SIZE);
+        let first = memory::take_slot(pages)
+            .ok_or(error("a free slot of memory for the new image", errno::ENOMEM))?;
+        let slot = Self { first, pages };
+        for frame in first..first + pages {
+            memory::write_frame(frame, 0, &[0; PAGE_SIZE]);
+        }
+        for segment in image.segments() {
+            let mut at = segment.offset;
+            let mut rest = segment.bytes;
+            while !rest.is_empty() {
+                let room = PAGE_SIZE - at % PAGE_SIZE;
+                let (now, later) = rest.split_at(rest.len().min(room));
+                memory::write_frame(first + at / PAGE_SIZE, at % PAGE_SIZE, now);
+                at += now.len();
+                rest = later;
+            }
+        }
+        Ok(slot)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        (self.first..self.first + self.pages).for_each(memory::give_frame);
+    }
+}
+
+/// What the machine knows and the region does not say.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ports {
+    pub(super) timer: u32,
+    pub(super) changes: Option<u32>,
+}
+
+/// A hand-over that is to be made.
+#[derive(Debug)]
+pub(super) struct Request<'a> {
+    pub(super) image: Image<'a>,
+    pub(super) command_line: &'a str,
+    pub(super) region: &'a Region,
+    /// How much of the region is the record stream.
+    pub(super) stream_len: usize,
+    /// The port of `VIRQ_DOM_EXC`.
+    pub(super) changes: Option<u32>,
+    pub(super) deadline_ms: u64,
+}
+
+/// Crosses the bridge. Returns only if the new image came back, with its reason, or could not be started.
+///
+/// The caller has masked all ports but the timer's and set that to the deadline.
+pub(super) fn cross(request: &Request<'_>, timer: u32) -> String {
+    try_cross(request, timer)
+        .unwrap_or_else(|error| format!("the new image cannot be started: {error}"))
+}
+
+fn try_cross(request: &Request<'_>, timer: u32) -> Result<String, PlatformError> {
+    let Request { image, command_line, region, stream_len, .. } = request;
+    if command_line.len() >= COMMAND_LINE_MAX {
+        return Err(error("a command line of that length", errno::ENOSPC));
+    }
+    let slot = Slot::load(image)?;
+    let (mut bridge, mut start) = (Frame::take()?, Frame::take()?);
+    let needed = TRIAL_PAGES + region.pages() + memory::heap().used.div_ceil(PAGE_SIZE);
+    if !memory::want_free(needed) {
+        return Ok(format!(
+            "not enough memory: the new image needs {} KiB beside this one; raise the memory of the \
+             xenstore domain, or its maximum",
+            needed * PAGE_SIZE / 1024
+        ));
+    }
+    let info = HvmStartInfo {
+        magic: START_INFO_MAGIC,
+        version: 0,
+        flags: 0,
+        nr_modules: 1,
+        modlist_paddr: start.address() + size_of::<HvmStartInfo>() as u64,
+        cmdline_paddr: start.address() + COMMAND_LINE as u64,
+        rsdp_paddr: 0,
+    };
+    let module =
+        HvmModlistEntry { paddr: bridge.address(), size: PAGE_SIZE as u64, ..Default::default() };
+    start.write(0, memory::bytes_of(&info));
+    start.write(size_of::<HvmStartInfo>(), memory::bytes_of(&module));
+    start.write(COMMAND_LINE, command_line.as_bytes());
+    start.write(COMMAND_LINE + command_line.len(), &[0]);
+
+    let code = (&raw const bridge_code).addr();
+    let code_len = (&raw const bridge_code_end).addr() - code;
+    // SAFETY: these bytes are constants of the image, between its two symbols.
+    let code_bytes =
+        unsafe { core::slice::from_raw_parts((&raw const bridge_code).cast(), code_len) };
+    let enter = bridge.address() + CODE as u64;
+    let facts = Facts {
+        memory: memory::inheritance(),
+        region: region.first_list as u64,
+        stream_len: *stream_len as u64,
+        private_len: region.len().saturating_sub(*stream_len) as u64,
+        digest: region.digest(),
+        deadline_ns: request.deadline_ms.saturating_mul(NS_PER_MS),
+        timer_port: u64::from(timer),
+        changes_port: request.changes.map_or(NO_PORT, u64::from),
+        window: gnttab::window_end() as u64,
+    };
+    let head = Bridge {
+        magic: MAGIC,
+        layout: LAYOUT,
+        back: enter + ((&raw const bridge_back).addr() - code) as u64,
+        start_info: start.address(),
+        entry: (slot.first * PAGE_SIZE + image.entry()) as u64,
+        gdt_limit: (size_of::<[u64; 3]>() as u64 - 1) << 48,
+        gdt_base: bridge.address() + offset_of!(Bridge, gdt) as u64,
+        // Null, flat 32-bit code, flat data; the accessed bits are set.
+        gdt: [0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff],
+        facts,
+        checksum: facts.checksum(),
+        ..Default::default()
+    };
+    bridge.write(0, memory::bytes_of(&head));
+    bridge.write(REASON_LEN, &[0; 8]);
+    bridge.write(CODE, code_bytes);
+    let is_low = |address: u64| address < u64::from(u32::MAX);
+    if !is_low(start.address()) || !is_low(head.entry) || !is_low(bridge.address()) {
+        return Err(error("memory below 4 GiB", errno::ENOMEM));
+    }
+    memory::map_bridge(bridge.0)?;
+    // SAFETY: (1) mapped just now, with the code in it; (2) the slot holds a checked image, and what that does
+    // until it comes back is limited to memory that is free here: its part of the agreement.
+    unsafe { call_bridge(enter, memory::frame_address(bridge.0)) };
+    traps::reload();
+    memory::unmap_bridge(bridge.0);
+    Ok(reason(&bridge))
+}
+
+/// The reason that the new image has left.
+fn reason(bridge: &Frame) -> String {
+    let mut len = [0; 8];
+    let mut text = [0; REASON_MAX];
+    let is_there = memory::copy_physical(bridge.address() + REASON_LEN as u64, &mut len)
+        && memory::copy_physical(bridge.address() + REASON as u64, &mut text);
+    let len = usize::try_from(u64::from_le_bytes(len)).unwrap_or(0).min(REASON_MAX);
+    match text.get(..len) {
+        Some(text) if is_there && len > 0 => String::from_utf8_lossy(text).into_owned(),
+        _ => String::from("the new image gave up without a reason"),
+    }
+}
+
+/// Calls the code at `enter`, which comes back with all registers in doubt but the stack pointer.
+///
+/// # Safety
+/// 1. `enter` is the start of `bridge_code` in a bridge that is mapped at its physical address and filled in.
+/// 2. Whatever runs until it comes back leaves this image's memory alone.
+unsafe fn call_bridge(enter: u64, bridge: NonNull<u8>) {
+    // SAFETY: by contract. The registers that the compiler does not let go of are kept on the stack.
+    unsafe {
+        asm!(
+            "push rbx",
+            "push rbp",
+            "pushfq",
+            "call rax",
+            "popfq",
+            "pop rbp",
+            "pop rbx",
+            inlateout("rax") enter => _,
+            inlateout("rdi") bridge.as_ptr() => _,
+            out("rcx") _, out("rdx") _, out("rsi") _, out("r8") _, out("r9") _, out("r10") _,
+            out("r11") _, out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+        );
+    }
+}
+
+// ---- the new image's side ----
+
+/// Physical address of the bridge while this image is on trial, else 0.
+pub(super) static TRIAL: AtomicU64 = AtomicU64::new(0);
+
+/// A hand-over that was found at boot.
+#[derive(Clone, Copy, Debug)]
+pub struct Handover {
+    facts: Facts,
+    /// The region, mapped in one piece.
+    region: &'static [u8],
+}
+
+/// Reads the bridge, if the first module is one, and prepares the way back.
+///
+/// # Safety
+/// Runs once, after `memory::find` and before anything else takes memory.
+pub(super) unsafe fn find(module: &Occupied) -> Option<Facts> {
+    let (module, size) = (module.start as u64, module.size);
+    if size != PAGE_SIZE || module % PAGE_SIZE as u64 != 0 {
+        return None;
+    }
+    let bridge: Bridge = memory::read_physical(module)?;
+    if bridge.magic != MAGIC {
+        return None;
+    }
+    // SAFETY: nothing has been mapped by this image yet; the caller's promise.
+    unsafe { memory::map_bridge_early(module) };
+    TRIAL.store(module, Ordering::Relaxed);
+    if bridge.layout != LAYOUT {
+        abandon(format_args!("this image knows bridge layout {LAYOUT}, not {}", bridge.layout));
+    }
+    if bridge.facts.checksum() != bridge.checksum {
+        abandon(format_args!("the facts on the bridge are damaged: their checksum differs"));
+    }
+    Some(bridge.facts)
+}
+
+/// Goes back to the old image with a reason, if this image is on trial; else returns.
+pub(super) fn abandon_if_on_trial(reason: core::fmt::Arguments<'_>) {
+    use core::fmt::Write;
+    struct Reason {
+        bridge: usize,
+        len: usize,
+    }
+    impl Write for Reason {
+        fn write_str(&mut self, text: &str) -> core::fmt::Result {
+            let taken = text.len().min(REASON_MAX - self.len);
+            memory::write_frame(self.bridge, REASON + self.len, &text.as_bytes()[..taken]);
+            self.len += taken;
+            Ok(())
+        }
+    }
+    let bridge = TRIAL.load(Ordering::Relaxed);
+    let Ok(frame) = usize::try_from(bridge / PAGE_SIZE as u64) else { return };
+    if bridge == 0 {
+        return;
+    }
+    let mut text = Reason { bridge: frame, len: 0 };
+    // Never fails: what does not fit is dropped.
+    let _ = text.write_fmt(reason);
+    memory::write_frame(frame, REASON_LEN, &(text.len as u64).to_le_bytes());
+    let mut head = [0; 24];
+    if memory::copy_physical(bridge, &mut head) {
+        let back = u64::from_le_bytes(head[16..].try_into().unwrap_or_default());
+        // SAFETY: the old image has put the address of `bridge_back` there; the bridge is mapped at its
+        // physical address for as long as `TRIAL` says so. The old image is whole.
+        unsafe {
+            asm!("cli", "jmp rax", in("rax") back, in("rdi") bridge, options(noreturn));
+        }
+    }
+}
+
+/// Goes back to the old image with a reason.
+pub fn abandon(reason: core::fmt::Arguments<'_>) -> ! {
+    abandon_if_on_trial(reason);
+    panic!("{reason}")
+}
+
+impl Handover {
+    /// Maps the region.
+    pub(super) fn open(facts: Facts) -> Self {
+        let small = |word: u64| usize::try_from(word).unwrap_or(usize::MAX);
+        let len = small(facts.stream_len).saturating_add(small(facts.private_len));
+        let Some(bytes) = memory::map_region(small(facts.region), len, |frame| {
+            let page = ListPage::read(frame)?;
+            Some((page.next, page.frames()))
+        }) else {
+            abandon(format_args!(
+                "not enough memory, or a damaged list, for a region of {len} bytes"
+            ));
+        };
+        Self { facts, region: bytes }
+    }
+
+    /// The record stream.
+    #[must_use]
+    pub fn stream(&self) -> &'static [u8] {
+        self.region.get(..self.split()).unwrap_or(&[])
+    }
+
+    /// What the document leaves out.
+    #[must_use]
+    pub fn private(&self) -> &'static [u8] {
+        self.region.get(self.split()..).unwrap_or(&[])
+    }
+
+    fn split(&self) -> usize {
+        usize::try_from(self.facts.stream_len).unwrap_or(usize::MAX)
+    }
+
+    /// The digest of the state.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        self.facts.digest
+    }
+
+    pub(super) fn ports(&self) -> Option<Ports> {
+        let timer = u32::try_from(self.facts.timer_port).ok()?;
+        let changes = match self.facts.changes_port {
+            NO_PORT => None,
+            port => Some(u32::try_from(port).ok()?),
+        };
+        Some(Ports { timer, changes })
+    }
+
+    pub(super) fn window(&self) -> usize {
+        usize::try_from(self.facts.window).unwrap_or(usize::MAX)
+    }
+
+    /// The trial is over: there is no way back, and all memory of the old image is free.
+    pub(super) fn commit(self) {
+        TRIAL.store(0, Ordering::Relaxed);
+        memory::commit(&self.facts.memory, self.region.len());
+    }
+}
+
+/// When the trial is over, and the page that tells the time.
+static DEADLINE_NS: AtomicU64 = AtomicU64::new(0);
+static SHARED: AtomicPtr<SharedInfo> = AtomicPtr::new(null_mut());
+
+/// From now on the timer ends the trial, whatever this image is doing then.
+pub(super) fn watch_deadline(shared: &'static SharedInfo, handover: &Handover) {
+    SHARED.store(core::ptr::from_ref(shared).cast_mut(), Ordering::Relaxed);
+    DEADLINE_NS.store(handover.facts.deadline_ns, Ordering::Relaxed);
+    cpu::enable_interrupts();
+}
+
+/// An event interrupts the trial. All ports but the timer's are masked.
+pub(super) extern "C" fn tick() {
+    // SAFETY: null, or the page that `watch_deadline` was given, which is mapped for good.
+    let Some(shared) = (unsafe { SHARED.load(Ordering::Relaxed).as_ref() }) else { return };
+    let vcpu = &shared.vcpu_info[0];
+    let deadline_ns = DEADLINE_NS.load(Ordering::Relaxed);
+    if time::now_ns(&vcpu.time, cpu::tsc) >= deadline_ns {
+        abandon_if_on_trial(format_args!(
+            "the new image was not done in time; this one goes on. A longer time may be given with -t"
+        ));
+    }
+    // Something else, from before: Xen must not repeat it, and the timer goes on.
+    vcpu.evtchn_pending_sel.store(0, Ordering::SeqCst);
+    vcpu.evtchn_upcall_pending.store(0, Ordering::SeqCst);
+    let mut timer = SetSingleshotTimer { timeout_abs_ns: deadline_ns, flags: 0 };
+    // Without a timer the trial has no deadline, which is no reason to end it.
+    let _ = hypercall::perform(&mut timer);
+}
