@@ -17,6 +17,7 @@
 //!   every level, beside the server and not in it.
 //! * `xen`: the real world, on the bare target only; the one place with `unsafe`.
 //! * `sim`: the simulated world, on the host only.
+//! * `dom0`: what programs in dom0 ask of Xen, on the host only; a file of `xen`.
 
 #![no_std]
 
@@ -33,6 +34,11 @@ pub mod server;
 pub mod sim;
 pub mod store;
 pub mod transcript;
+
+#[cfg(not(target_os = "none"))]
+#[path = "xen/dom0.rs"]
+#[expect(unsafe_code, reason = "hypercalls and devices; the file is part of src/xen")]
+pub mod dom0;
 
 #[cfg(any(test, target_os = "none"))]
 #[expect(

@@ -56,6 +56,24 @@ fn the_command_line_knows_better_who_has_control() {
 }
 
 #[test]
+fn the_first_domains_page_may_name_the_port() {
+    let world = World::new();
+    let port = world.create(DomId(0));
+    world.set_tells_states(false);
+    world.page(DomId(0)).set_word(Word::EvtchnPort, port);
+    let mut simulation = start(&world, "");
+    assert_eq!(world.signals(DomId(0)), 1);
+    let mut dom0 = simulation.client(DomId(0));
+    assert_eq!(ask(&mut simulation, &mut dom0, Kind::Control, b"check\0"), b"OK\0");
+    // Without that, and without an option, nobody is served.
+    let world = World::new();
+    world.create(DomId(0));
+    start(&world, "");
+    assert_eq!(world.bound_ports(), 0);
+    assert!(world.take_console().iter().any(|line| line.contains("no option --event")));
+}
+
+#[test]
 fn where_xen_does_not_tell_domain_0_has_control() {
     let world = World::new();
     let port = world.create(DomId(0));

@@ -270,7 +270,10 @@ impl transcript::Stage for Stage {
             "sleep" => self.simulation.sleep(number(1)?),
             "memory" => world.set_heap_free(usize::try_from(number(1)?).unwrap()),
             "old-xen" => world.set_tells_changes(false),
-            "mute-xen" => world.set_tells_states(false),
+            "mute-xen" => {
+                world.set_tells_states(false);
+                world.set_shows_ends(words.get(1) == Some(&"ends"));
+            }
             "rename" => world.set_handle(DomId(domid(1)?), [0xaa; 16]),
             "ran" => world.set_cpu_time(DomId(domid(1)?), number(2)?),
             "signal" => world.signal(DomId(domid(1)?)),

@@ -1,7 +1,6 @@
 //! A test guest in the role `remote`: its ring, driven through its console.
 
 use crate::link::{Link, NOCTTY, NONBLOCK, PAUSE, write_all};
-use crate::privcmd;
 use alloc::collections::VecDeque;
 use core::time::Duration;
 use std::fs::File;
@@ -9,6 +8,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
 use std::time::Instant;
+use xenstore_stubdom::dom0;
 use xenstore_stubdom::proto::ring::Word;
 use xenstore_stubdom::proto::wire::Kind;
 use xenstore_stubdom::transcript::{Message, Stop};
@@ -161,7 +161,7 @@ impl Guest {
 
     /// Destroys it without a word to the server.
     pub(crate) fn destroy(&self) -> io::Result<()> {
-        privcmd::destroy(self.domid)
+        dom0::destroy(self.domid)
     }
 }
 

@@ -17,9 +17,6 @@ extern crate alloc;
 mod guest;
 mod limits;
 mod link;
-#[path = "../../src/xen/privcmd.rs"]
-#[expect(unsafe_code, reason = "hypercalls; the file is part of src/xen, where such things are")]
-mod privcmd;
 mod stage;
 mod world;
 

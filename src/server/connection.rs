@@ -150,6 +150,8 @@ pub(super) struct Connection<R> {
     pub(super) domid: DomId,
     /// May do everything and is bound by no quota.
     pub(super) privileged: bool,
+    /// It came another way than by introducing its domain.
+    pub(super) is_local: bool,
     /// The feature bits that the domain has been shown.
     pub(super) features: u32,
     /// Our end of the event channel; `None` if it could not be bound.
@@ -180,6 +182,7 @@ impl<R: RingPage> Connection<R> {
         Self {
             domid,
             privileged: false,
+            is_local: false,
             features: features::OFFERED,
             port,
             ring,

@@ -18,7 +18,8 @@
 //!   the same UUID, neither having run, within one pass of the server. Its rights are those of the failed attempt to
 //!   build the same guest.
 //!
-//! Where Xen tells nothing at all, RELEASE is the only news of a death.
+//! Where Xen does not let the server ask, the platform may still see that a domain is gone, and RELEASE tells. Nobody
+//! sees which one has shut down: so any news of a change is announced as the shutdown of each that is still there.
 //!
 //! Order and events are those of the C server ("C xenstored 4.22 behaviour"; `docs/misc/xenstore.txt`,
 //! INTRODUCE and the following).
@@ -120,8 +121,7 @@ impl<P: Platform> Server<P> {
         if state == DomainState::Unknown && !self.warned_of_unknown_states {
             self.warned_of_unknown_states = true;
             self.platform.log(format_args!(
-                "Xen does not tell this domain about others: a dead domain is noticed only when the \
-                 toolstack releases it"
+                "Xen does not tell this domain about others: whenever one has changed, all are announced"
             ));
         }
         state
@@ -212,16 +212,17 @@ impl<P: Platform> Server<P> {
     }
 
     /// Enters a new connection everywhere.
-    fn attach(&mut self, connection: Connection<P::Ring>, port: EvtchnPort) -> ConnId {
+    pub(super) fn attach(&mut self, connection: Connection<P::Ring>, port: EvtchnPort) -> ConnId {
         let id = ConnId(self.next_connection);
         // 2^32 introductions take longer than any host lives.
         self.next_connection = self.next_connection.wrapping_add(1);
         let (domid, privileged) = (connection.domid, connection.privileged);
+        let is_local = connection.is_local;
         self.trace("obj", format_args!("domain {domid}: connection opened"));
         self.ports.insert(port, id);
         self.connections.insert(id, Box::new(connection));
         self.store.connect(id, Party { domid, target: None, privileged });
-        if let Some(domain) = self.domains.get_mut(&domid) {
+        if let Some(domain) = self.domains.get_mut(&domid).filter(|_| !is_local) {
             domain.connection = Some(id);
         }
         id
@@ -333,7 +334,7 @@ impl<P: Platform> Server<P> {
             match self.platform.next_change() {
                 Change::Domain(domid, state) => self.domain_changed(domid, state, &mut announced),
                 Change::Done => break,
-                Change::Unsupported => return self.look_at_domains(),
+                Change::Unsupported => return self.look_at_domains(Look::News),
             }
         }
         // One plain event for all that shut down, with the last of them.
@@ -341,12 +342,14 @@ impl<P: Platform> Server<P> {
     }
 
     /// Looks what became of every tracked domain.
-    pub(super) fn look_at_domains(&mut self) {
+    pub(super) fn look_at_domains(&mut self, look: Look) {
         let mut announced = None;
         let tracked = self.domains.keys().copied().collect::<Vec<_>>();
         for domid in tracked {
             let state = self.ask(domid);
-            self.domain_changed(domid, state, &mut announced);
+            if state != DomainState::Unknown || look == Look::News {
+                self.domain_changed(domid, state, &mut announced);
+            }
         }
         self.announce_shutdown(&mut announced, Plain::Yes);
     }
@@ -356,6 +359,11 @@ impl<P: Platform> Server<P> {
         let Some(domain) = self.domains.get(&domid) else { return };
         let is_introduced = domain.connection.is_some();
         match state {
+            // It may be the one that has shut down; whoever cares has to look.
+            DomainState::Unknown if is_introduced && domid != self.privileged => {
+                self.announce_shutdown(announced, Plain::No);
+                *announced = Some(domid);
+            }
             DomainState::Unknown => {}
             DomainState::Exists { shutdown, identity, .. }
                 if !self.is_replaced(domid, identity) =>
@@ -437,7 +445,8 @@ impl<P: Platform> Server<P> {
         }
         for (id, connection) in &self.connections {
             let domid = connection.domid;
-            claim(self.connection_of(domid) == Some(*id), "has a stray connection", domid);
+            let in_place = connection.is_local || self.connection_of(domid) == Some(*id);
+            claim(in_place, "has a stray connection", domid);
             let listed = connection.port.is_none_or(|port| self.ports.get(&port) == Some(id));
             claim(listed, "its port is not listed", domid);
             let known = self.store.party(*id).is_some() == connection.is_connected();
@@ -449,7 +458,7 @@ impl<P: Platform> Server<P> {
     }
 
     /// Takes a connection out of everything but the hypervisor.
-    fn detach(&mut self, id: ConnId) -> Option<Box<Connection<P::Ring>>> {
+    pub(super) fn detach(&mut self, id: ConnId) -> Option<Box<Connection<P::Ring>>> {
         self.store.disconnect(id);
         let mut connection = self.connections.remove(&id)?;
         give_room_back(&mut self.connections);
@@ -465,6 +474,15 @@ impl<P: Platform> Server<P> {
         self.settle_released(id, released);
         Some(connection)
     }
+}
+
+/// Why all domains are looked at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Look {
+    /// Xen said that something became of one.
+    News,
+    /// To be sure.
+    Check,
 }
 
 /// Whether a `@releaseDomain` without domid goes with the one that has it.

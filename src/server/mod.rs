@@ -7,7 +7,7 @@
 //! * `connection`, `queue`: bytes of one client, in and out.
 //! * `dispatch`, `handlers`: one request from its header to its reply.
 //! * `start`: the first steps.
-//! * `domains`: introduction, shutdown and death of domains.
+//! * `domains`: introduction, shutdown and death of domains. `local`: clients that come another way.
 //! * `control`, `stats`: what administrators ask.
 //! * `accounts`, `memory`, `rate`: who pays for what waits, and what is refused.
 //! * `update`, `save`, `restore`: live update. `revive`: a start from another server's stream.
@@ -29,6 +29,7 @@ mod control;
 mod dispatch;
 mod domains;
 mod handlers;
+mod local;
 mod log;
 mod memory;
 pub mod options;

@@ -26,26 +26,35 @@ pub(super) fn find_existing<P: Platform>(platform: &mut P) -> (Vec<DomId>, Optio
 }
 
 impl<P: Platform> Server<P> {
-    /// Serves the domain that the toolstack named on the command line. Its ring is not reset: requests may wait in
-    /// it. Its kernel starts with the first event it gets, so that one comes last.
+    /// Serves the domain that the toolstack named on the command line, or that left its port in its page. Its ring
+    /// is not reset: requests may wait in it. Its kernel starts with the first event it gets, so that one comes
+    /// last.
     pub(super) fn open_first(&mut self) {
         let domid = self.options.first_domain;
-        let Some(port) = self.options.event_port else {
-            self.platform.log(format_args!(
-                "option --event is missing: domain {domid} is not served until it is introduced"
-            ));
-            return;
-        };
         let identity = self.identity(domid);
+        let page = self.platform.map_ring(domid);
+        // A command line that is written before the port exists cannot name it.
+        let named = page.as_ref().map_or(0, |page| page.load(Word::EvtchnPort));
+        let port = self.options.event_port.unwrap_or(named);
+        if port == 0 {
+            self.platform.log(format_args!(
+                "no option --event, and no port in the ring page: domain {domid} is not served until it \
+                 is introduced"
+            ));
+        }
+        let page = match page {
+            Ok(page) if port != 0 => page,
+            Ok(_) => return,
+            Err(error) => {
+                let what = "its ring cannot be mapped";
+                self.platform.log(format_args!("domain {domid}: {what}: {error}"));
+                return;
+            }
+        };
         if let Some(domain) = self.domains.get_mut(&domid) {
             domain.identity = identity;
         }
-        match self.platform.map_ring(domid) {
-            Ok(page) => self.greet(domid, page, port, identity),
-            Err(error) => self
-                .platform
-                .log(format_args!("domain {domid}: its ring cannot be mapped: {error}")),
-        }
+        self.greet(domid, page, port, identity);
     }
 
     /// Serves the domains that were there before the server and whose builder left a port in their page. All

@@ -20,6 +20,7 @@
 use super::Server;
 use super::control::text;
 use super::dispatch::{Answer, Asker, Reply};
+use super::domains::Look;
 use super::memory;
 use super::platform::Platform;
 use crate::proto::error::XsError;
@@ -410,7 +411,7 @@ impl<P: Platform> Server<P> {
         let pause_us =
             passage.map(|passage| self.platform.now_us().saturating_sub(passage.stopped_us));
         self.report_takeover(pause_us);
-        self.look_at_domains();
+        self.look_at_domains(Look::Check);
     }
 
     fn report_takeover(&mut self, pause_us: Option<u64>) {

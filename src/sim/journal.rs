@@ -31,6 +31,8 @@ pub enum Seen {
     Changed(DomId, DomainState),
     /// The hypervisor was asked what changed, and does not know that question.
     Scan,
+    /// A new server looks at all domains to be sure, without news of any.
+    Look,
     /// The hypervisor was asked about one domain.
     State(DomId, DomainState),
     /// The hypervisor has no more changes to tell.

@@ -109,7 +109,7 @@ impl Simulation {
             Ok(new) => {
                 core::mem::replace(&mut self.server, new).abandon();
                 // A successor looks at every domain, as after news that do not say of whom.
-                self.world.journal().note(|| Seen::Scan);
+                self.world.journal().note(|| Seen::Look);
                 self.server.take_over();
                 Ok(())
             }

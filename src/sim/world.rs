@@ -57,6 +57,8 @@ struct State {
     tells_changes: bool,
     /// Xen tells anything about domains at all.
     tells_states: bool,
+    /// If not, the end of a domain can be seen nevertheless.
+    shows_ends: bool,
     heap_free: usize,
     /// One in so many requests for memory is refused although there is some; 0 for none.
     refusals: u32,
@@ -93,6 +95,7 @@ impl Default for World {
             changed: BTreeSet::new(),
             tells_changes: true,
             tells_states: true,
+            shows_ends: false,
             heap_free: usize::MAX,
             refusals: 0,
             losses: 0,
@@ -290,6 +293,11 @@ impl World {
         self.state().tells_states = tells;
     }
 
+    /// Chooses whether the end of a domain can be seen where Xen tells nothing.
+    pub fn set_shows_ends(&self, shows: bool) {
+        self.state().shows_ends = shows;
+    }
+
     /// Chooses how many bytes the server's heap has left.
     pub fn set_heap_free(&self, bytes: usize) {
         self.state().heap_free = bytes;
@@ -354,6 +362,9 @@ impl State {
 
     fn domain_state(&self, domid: DomId) -> DomainState {
         if !self.tells_states {
+            if self.shows_ends && domid != OWN_DOMID && !self.domains.contains_key(&domid) {
+                return DomainState::Gone;
+            }
             return DomainState::Unknown;
         }
         if domid == OWN_DOMID {

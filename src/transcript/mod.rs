@@ -37,7 +37,7 @@
 //! `revoke 7` and `grant 7` (grant entry 1), `sleep MS`, `word 7 NAME = N` (must be), `word 7 NAME := N` (the
 //! domain writes it), `signal 7`, `rename 7` (another handle), `ran 7 NS` (it has run so long), `send 7 BYTES` (into
 //! its ring, whatever they are), `firmware 7` (the rings filled, the indices zeroed), `unread 7` and `read 7` (stops and starts reading), `memory BYTES` (left in the
-//! server's heap), `mute-xen` (Xen tells nothing about domains), `discard 7 TEXT` (leaves out the next messages as
+//! server's heap), `mute-xen` (Xen tells nothing about domains; `mute-xen ends`: but their end shows), `discard 7 TEXT` (leaves out the next messages as
 //! long as they contain it), `old-xen` (Xen tells no changes and no unique ids), `still` (time stands still between the
 //! lines), `fresh` (nothing is in the store but what the conversation makes), `update` (a live update, now), `failing-update` (one
 //! whose successor fails at the last moment), `region BYTES` (room for what is handed over), `console TEXT` (some line since

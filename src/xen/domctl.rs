@@ -13,7 +13,8 @@
 //! Source: `xen/include/public/domctl.h` and `xen/common/domctl.c` at the tags of these releases; what is read of
 //! `struct xen_domctl_getdomaininfo` lies at the same place in all of them. `get_domain_state` is stable, its
 //! version is 0 for good. Another version than Xen's own is EACCES; without the right to ask, which
-//! only the toolstack's flag for xenstore domains gives, the answer to a right one is EPERM.
+//! only the toolstack's flag for xenstore domains gives (`xl` does not), the answer to a right one is EPERM; then
+//! `channels` has to do.
 
 use super::abi::domctl::{Domctl, GET_DOMAIN_STATE, GETDOMAININFO, info, state};
 use super::abi::xen::errno;
@@ -97,6 +98,11 @@ impl Domctls {
     /// Finds out what this Xen has, by asking about domain 0, and says so on the console.
     pub(super) fn probe(xen: &mut impl Hypervisor) -> Self {
         Self { way: find_way(xen), has_complained: false }
+    }
+
+    /// Whether Xen answers nothing.
+    pub(super) fn is_denied(&self) -> bool {
+        self.way == Way::Denied
     }
 
     /// What Xen says of a domain.

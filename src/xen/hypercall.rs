@@ -144,6 +144,7 @@ arguments! {
     event_channel::BindVirq: EVENT_CHANNEL_OP 1 "EVTCHNOP_bind_virq";
     event_channel::Close: EVENT_CHANNEL_OP 3 "EVTCHNOP_close";
     event_channel::Send: EVENT_CHANNEL_OP 4 "EVTCHNOP_send";
+    event_channel::Status: EVENT_CHANNEL_OP 5 "EVTCHNOP_status";
     event_channel::AllocUnbound: EVENT_CHANNEL_OP 6 "EVTCHNOP_alloc_unbound";
     grant_table::MapGrantRef: GRANT_TABLE_OP 0 "GNTTABOP_map_grant_ref";
     grant_table::UnmapGrantRef: GRANT_TABLE_OP 1 "GNTTABOP_unmap_grant_ref";
@@ -173,6 +174,7 @@ contained!(
     event_channel::Close,
     event_channel::Send,
     event_channel::AllocUnbound,
+    event_channel::Status,
     hvm::GetParam,
     memory::CurrentReservation,
     memory::MaximumReservation,

@@ -14,6 +14,7 @@
 //! | `evtchn`, `time` | events and sleep; clock and one-shot timer |
 //! | `gnttab`, `shared_page` | other domains' pages |
 //! | `domctl` | what Xen says of other domains |
+//! | `channels` | what event channels tell of them where Xen does not |
 //! | `handover` | live update: from one image to the next, and back |
 //! | `platform` | [`crate::server::platform::Platform`] on top of all that |
 //!
@@ -21,6 +22,8 @@
 //! ever interrupted and no lock is ever contended; every page that is mapped is populated; no page is
 //! both writable and executable. While an image is on trial (`handover`) one interrupt is let through, which
 //! changes nothing or ends the trial for good.
+//!
+//! `dom0` is not part of it, but of programs that run beside it in dom0.
 //!
 //! The files without hardware in them are compiled for the host's tests, too.
 
@@ -36,6 +39,8 @@ pub mod heap;
 pub mod layout;
 pub mod shared_page;
 
+#[cfg(target_os = "none")]
+mod channels;
 #[cfg(target_os = "none")]
 pub mod console;
 #[cfg(target_os = "none")]

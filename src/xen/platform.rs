@@ -1,9 +1,10 @@
 //! [`Platform`] on Xen: the server's world. No logic of its own.
 
 use super::abi::domctl::Domctl;
-use super::abi::event_channel::{BindInterdomain, BindVirq, Close};
+use super::abi::event_channel::BindVirq;
 use super::abi::grant_table::RESERVED_XENSTORE;
 use super::abi::xen::VIRQ_DOM_EXC;
+use super::channels::{self, Channels};
 use super::domctl::{self, Domctls, Hypervisor, Question};
 use super::gnttab::GrantedPage;
 use super::handover::{Region, Request};
@@ -22,6 +23,8 @@ use core::fmt;
 pub struct XenPlatform {
     machine: Machine,
     domctls: Domctls,
+    /// Where Xen does not let this domain ask.
+    channels: Option<Channels>,
     /// The port of `VIRQ_DOM_EXC`, unless Xen gives that to another domain.
     changes: Option<EvtchnPort>,
     seed: u64,
@@ -37,7 +40,9 @@ impl XenPlatform {
             None => domctl::bind_changes(&mut Xen),
         };
         let own_domid = super::start::own_domid();
-        Self { machine, domctls: Domctls::probe(&mut Xen), changes, seed: seed(), own_domid }
+        let domctls = Domctls::probe(&mut Xen);
+        let channels = domctls.is_denied().then(|| Channels::new(own_domid));
+        Self { machine, domctls, channels, changes, seed: seed(), own_domid }
     }
 
     /// The machine beneath.
@@ -129,15 +134,17 @@ impl Platform for XenPlatform {
     }
 
     fn bind(&mut self, domid: DomId, remote_port: u32) -> Result<EvtchnPort, PlatformError> {
-        let mut argument =
-            BindInterdomain { remote_dom: domid.0, remote_port, ..Default::default() };
-        hypercall::perform(&mut argument)?;
-        Ok(EvtchnPort(argument.local_port))
+        match &mut self.channels {
+            Some(channels) => channels.bind(&self.machine, domid, remote_port),
+            None => channels::bind(domid, remote_port),
+        }
     }
 
     fn unbind(&mut self, port: EvtchnPort) {
-        // A port that is closed already is fine.
-        let _ = hypercall::perform(&mut Close { port: port.0 });
+        match &mut self.channels {
+            Some(channels) => channels.unbind(&self.machine, port),
+            None => self.machine.close_port(port),
+        }
     }
 
     fn notify(&mut self, port: EvtchnPort) {
@@ -145,10 +152,16 @@ impl Platform for XenPlatform {
     }
 
     fn domain_state(&mut self, domid: DomId) -> DomainState {
-        self.domctls.state(&mut Xen, domid)
+        match &self.channels {
+            Some(channels) => channels.state(domid),
+            None => self.domctls.state(&mut Xen, domid),
+        }
     }
 
     fn next_change(&mut self) -> Change {
+        if let Some(channels) = &mut self.channels {
+            channels.sweep(&self.machine);
+        }
         self.domctls.next_change(&mut Xen)
     }
 

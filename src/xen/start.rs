@@ -437,6 +437,15 @@ impl Machine {
         memory::copy_physical(module.start as u64, &mut bytes).then_some(bytes)
     }
 
+    /// A port that keeps its news to itself from now on, or not any more.
+    pub fn mute(&self, port: EvtchnPort, muted: bool) {
+        if muted {
+            evtchn::mask(self.shared, port.0);
+        } else {
+            evtchn::unmask(self.shared, port.0);
+        }
+    }
+
     /// From now on the PV console's port reports news: something typed, or room for more lines.
     #[must_use]
     pub fn hear_console(&mut self) -> Option<EvtchnPort> {

@@ -192,7 +192,11 @@ impl Model {
     }
 
     /// The hypervisor has to be asked about every domain.
-    pub(super) fn scan_all<'a>(&mut self, seen: &'a [Seen]) -> Result<&'a [Seen], String> {
+    pub(super) fn scan_all<'a>(
+        &mut self,
+        seen: &'a [Seen],
+        has_news: bool,
+    ) -> Result<&'a [Seen], String> {
         let mut states = Vec::new();
         let mut tracked = self.domains.keys();
         let mut end = 0;
@@ -214,6 +218,8 @@ impl Model {
         // What happened to the last one counts, too.
         let is_more = |seen: &&Seen| matches!(seen, Seen::Memory(..) | Seen::Unbound(_));
         let end = end + seen[end..].iter().take_while(is_more).count();
+        // Without news nobody has shut down, as far as can be seen.
+        states.retain(|(_, state)| has_news || *state != DomainState::Unknown);
         self.changed(states, &seen[..end])?;
         Ok(&seen[end..])
     }
@@ -227,6 +233,9 @@ impl Model {
             let Some(domain) = self.domains.get(&domid) else { continue };
             let introduced = domain.conn.is_some();
             match state {
+                DomainState::Unknown if introduced && domid != PRIVILEGED => {
+                    self.tell_shutdown(pending.replace(domid), false, unsure);
+                }
                 DomainState::Unknown => {}
                 DomainState::Exists { shutdown, identity, .. }
                     if !self.is_replaced(domid, identity) =>

@@ -206,7 +206,8 @@ impl Model {
                     self.first_domain(*domid, *page, rest);
                 }
                 Seen::Changed(..) => rest = self.scan(&seen[seen.len() - rest.len() - 1..])?,
-                Seen::Scan => rest = self.scan_all(rest)?,
+                Seen::Scan => rest = self.scan_all(rest, true)?,
+                Seen::Look => rest = self.scan_all(rest, false)?,
                 Seen::Clock(now_ms) => self.now_ms = *now_ms,
                 Seen::GaveUp(..)
                 | Seen::Emptied(_)

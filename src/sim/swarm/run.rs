@@ -56,6 +56,8 @@ impl Run {
                 world.journal().open();
                 world.set_tells_changes(options.tells_changes);
                 world.set_tells_states(options.tells_states);
+                // Without a draw of its own, so that the other runs stay what they are.
+                world.set_shows_ends(options.guests % 2 == 0);
                 model.set_honest(page, true);
             });
         let journal = simulation.world.journal();

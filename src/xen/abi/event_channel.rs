@@ -39,6 +39,28 @@ pub struct AllocUnbound {
 }
 const _: () = assert!(size_of::<AllocUnbound>() == 8);
 
+/// `struct evtchn_status`.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Status {
+    /// Whose port.
+    pub dom: u16,
+    /// The port.
+    pub port: u32,
+    /// Out: one of `EVTCHNSTAT_*`.
+    pub status: u32,
+    /// Out: the processor that it is bound to.
+    pub vcpu: u32,
+    /// Out: depends on the status.
+    pub u: [u32; 2],
+}
+const _: () = assert!(size_of::<Status>() == 24);
+
+/// `EVTCHNSTAT_unbound`: the port has no peer yet, or none any more.
+pub const STATUS_UNBOUND: u32 = 1;
+/// `EVTCHNSTAT_interdomain`: the port has a peer.
+pub const STATUS_INTERDOMAIN: u32 = 2;
+
 /// `struct evtchn_close`.
 #[derive(Debug, Default)]
 #[repr(C)]

@@ -1,0 +1,34 @@
+//! More connections of the privileged domain, beside the ring that Xen gave it.
+//!
+//! Where the server runs as a program, each client of its socket gets a connection of its own, as with the C
+//! daemon: what it watches and has begun is its own, and ends with it. The image has no use for this.
+
+use super::Server;
+use super::connection::Connection;
+use super::platform::Platform;
+use super::queue::Queue;
+use crate::proto::id::{ConnId, EvtchnPort};
+
+impl<P: Platform> Server<P> {
+    /// Serves one more ring with the rights of the privileged domain. `port` is what the platform reports
+    /// news of this ring by.
+    pub fn open_local(&mut self, ring: P::Ring, port: EvtchnPort) -> ConnId {
+        let queue = Queue::new(self.platform.hash_seed());
+        let mut connection = Connection::new(self.privileged, ring, Some(port), queue);
+        connection.privileged = true;
+        connection.is_local = true;
+        self.attach(connection, port)
+    }
+
+    /// Its client is gone: so are its watches, its transactions and what waited for it.
+    pub fn close_local(&mut self, id: ConnId) {
+        if !self.connections.get(&id).is_some_and(|connection| connection.is_local) {
+            return;
+        }
+        let Some(connection) = self.detach(id) else { return };
+        if let Some(port) = connection.port {
+            self.ports.remove(&port);
+            self.platform.unbind(port);
+        }
+    }
+}

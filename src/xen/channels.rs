@@ -1,0 +1,146 @@
+//! What event channels tell of domains where Xen answers no questions: to a domain without the toolstack's
+//! flag for xenstore domains, as `xl` builds them.
+//!
+//! When a domain dies, Xen closes its ports before it announces the death (`domain_kill` and `evtchn_destroy` in
+//! `xen/common`), so our end of its channel has no peer any more by then. Of a domain without a channel only
+//! its existence can be tried out. Both need no right at all.
+//!
+//! What this cannot tell, and the flag would: whether a domain has shut down; and a death from a living domain that
+//! closes its store port itself. Such a domain counts as gone, which harms nobody else. A port that the server
+//! closes while the peer lives is only muted, since that domain's death would not show otherwise, and Xen keeps
+//! a dead domain as long as the server maps its page.
+
+use super::abi::event_channel::{BindInterdomain, STATUS_INTERDOMAIN, STATUS_UNBOUND, Status};
+use super::abi::xen::errno;
+use super::evtchn::PORTS;
+use super::start::Machine;
+use super::{DOMID_SELF, hypercall};
+use crate::proto::id::{DomId, EvtchnPort};
+use crate::server::platform::{DomainState, PlatformError};
+use alloc::collections::BTreeMap;
+
+/// The port that no domain can offer: Xen keeps it for itself.
+const NO_PORT: u32 = 0;
+
+/// The domain to which other channels lead, too: those of this domain's own console and store. It never dies.
+const FIRST: DomId = DomId(0);
+
+/// A channel to a domain.
+#[derive(Clone, Copy, Debug)]
+struct Channel {
+    port: EvtchnPort,
+    /// The server has closed it.
+    muted: bool,
+    /// Its peer was already gone in an earlier sweep.
+    is_over: bool,
+}
+
+/// The channels to all domains, one each at most.
+#[derive(Debug)]
+pub(super) struct Channels {
+    own_domid: Option<DomId>,
+    of: BTreeMap<DomId, Channel>,
+}
+
+/// Binds a port of our own to one of another domain.
+pub(super) fn bind(domid: DomId, remote_port: u32) -> Result<EvtchnPort, PlatformError> {
+    let mut argument = BindInterdomain { remote_dom: domid.0, remote_port, ..Default::default() };
+    hypercall::perform(&mut argument)?;
+    Ok(EvtchnPort(argument.local_port))
+}
+
+/// Whether a port of our own has a peer.
+fn has_peer(port: EvtchnPort) -> bool {
+    let mut argument = Status { dom: DOMID_SELF, port: port.0, ..Default::default() };
+    hypercall::perform(&mut argument).is_ok() && argument.status == STATUS_INTERDOMAIN
+}
+
+impl Channels {
+    /// Finds the channels that an earlier image of this domain has bound.
+    pub(super) fn new(own_domid: Option<DomId>) -> Self {
+        let mut of = BTreeMap::new();
+        for port in 1..PORTS {
+            let mut argument = Status { dom: DOMID_SELF, port, ..Default::default() };
+            // Behind the last port that has ever been used there is nothing to ask for.
+            if hypercall::perform(&mut argument).is_err() {
+                break;
+            }
+            // Xen still names the peer of a port that has lost it.
+            if matches!(argument.status, STATUS_INTERDOMAIN | STATUS_UNBOUND) {
+                let [low, high, ..] = argument.u[0].to_le_bytes();
+                let channel = Channel { port: EvtchnPort(port), muted: false, is_over: false };
+                of.insert(DomId(u16::from_le_bytes([low, high])), channel);
+            }
+        }
+        Self { own_domid, of }
+    }
+
+    /// Binds, and remembers for whom.
+    pub(super) fn bind(
+        &mut self,
+        machine: &Machine,
+        domid: DomId,
+        remote_port: u32,
+    ) -> Result<EvtchnPort, PlatformError> {
+        // One that only this table knows may hold the very port that is offered.
+        let old = self.of.get(&domid).copied();
+        if let Some(old) = old.filter(|old| old.muted || !has_peer(old.port)) {
+            if domid != FIRST {
+                close(machine, old);
+            }
+            self.of.remove(&domid);
+        }
+        let port = bind(domid, remote_port)?;
+        self.of.insert(domid, Channel { port, muted: false, is_over: false });
+        Ok(port)
+    }
+
+    /// Closes a port, or only mutes it as long as its peer lives.
+    pub(super) fn unbind(&mut self, machine: &Machine, port: EvtchnPort) {
+        let found = self.of.iter_mut().find(|(_, channel)| channel.port == port);
+        match found {
+            Some((_, channel)) if has_peer(port) => {
+                channel.muted = true;
+                machine.mute(port, true);
+            }
+            Some((&domid, &mut channel)) => {
+                close(machine, channel);
+                self.of.remove(&domid);
+            }
+            None => machine.close_port(port),
+        }
+    }
+
+    /// Closes what was muted and has had no peer since the last time: in between the server has been told.
+    pub(super) fn sweep(&mut self, machine: &Machine) {
+        self.of.retain(|_, channel| {
+            if channel.is_over {
+                close(machine, *channel);
+                return false;
+            }
+            channel.is_over = channel.muted && !has_peer(channel.port);
+            true
+        });
+    }
+
+    /// Whether a domain is gone; nothing else is known.
+    pub(super) fn state(&self, domid: DomId) -> DomainState {
+        if self.own_domid == Some(domid) {
+            return DomainState::Unknown;
+        }
+        let is_gone = match self.of.get(&domid) {
+            Some(channel) => !has_peer(channel.port),
+            // Xen looks for the domain before it refuses the port.
+            None => bind(domid, NO_PORT).is_err_and(|error| error.code == errno::ESRCH),
+        };
+        if is_gone { DomainState::Gone } else { DomainState::Unknown }
+    }
+}
+
+/// Closes a port for good. Whoever gets the number next is heard again.
+fn close(machine: &Machine, channel: Channel) {
+    machine.close_port(channel.port);
+    if channel.muted {
+        machine.mute(channel.port, false);
+    }
+}
