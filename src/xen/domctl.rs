@@ -490,6 +490,7 @@ mod tests {
             let mut xen = release(name);
             xen.is_xenstore = false;
             let (mut domctls, changes) = start(&mut xen);
+            assert!(domctls.is_denied(), "{name}");
             assert_eq!(domctls.state(&mut xen, DomId(5)), DomainState::Unknown, "{name}");
             assert_eq!(domctls.next_change(&mut xen), Change::Unsupported, "{name}");
             let virq = "xen: no VIRQ_DOM_EXC (EVTCHNOP_bind_virq failed with error 16): the toolstack has not \
