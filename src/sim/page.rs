@@ -212,9 +212,14 @@ impl Watcher {
                 let (_, bytes) = core::mem::replace(&mut self.response, (value, Vec::new()));
                 self.journal.note(|| Seen::Put(page, bytes));
             }
+            // Only a reset stores this word, right after the other. What was read of a ring before it was given
+            // up was never published, and may end at index 0 by chance.
+            Word::ReqProd => {
+                let is_wrong = |last: &Seen| matches!(last, Seen::Took(took, _) if *took == page);
+                self.journal.correct(is_wrong, Seen::Emptied(page));
+            }
             Word::Error => self.journal.note(|| Seen::GaveUp(page, value)),
             Word::RspProd
-            | Word::ReqProd
             | Word::RspCons
             | Word::ServerFeatures
             | Word::Connection
@@ -256,5 +261,34 @@ impl RingPage for SimPage {
 
     fn barrier(&self) {
         self.late.borrow_mut().is_unseen = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::ring;
+
+    #[test]
+    fn a_reset_is_no_read_even_where_an_unpublished_one_would_have_ended() {
+        for read in 0..3 {
+            let journal = Journal::default();
+            journal.open();
+            let mut page = SimPage::watched(journal.clone(), 6);
+            page.set_word(Word::ReqCons, u32::MAX - 15);
+            page.set_word(Word::ReqProd, 16);
+            // What is closed counts.
+            for is_published in [true, false].into_iter().take(read) {
+                page.set_word(Word::ReqCons, u32::MAX - 15);
+                let mut pass = ring::Requests::open(&page).unwrap();
+                assert_eq!(pass.take(&page, &mut [0; 16]), 16);
+                if is_published {
+                    assert!(pass.close(&mut page));
+                    assert_eq!(journal.take(), [Seen::Took(6, alloc::vec![0; 16])]);
+                }
+            }
+            ring::reset(&mut page);
+            assert_eq!(journal.take(), [Seen::Emptied(6)], "after {read} reads");
+        }
     }
 }
