@@ -27,7 +27,7 @@ mod image {
         }
     }
 
-    /// The first server of this domain.
+    /// The first server of this domain. A module, if there is one, is the stream that it begins with.
     fn begin(machine: Machine, command_line: &'static str) -> ! {
         let memory = memory::figures();
         console::both(format_args!(
@@ -37,8 +37,22 @@ mod image {
             memory.populated * 4,
             memory.maximum * 4,
         ));
-        let mut server = Server::new(XenPlatform::new(machine), command_line);
-        server.start();
+        let size = machine.module_size(0);
+        let module = machine.module(0);
+        if size > 0 && module.is_none() {
+            console::both(format_args!(
+                "the module of {size} bytes is not taken over: there is no memory for a copy of it"
+            ));
+        }
+        let platform = XenPlatform::new(machine);
+        let mut server = match module {
+            Some(module) => Server::start_from(platform, command_line, &module),
+            None => {
+                let mut server = Server::new(platform, command_line);
+                server.start();
+                server
+            }
+        };
         server.run()
     }
 

@@ -252,6 +252,207 @@ fn a_stream_that_cannot_be_read_starts_nothing() {
     }
 }
 
+/// What the builder of a domain gives it as its module: the first domain's ring was never used.
+fn start_from(module: &[u8]) -> (Simulation, String) {
+    let world = World::new();
+    let port = world.create(DomId(0));
+    let server = Server::start_from(world.platform(), &format!("--event {port}"), module);
+    let mut simulation = Simulation { world: world.clone(), server };
+    simulation.settle();
+    simulation.check().unwrap();
+    (simulation, world.take_console().join("\n"))
+}
+
+#[test]
+fn a_module_is_the_stream_that_the_server_begins_with() {
+    for padding in [0, 1, 4095] {
+        let module = [foreign(), vec![0; padding]].concat();
+        let (mut simulation, console) = start_from(&module);
+        assert!(console.contains("took over 4 nodes, 1 domains, 1 connections"), "{console}");
+        let mut dom0 = simulation.client(DomId(0));
+        assert_eq!(ask(&mut simulation, &mut dom0, Kind::Read, 0, "/b\0"), "3");
+        simulation.hand_over().unwrap();
+        assert_eq!(ask(&mut simulation, &mut dom0, Kind::Read, 0, "/b\0"), "3");
+    }
+}
+
+#[test]
+fn a_module_that_is_none_or_damaged_leaves_an_empty_store() {
+    let mut padded = [foreign(), vec![0; 9]].concat();
+    padded.push(1);
+    let len = foreign().len();
+    for (module, why) in [
+        (b"#!ipxe".to_vec(), "this is no xenstore stream"),
+        (foreign()[..len - 9].to_vec(), "reaches beyond the end"),
+        (foreign()[..len - 8].to_vec(), "the stream stops without END"),
+        (padded, "10 bytes follow END"),
+    ] {
+        let (mut simulation, console) = start_from(&module);
+        let line = format!("the module of {} bytes is not taken over: ", module.len());
+        assert!(console.contains(&line) && console.contains(why), "{console}");
+        assert!(console.contains("the store starts empty"), "{console}");
+        let mut dom0 = simulation.client(DomId(0));
+        assert_eq!(ask(&mut simulation, &mut dom0, Kind::Read, 0, "/b\0"), "ENOENT ");
+        assert_eq!(ask(&mut simulation, &mut dom0, Kind::Directory, 0, "/\0"), "tool ");
+        simulation.hand_over().unwrap();
+    }
+}
+
+#[test]
+fn a_stream_that_takes_too_much_memory_leaves_an_empty_store() {
+    let mut more = Writer::new(Vec::new(), Version::One).unwrap();
+    let (perms, value) =
+        ([Entry { domid: DomId(0), access: Access::None, stale: false }], [b'x'; 3000]);
+    for n in 0..100 {
+        let (path, perms) = (format!("/n{n}"), Perms::from(&perms[..]));
+        more.node(&Node { path: path.as_bytes(), value: &value, perms, pending: None }).unwrap();
+    }
+    let (mut stream, more) = (foreign(), more.finish().unwrap());
+    stream.truncate(stream.len() - 8);
+    stream.extend_from_slice(&more[16..]);
+    let (mut late, mut took) = (0, false);
+    for bytes in (0..1_000_000).step_by(1000) {
+        let world = World::new();
+        let port = world.create(DomId(0));
+        let seven = world.create(DomId(7));
+        world.page(DomId(7)).set_word(Word::EvtchnPort, seven);
+        world.set_heap_free(bytes);
+        let options = format!("--event {port}");
+        let server = Server::start_from(world.platform(), &options, &stream);
+        world.set_heap_free(usize::MAX);
+        let console = world.take_console().join("\n");
+        let mut simulation = Simulation { world, server };
+        simulation.settle();
+        simulation.check().unwrap();
+        if console.contains("took over 105 nodes") {
+            took = true;
+            break;
+        }
+        assert!(console.contains("not enough memory"), "{bytes}: {console}");
+        // The first connections had been made.
+        late += usize::from(console.contains("which is a socket's"));
+        let mut dom0 = simulation.client(DomId(0));
+        assert_eq!(ask(&mut simulation, &mut dom0, Kind::Directory, 0, "/\0"), "tool ");
+    }
+    assert!(took && late > 0, "{late}");
+}
+
+/// Streams of a host that has started anew: what dom0 waited for, and watched, was the old dom0's.
+#[test]
+fn a_first_domain_that_has_started_since_gets_nothing_of_the_old_ones() {
+    let (mut simulation, mut dom0) = Simulation::start("");
+    ask(&mut simulation, &mut dom0, Kind::Watch, 0, "/a\0tok\0");
+    drain(&mut simulation, &mut dom0);
+    let (bytes, _) = dom0.request(Kind::Read.number(), 0, b"/tool\0");
+    dom0.write(&bytes[..10]);
+    simulation.settle();
+    let mut dump = Vec::new();
+    simulation.server.dump(Version::One, DepthLayout::Document, &mut dump).unwrap();
+    let (mut simulation, console) = start_from(&dump);
+    assert!(
+        console.contains("left out: what waited for domain 0 and what it watched"),
+        "{console}"
+    );
+    let mut dom0 = simulation.client(DomId(0));
+    assert_eq!(ask(&mut simulation, &mut dom0, Kind::Write, 0, "/a\0b"), "OK ");
+    assert_eq!(drain(&mut simulation, &mut dom0).len(), 0);
+}
+
+/// The nodes of a stream as text, those of domains that are not there left out.
+fn nodes(stream: &[u8]) -> String {
+    let listing = stream::Listing(stream).to_string();
+    let nodes = listing.lines().filter_map(|line| line.split_once(" NODE_DATA /"));
+    nodes.map(|(_, node)| format!("/{node}\n")).collect()
+}
+
+/// What C xenstored 4.17 wrote on real Xen, with a Linux guest and without.
+#[test]
+fn a_stream_of_the_real_c_xenstored_starts_this_one() {
+    for name in ["real-c-4.17-with-guest", "real-c-4.17-without-guest", "real-ours"] {
+        let path = format!("{}/tests/streams/{name}.bin", env!("CARGO_MANIFEST_DIR"));
+        let stream = std::fs::read(path).unwrap();
+        let world = World::new();
+        let port = world.create(DomId(0));
+        if name.ends_with("with-guest") {
+            let one = world.create(DomId(1));
+            world.page(DomId(1)).set_word(Word::EvtchnPort, one);
+        }
+        let server = Server::start_from(world.platform(), &format!("--event {port}"), &stream);
+        let mut simulation = Simulation { world, server };
+        simulation.settle();
+        simulation.check().unwrap();
+        let mut dump = Vec::new();
+        simulation.server.dump(Version::One, DepthLayout::Document, &mut dump).unwrap();
+        assert_eq!(nodes(&dump), nodes(&stream), "{name}");
+        let mut dom0 = simulation.client(DomId(0));
+        if name.ends_with("with-guest") {
+            // It still watches, and may still write where it might.
+            let mut one = simulation.client(DomId(1));
+            assert_eq!(drain(&mut simulation, &mut one).len(), 0);
+            assert_eq!(ask(&mut simulation, &mut one, Kind::Write, 0, "data/own\0x"), "OK ");
+            assert_eq!(ask(&mut simulation, &mut one, Kind::Write, 0, "name\0x"), "EACCES ");
+            ask(&mut simulation, &mut dom0, Kind::Write, 0, "/local/domain/1/data/own\0y");
+            let events = drain(&mut simulation, &mut one);
+            assert_eq!(text(&events[0]), "data/own FFFF888005BCEEB0 ");
+            // And goes as if it had been here from the start.
+            simulation.world.destroy(DomId(1));
+            simulation.settle();
+            let gone = ask(&mut simulation, &mut dom0, Kind::Read, 0, "/local/domain/1/data/own\0");
+            assert_eq!(gone, "ENOENT ");
+        }
+        simulation.hand_over().unwrap();
+        simulation.check().unwrap();
+    }
+}
+
+/// The bytes that a text in base64 stands for.
+fn decode(text: &str) -> Vec<u8> {
+    const LETTERS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let letters = text.chars().filter_map(|letter| LETTERS.find(letter)).collect::<Vec<_>>();
+    let mut bytes = Vec::new();
+    for group in letters.chunks(4) {
+        let bits =
+            group.iter().fold(0, |bits, letter| bits << 6 | letter) << (6 * (4 - group.len()));
+        bytes.extend(
+            (0..group.len() - 1).map(|at| u8::try_from(bits >> (16 - 8 * at) & 255).unwrap()),
+        );
+    }
+    bytes
+}
+
+#[test]
+fn a_dump_is_fetched_as_text() {
+    let (mut simulation, mut dom0) = Simulation::start("");
+    let mut seven = guest(&mut simulation, &mut dom0, 7);
+    for n in 0..20 {
+        ask(&mut simulation, &mut seven, Kind::Write, 0, &format!("n{n}\0{}", "x".repeat(n * 50)));
+    }
+    ask(&mut simulation, &mut seven, Kind::Watch, 0, "n1\0tok\0");
+    for (begin, version) in
+        [("begin", Version::One), ("begin\x001", Version::One), ("begin\x002", Version::Two)]
+    {
+        let mut expected = Vec::new();
+        simulation.server.dump(version, DepthLayout::Xen, &mut expected).unwrap();
+        let begun = ask(&mut simulation, &mut dom0, Kind::Control, 0, &format!("dump\0{begin}\0"));
+        let words = begun.split_whitespace().collect::<Vec<_>>();
+        let ["dump", number, "has", size, "bytes"] = words[..] else { panic!("{begun}") };
+        assert_eq!(size.parse(), Ok(expected.len()));
+        // What changes meanwhile is not in it.
+        ask(&mut simulation, &mut seven, Kind::Write, 0, "later\0x");
+        let mut fetched = Vec::new();
+        while fetched.len() < expected.len() {
+            let wanted = format!("dump\0{number}\0{}\0", fetched.len());
+            let piece = ask(&mut simulation, &mut dom0, Kind::Control, 0, &wanted);
+            assert!(piece.len() <= 4096 && !piece.trim_end().contains(' '), "{piece}");
+            fetched.extend(decode(&piece));
+        }
+        assert!(fetched == expected);
+        let end = format!("dump\0end\0{number}\0");
+        assert_eq!(ask(&mut simulation, &mut dom0, Kind::Control, 0, &end), "OK ");
+        ask(&mut simulation, &mut seven, Kind::Rm, 0, "later\0");
+    }
+}
+
 #[test]
 fn every_damage_of_a_stream_gives_a_sound_server_or_none() {
     let stream = foreign();

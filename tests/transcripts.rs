@@ -65,9 +65,13 @@ fn play_all(delivery: Delivery) {
 const LOOKED_AT_AGAIN: &str = "a shutdown before the introduction is no news";
 
 fn play(conversation: &Conversation, delivery: Delivery) -> Outcome {
-    let uploads = conversation.lines().any(|line| line.contains("CONTROL live-update -b"));
-    if matches!(delivery, Delivery::Updated) && (uploads || conversation.title == LOOKED_AT_AGAIN) {
-        // An upload is not handed over: the successor is there already.
+    let keeps = |line: &str| {
+        !line.contains("CONTROL live-update -b") && !line.contains("CONTROL dump begin")
+    };
+    if matches!(delivery, Delivery::Updated)
+        && (!conversation.lines().all(keeps) || conversation.title == LOOKED_AT_AGAIN)
+    {
+        // An upload is not handed over, since the successor is there already, nor is a dump.
         return Ok(());
     }
     let mut stage = Stage::new(conversation.options(), delivery);

@@ -4,6 +4,7 @@
 //! `strtoul` in base 10, ports and the like by `atoi`, domids of permissions by `strtol` in base 0.
 
 use super::id::DomId;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 /// How many strings a payload holds: bytes behind the last NUL are none.
@@ -204,6 +205,19 @@ pub fn push_decimal(to: &mut Vec<u8>, value: u64) {
     to.extend_from_slice(digits.get(digits.len().saturating_sub(used)..).unwrap_or(&[]));
 }
 
+/// Appends bytes in base64 (RFC 4648, section 4), padding included.
+pub fn push_base64(to: &mut String, bytes: &[u8]) {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for group in bytes.chunks(3) {
+        let byte = |at: usize| group.get(at).copied().map_or(0, u32::from);
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for (shift, needs) in [(18, 1), (12, 1), (6, 2), (0, 3)] {
+            let letter = LETTERS.get((bits >> shift & 63) as usize).copied().map(char::from);
+            to.push(letter.filter(|_| group.len() >= needs).unwrap_or('='));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -328,5 +342,18 @@ mod tests {
             push_decimal(&mut text, value);
             assert_eq!(text, alloc::string::ToString::to_string(&value).into_bytes());
         }
+    }
+
+    #[test]
+    fn base64_of_the_rfc() {
+        let all = [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")];
+        for (bytes, expected) in all {
+            let mut text = String::new();
+            push_base64(&mut text, bytes.as_bytes());
+            assert_eq!(text, expected);
+        }
+        let mut text = String::new();
+        push_base64(&mut text, &[0xfb, 0xff, 0xbf]);
+        assert_eq!(text, "+/+/");
     }
 }

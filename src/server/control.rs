@@ -19,8 +19,9 @@ use core::fmt::{self, Write};
 const ARGUMENTS_MAX: usize = 8;
 
 /// Name and parameters of each command.
-const COMMANDS: [(&str, &str); 9] = [
+const COMMANDS: [(&str, &str); 10] = [
     ("check", ""),
+    ("dump", "[begin [<version>]|<number> <offset>|end [<number>]]"),
     ("help", ""),
     ("live-update", "[-c <cmdline>] [-F] [-t <timeout>] [-v <version>] <file>"),
     ("log", "[on|off|+<switch>|-<switch>]"),
@@ -87,6 +88,7 @@ impl<P: Platform> Server<P> {
         let arguments = text::strings(arguments).take(ARGUMENTS_MAX).collect::<Vec<_>>();
         match (command, arguments.as_slice()) {
             (b"check", []) => Ok(self.control_check()),
+            (b"dump", arguments) => self.control_dump(arguments),
             (b"help", []) => Ok(help()),
             (b"log", arguments) => self.control_log(arguments),
             (b"memreport", []) => Ok(self.control_memreport()),

@@ -8,7 +8,7 @@
 //! * `dispatch`, `handlers`: one request from its header to its reply.
 //! * `start`: the first steps.
 //! * `domains`: introduction, shutdown and death of domains. `local`: clients that come another way.
-//! * `control`, `stats`: what administrators ask.
+//! * `control`, `stats`, `dump`: what administrators ask.
 //! * `accounts`, `memory`, `rate`: who pays for what waits, and what is refused.
 //! * `update`, `save`, `restore`: live update. `revive`: a start from another server's stream.
 //! * `options`: the command line. `log`: what goes to the console.
@@ -28,6 +28,7 @@ mod connection;
 mod control;
 mod dispatch;
 mod domains;
+mod dump;
 mod handlers;
 mod local;
 mod log;
@@ -57,6 +58,7 @@ use alloc::vec::Vec;
 use connection::{Connection, Figures};
 use core::fmt;
 use domains::Domain;
+use dump::Dump;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use log::{LineBudget, Switches};
@@ -116,6 +118,9 @@ pub struct Server<P: Platform> {
     command_line: String,
     /// The image of a successor, as far as it is here.
     upload: Option<Upload>,
+    /// The stream that an administrator fetches.
+    dump: Option<Dump>,
+    last_dump: u64,
     /// The hand-over that is due, or that made this instance.
     passage: Option<Passage>,
 }
@@ -181,6 +186,8 @@ impl<P: Platform> Server<P> {
             switches: Switches::default(),
             command_line: String::from(command_line),
             upload: None,
+            dump: None,
+            last_dump: 0,
             passage: None,
         }
     }

@@ -99,10 +99,12 @@ impl<P: Platform> Server<P> {
         stream: &[u8],
         private: &[u8],
     ) -> Result<Self, String> {
+        if private.is_empty() {
+            let mut server = Self::new(platform, command_line);
+            return server.revive(stream).map(|()| server);
+        }
         let mut server = Self::blank(platform, command_line);
-        let filled =
-            if private.is_empty() { server.revive(stream) } else { server.fill(stream, private) };
-        match filled {
+        match server.fill(stream, private) {
             Ok(()) => Ok(server),
             Err(why) => {
                 server.abandon();

@@ -8,6 +8,7 @@
 //! A host without a xenstore is of no use, so what cannot be taken over is left out, with a line on the console:
 //! * connections of sockets, and records of unknown types;
 //! * what belonged to domains that are gone: it ends as it would have with their deaths;
+//! * of a first domain whose ring was never used: all but the ring. The host has started anew;
 //! * a ring without a port: its domain is introduced, but served only as far as the server is awake
 //!   anyway, until the toolstack introduces it again.
 //!
@@ -19,9 +20,8 @@ use super::connection::Connection;
 use super::domains::Domain;
 use super::platform::{DomainState, Identity, Platform};
 use super::queue::Queue;
-use super::rate::WriteCredit;
+use super::rate::{Reserve, WriteCredit};
 use super::restore::Seen;
-use super::start;
 use crate::proto::assemble::Assembler;
 use crate::proto::id::{ConnId, DomId};
 use crate::proto::ring::{RingPage, Word};
@@ -52,12 +52,42 @@ struct Found<'a> {
 }
 
 impl<P: Platform> Server<P> {
-    /// Takes over what a stream alone says.
+    /// A server that begins with the stream that its domain builder has loaded, or with nothing if that is none: a
+    /// host without a xenstore is of no use. It serves at once: nothing has to be started.
+    pub fn start_from(platform: P, command_line: &str, module: &[u8]) -> Self {
+        let mut server = Self::new(platform, command_line);
+        let stream = stream::in_module(module).map_err(|error| format!("{error}"));
+        match stream.and_then(|stream| server.revive(stream)) {
+            Ok(()) => server.take_over(),
+            Err(why) => {
+                let len = module.len();
+                server.platform.log(format_args!(
+                    "the module of {len} bytes is not taken over: {why}; the store starts empty"
+                ));
+                server.start();
+            }
+        }
+        server
+    }
+
+    /// Takes over what a stream alone says, into a server that has not started. If that fails, it is as it was.
     pub(super) fn revive(&mut self, stream: &[u8]) -> Result<(), String> {
-        let (existing, control) = start::find_existing(&mut self.platform);
-        self.existing = existing;
-        self.privileged = self.options.privileged.or(control).unwrap_or(DomId(0));
-        self.know_privileged();
+        let revived = self.revive_all(stream);
+        if revived.is_err() {
+            for (_, connection) in self.connections.drain() {
+                if let Some(port) = connection.port {
+                    self.platform.unbind(port);
+                }
+            }
+            self.ports.clear();
+            self.domains.clear();
+            self.reserve = Reserve::default();
+            self.know_privileged();
+        }
+        revived
+    }
+
+    fn revive_all(&mut self, stream: &[u8]) -> Result<(), String> {
         let reader = stream::Reader::new(stream).map_err(|error| format!("{error}"))?;
         let seed = self.platform.hash_seed();
         let mut new = Restoring::new(seed, self.privileged, self.options.quotas, false);
@@ -173,6 +203,10 @@ impl<P: Platform> Server<P> {
             .platform
             .map_ring(domid)
             .map_err(|error| format!("domain {domid}: its ring cannot be mapped: {error}"))?;
+        // Of a client that has never said anything the stream cannot tell how far it is, nor what it waits for.
+        let is_another = domid == self.options.first_domain && is_unused(&page);
+        let nothing = stream::Connection { input: &[], output: &[], partial: 0, ..*record };
+        let record = if is_another { &nothing } else { record };
         let made = self.revive_ring(domid, page, record);
         if !made.privileged {
             new.store().charge(domid, Quota::Memory, made.queue.held());
@@ -194,7 +228,13 @@ impl<P: Platform> Server<P> {
         self.ports.extend(made.port.map(|port| (port, id)));
         let privileged = made.privileged;
         self.connections.insert(id, made);
-        found.ids.insert(record.id, id);
+        if is_another {
+            self.platform.log(format_args!(
+                "left out: what waited for domain {domid} and what it watched: it has started since"
+            ));
+        } else {
+            found.ids.insert(record.id, id);
+        }
         found.inputs.push((id, record.input));
         new.connect(id, Party { domid, target, privileged }, 0)
     }
@@ -298,4 +338,10 @@ impl<P: Platform> Server<P> {
             }
         }
     }
+}
+
+/// Whether nobody has ever used a ring.
+fn is_unused<R: RingPage>(page: &R) -> bool {
+    let words = [Word::ReqCons, Word::ReqProd, Word::RspCons, Word::RspProd];
+    words.into_iter().all(|word| page.load(word) == 0)
 }

@@ -63,6 +63,7 @@ impl<P: Platform> Server<P> {
         self.collect_events();
         self.collect_timers();
         self.expire_upload();
+        self.expire_dump();
         self.rescan();
         // Those that become ready meanwhile wait for the next pass.
         for _ in 0..self.ready.len() {
@@ -75,7 +76,8 @@ impl<P: Platform> Server<P> {
         self.look_again();
         if self.ready.is_empty() {
             let timer = self.timers.first().map(|(at_ms, _)| *at_ms);
-            Pass::Idle([timer, self.upload_expires_ms()].into_iter().flatten().min())
+            let all = [timer, self.upload_expires_ms(), self.dump_expires_ms()];
+            Pass::Idle(all.into_iter().flatten().min())
         } else {
             Pass::More
         }

@@ -427,7 +427,13 @@ impl Machine {
         hypercall::hvm_param(PARAM_STORE_PFN)
     }
 
-    /// A copy of what the domain builder loaded beside the image.
+    /// Bytes of what the domain builder loaded beside the image; 0 if there is none.
+    #[must_use]
+    pub fn module_size(&self, index: usize) -> usize {
+        self.modules.get(index).map_or(0, |module| module.size)
+    }
+
+    /// A copy of what the domain builder loaded beside the image; `None` also if there is no memory for it.
     #[must_use]
     pub fn module(&self, index: usize) -> Option<Vec<u8>> {
         let module = self.modules.get(index).filter(|module| module.size > 0)?;

@@ -25,7 +25,7 @@ mod record;
 mod show;
 mod write;
 
-pub use read::{Problem, Reader, StreamError};
+pub use read::{Problem, Reader, StreamError, in_module};
 pub use record::{
     Connection, Domain, Endpoint, Global, GlobalQuota, Node, Pending, Perms, Quotas, Record,
     RecordKind, Touch, Transaction, Unknown, Watch,

@@ -98,6 +98,23 @@ pub struct Reader<'a> {
     order: ByteOrder,
 }
 
+/// The stream in what a domain builder has loaded, which may have filled the last page with zeros.
+///
+/// # Errors
+/// Why this is none that could be read to its end.
+pub fn in_module(module: &[u8]) -> Result<&[u8], StreamError> {
+    let error = Reader::new(module)?.find_map(Result::err);
+    let Some(error) = error else { return Ok(module) };
+    if let Problem::AfterEnd(padding) = error.problem
+        && let Some((stream, padding)) =
+            module.split_at_checked(module.len().saturating_sub(padding))
+        && padding.iter().all(|byte| *byte == 0)
+    {
+        return Ok(stream);
+    }
+    Err(error)
+}
+
 impl<'a> Reader<'a> {
     /// Looks at the preamble (the document, "Header").
     ///

@@ -1,0 +1,162 @@
+//! The state of the store for the administrator: `dump` writes the record stream down, and hands it out in pieces of
+//! text.
+//!
+//! ```text
+//! dump begin [VERSION]    -> "dump NUMBER has BYTES bytes": from here on nothing changes in it
+//! dump NUMBER OFFSET      -> the bytes from OFFSET on in base64, [`PIECE`] at most
+//! dump end [NUMBER]       -> OK; its memory is free
+//! ```
+//!
+//! All programs of a domain share its connection, so a dump has a number, and whoever asks for pieces of one that
+//! is gone is told so instead of getting another one's. There is one at a time. One that nobody fetches is given
+//! up after [`DUMP_PAUSE_MS`], or to the next one who begins after [`CLAIM_PAUSE_MS`].
+//!
+//! The stream has what C xenstored understands (see [`Server::dump`]), by default in the version that
+//! 4.17 reads. What is refused is said in a successful reply, for `xenstore-control` shows the text of no other.
+
+use super::Server;
+use super::control::{Text, text};
+use super::dispatch::{Answer, Reply};
+use super::memory;
+use super::platform::Platform;
+use crate::proto::error::XsError;
+use crate::proto::handover::Digest;
+use crate::proto::stream::{DepthLayout, Version};
+use crate::proto::text::push_base64;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// Bytes of the stream in a line of text, and in a reply: 52 lines of 76 characters fit into one.
+const LINE: usize = 57;
+const PIECE: usize = 52 * LINE;
+
+/// How long a dump may wait to be fetched.
+const DUMP_PAUSE_MS: u64 = 60_000;
+
+/// After so long it may be taken for abandoned by whoever begins another one.
+const CLAIM_PAUSE_MS: u64 = 10_000;
+
+/// A stream that is being fetched.
+#[derive(Debug)]
+pub(super) struct Dump {
+    number: u64,
+    /// When something was fetched last.
+    progress_ms: u64,
+    stream: Vec<u8>,
+}
+
+/// A number of the administrator.
+fn number<N: core::str::FromStr>(argument: &[u8]) -> Result<N, XsError> {
+    let text = core::str::from_utf8(argument).map_err(|_| XsError::EINVAL)?;
+    text.parse().map_err(|_| XsError::EINVAL)
+}
+
+impl<P: Platform> Server<P> {
+    /// `dump` in all its forms.
+    pub(super) fn control_dump(&mut self, arguments: &[&[u8]]) -> Answer {
+        match arguments {
+            [b"begin"] => self.begin_dump(1),
+            [b"begin", version] => self.begin_dump(number(version)?),
+            [b"end"] => self.end_dump(None),
+            [b"end", dump] => self.end_dump(Some(number(dump)?)),
+            [dump, offset] => self.fetch_dump(number(dump)?, number(offset)?),
+            _ => Err(XsError::EINVAL),
+        }
+    }
+
+    fn begin_dump(&mut self, version: u32) -> Answer {
+        let Some(version) = Version::from_number(version) else {
+            return text(format_args!(
+                "version {version} of the stream is unknown: 1 and 2 are possible"
+            ));
+        };
+        let now_ms = self.now_ms;
+        if let Some(Dump { number, progress_ms, .. }) = self.dump {
+            let claimed_ms = progress_ms.saturating_add(CLAIM_PAUSE_MS);
+            if now_ms < claimed_ms {
+                let left = claimed_ms.saturating_sub(now_ms).wrapping_div(1000).saturating_add(1);
+                return text(format_args!(
+                    "dump {number} is being fetched; try again when it has ended, or in {left} s if \
+                     nobody fetches it"
+                ));
+            }
+            self.dump = None;
+        }
+        match self.take_dump(version) {
+            Ok(stream) => {
+                let len = stream.len();
+                // No two dumps have the same number, not even before and after a live update.
+                let number = now_ms.max(self.last_dump.saturating_add(1));
+                self.last_dump = number;
+                self.dump = Some(Dump { number, progress_ms: now_ms, stream });
+                text(format_args!("dump {number} has {len} bytes"))
+            }
+            Err(why) => text(format_args!("{why}")),
+        }
+    }
+
+    fn take_dump(&mut self, version: Version) -> Result<Vec<u8>, String> {
+        // The layout that others read.
+        let depths = DepthLayout::Xen;
+        if !memory::can_save(&mut self.platform, self.connections.len()) {
+            return Err(String::from("there is not enough memory to write the state down"));
+        }
+        let len = self.dump(version, depths, &mut Digest::default())?;
+        let mut stream = Vec::new();
+        if !memory::can_upload(&mut self.platform, len) || stream.try_reserve_exact(len).is_err() {
+            let free = self.platform.heap().free;
+            return Err(alloc::format!(
+                "there is not enough memory for a dump of {len} bytes: {free} are free; give the domain \
+                 a larger maxmem"
+            ));
+        }
+        self.dump(version, depths, &mut stream)?;
+        Ok(stream)
+    }
+
+    fn fetch_dump(&mut self, number: u64, offset: usize) -> Answer {
+        let now_ms = self.now_ms;
+        let Some(dump) = self.dump.as_mut().filter(|dump| dump.number == number) else {
+            return text(format_args!(
+                "there is no dump {number}: it has ended or expired, or the server was replaced; start \
+                 over"
+            ));
+        };
+        let len = dump.stream.len();
+        let Some(rest) = dump.stream.get(offset..).filter(|rest| !rest.is_empty()) else {
+            return text(format_args!("dump {number} has no byte {offset}: it has {len}"));
+        };
+        dump.progress_ms = now_ms;
+        let mut lines = Text::default();
+        for line in rest.chunks(LINE).take(PIECE / LINE) {
+            let mut encoded = String::with_capacity(80);
+            push_base64(&mut encoded, line);
+            lines.line(format_args!("{encoded}"));
+        }
+        Ok(lines.reply())
+    }
+
+    fn end_dump(&mut self, number: Option<u64>) -> Answer {
+        match (&self.dump, number) {
+            (Some(dump), Some(number)) if dump.number != number => Err(XsError::ENOENT),
+            (None, Some(_)) => Err(XsError::ENOENT),
+            _ => {
+                self.dump = None;
+                Ok(Reply::Done)
+            }
+        }
+    }
+
+    /// When a dump that nobody fetches is given up.
+    pub(super) fn dump_expires_ms(&self) -> Option<u64> {
+        self.dump.as_ref().map(|dump| dump.progress_ms.saturating_add(DUMP_PAUSE_MS))
+    }
+
+    /// Gives a dump up that nobody fetches.
+    pub(super) fn expire_dump(&mut self) {
+        if self.dump_expires_ms().is_some_and(|at_ms| at_ms <= self.now_ms) {
+            self.dump = None;
+            self.platform.log(format_args!("the dump is given up: nobody fetches it"));
+        }
+    }
+}
