@@ -232,20 +232,23 @@ impl<'a> FieldReader<'a> {
     }
 }
 
+/// Bytes that a [`Digest`] takes at a time.
+const BLOCK: usize = 16;
+
 /// A hash of all bytes that are put into it, however they are cut. It finds damage and forgotten fields; it
 /// is no protection against somebody who looks for a collision, since both sides are ours.
 #[derive(Clone, Debug)]
 pub struct Digest {
     state: u64,
-    /// Bytes that are not yet a whole word, the first of them lowest.
-    tail: [u8; 8],
+    /// Bytes that are not yet a whole block.
+    tail: [u8; BLOCK],
     tail_len: usize,
     len: u64,
 }
 
 impl Default for Digest {
     fn default() -> Self {
-        Self { state: 0x243f_6a88_85a3_08d3, tail: [0; 8], tail_len: 0, len: 0 }
+        Self { state: 0x243f_6a88_85a3_08d3, tail: [0; BLOCK], tail_len: 0, len: 0 }
     }
 }
 
@@ -271,16 +274,18 @@ impl Digest {
             }
             self.tail_len = self.tail_len.saturating_add(taken);
             rest = more;
-            if self.tail_len < 8 {
+            if self.tail_len < BLOCK {
                 return;
             }
-            self.state = mix(self.state, u64::from_le_bytes(self.tail));
+            self.state = mix(self.state, &self.tail);
             self.tail_len = 0;
         }
-        while let Some((word, more)) = rest.split_first_chunk() {
-            self.state = mix(self.state, u64::from_le_bytes(*word));
+        let mut state = self.state;
+        while let Some((block, more)) = rest.split_first_chunk() {
+            state = mix(state, block);
             rest = more;
         }
+        self.state = state;
         for (to, from) in self.tail.iter_mut().zip(rest) {
             *to = *from;
         }
@@ -290,11 +295,11 @@ impl Digest {
     /// The hash.
     #[must_use]
     pub fn finish(&self) -> u64 {
-        let mut last = [0; 8];
+        let mut last = [0; BLOCK];
         for (to, from) in last.iter_mut().zip(self.tail.iter().take(self.tail_len)) {
             *to = *from;
         }
-        mix(mix(self.state, u64::from_le_bytes(last)), self.len)
+        fold(mix(self.state, &last), self.len, 0)
     }
 }
 
@@ -305,11 +310,19 @@ impl Sink for Digest {
     }
 }
 
-/// Folds a word into a state: both halves of a 128-bit product, so that every bit counts.
-fn mix(state: u64, word: u64) -> u64 {
-    let turned = state.rotate_left(23) ^ word;
-    let turned = u128::from(turned ^ 0x9e37_79b9_7f4a_7c15);
-    let product = turned.wrapping_mul(0xa076_1d64_78bd_642f);
+/// Folds a block into a state.
+fn mix(state: u64, block: &[u8; BLOCK]) -> u64 {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *block;
+    let first = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+    fold(state, first, u64::from_le_bytes([i, j, k, l, m, n, o, p]))
+}
+
+/// Folds two words into a state: both halves of a product of 128 bits, so that every bit counts. The state stands beside
+/// the product, too, so that a factor of 0 does not wipe out what came before.
+fn fold(state: u64, first: u64, second: u64) -> u64 {
+    let first = u128::from(state ^ first ^ 0x9e37_79b9_7f4a_7c15);
+    let second = u128::from(state.rotate_left(32) ^ second ^ 0xa076_1d64_78bd_642f);
+    let product = first.wrapping_mul(second);
     #[expect(clippy::cast_possible_truncation, reason = "the two halves are what is wanted")]
     let (low, high) = (product as u64, (product >> 64) as u64);
     low ^ high ^ state.wrapping_mul(5)

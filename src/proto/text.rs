@@ -20,7 +20,27 @@ pub fn strings(payload: &[u8]) -> impl Iterator<Item = &[u8]> + Clone {
 /// The one string that a payload consists of: exactly one NUL, as its last byte.
 #[must_use]
 pub fn only_string(payload: &[u8]) -> Option<&[u8]> {
-    payload.strip_suffix(&[0]).filter(|text| !text.contains(&0))
+    payload.strip_suffix(&[0]).filter(|text| !has_nul(text))
+}
+
+/// Whether there is a NUL among these bytes. It looks at 8 at a time, since every path of a live update passes here.
+#[must_use]
+pub fn has_nul(bytes: &[u8]) -> bool {
+    let mut rest = bytes;
+    while let Some((word, more)) = rest.split_first_chunk() {
+        if has_zero(*word) {
+            return true;
+        }
+        rest = more;
+    }
+    // The last word overlaps the one before.
+    bytes.last_chunk().map_or_else(|| rest.contains(&0), |word| has_zero(*word))
+}
+
+/// Whether one of the bytes is 0: only then a borrow reaches a top bit that was clear.
+fn has_zero(word: [u8; 8]) -> bool {
+    let word = u64::from_le_bytes(word);
+    word.wrapping_sub(0x0101_0101_0101_0101) & !word & 0x8080_8080_8080_8080 != 0
 }
 
 /// The first `N` strings of a payload that holds at least so many.
@@ -202,6 +222,21 @@ mod tests {
         assert_eq!(only_string(b"\0"), Some(&b""[..]));
         for bad in [&b""[..], b"abc", b"a\0b\0", b"a\0b", b"\0\0"] {
             assert_eq!(only_string(bad), None);
+        }
+    }
+
+    #[test]
+    fn a_nul_is_found_wherever_it_is() {
+        for len in 0..40 {
+            for fill in [1, 0x7f, 0x80, 0x81, 0xff] {
+                let mut bytes = alloc::vec![fill; len];
+                assert!(!has_nul(&bytes));
+                for at in 0..len {
+                    bytes[at] = 0;
+                    assert!(has_nul(&bytes), "{at} of {len}");
+                    bytes[at] = fill;
+                }
+            }
         }
     }
 

@@ -36,6 +36,9 @@ const CAUSE_BYTES: usize = 128;
 const DOMAIN_FIELDS: usize = 2 + 1 + 4 + 1 + 1 + 3 * 4 * Quota::COUNT;
 const CAUSE_FIELDS: usize = 12;
 
+/// The fewest bytes that a node takes in the stream.
+const NODE_LEN: usize = 32;
+
 /// What does not fit together, as a sentence.
 type Refusal = String;
 
@@ -130,6 +133,11 @@ impl<P: Platform> Server<P> {
         let seed = self.platform.hash_seed();
         let mut new = Restoring::new(seed, self.privileged, head.initial, true);
         let accounts = self.read_domains(&mut fields, &mut new, &mut seen)?;
+        // Not more than the stream can hold, whatever the accounts say.
+        let said = accounts.iter().map(|account| account.used.get(Quota::Nodes) as usize);
+        let nodes = said.fold(0, usize::saturating_add).min(stream.len().wrapping_div(NODE_LEN));
+        seen.reserve(&mut self.platform, nodes.saturating_mul(Restoring::EXPECT_BYTES))?;
+        new.expect(nodes);
         self.read_causes(&mut fields, &mut seen)?;
         for record in reader {
             let record = record.map_err(damaged)?;
@@ -153,11 +161,11 @@ impl<P: Platform> Server<P> {
     }
 
     /// One record, and what the private part has to say about it.
-    fn take_in(
+    fn take_in<'a>(
         &mut self,
-        record: &Record<'_>,
+        record: &Record<'a>,
         fields: &mut FieldReader<'_>,
-        new: &mut Restoring,
+        new: &mut Restoring<'a>,
         seen: &mut Seen,
     ) -> Result<(), Refusal> {
         let mut bytes = Restoring::cost(record);
@@ -223,7 +231,7 @@ impl<P: Platform> Server<P> {
     fn read_domains(
         &mut self,
         fields: &mut FieldReader<'_>,
-        new: &mut Restoring,
+        new: &mut Restoring<'_>,
         seen: &mut Seen,
     ) -> Result<Vec<Account>, Refusal> {
         let count = fields.count(DOMAIN_FIELDS)?;
@@ -269,7 +277,7 @@ impl<P: Platform> Server<P> {
         &mut self,
         record: &stream::Connection<'_>,
         fields: &mut FieldReader<'_>,
-        new: &mut Restoring,
+        new: &mut Restoring<'_>,
         seen: &mut Seen,
     ) -> Result<(), Refusal> {
         let id = record.id;
@@ -311,7 +319,7 @@ impl<P: Platform> Server<P> {
         made: &mut Connection<P::Ring>,
         record: &stream::Connection<'_>,
         fields: &mut FieldReader<'_>,
-        new: &mut Restoring,
+        new: &mut Restoring<'_>,
     ) -> Result<(), Refusal> {
         let domid = made.domid;
         let privileged = domid == self.privileged;

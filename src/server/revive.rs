@@ -95,7 +95,7 @@ impl<P: Platform> Server<P> {
     fn revive_record<'a>(
         &mut self,
         record: &Record<'a>,
-        new: &mut Restoring,
+        new: &mut Restoring<'a>,
         found: &mut Found<'a>,
     ) -> Result<(), String> {
         match record {
@@ -146,7 +146,7 @@ impl<P: Platform> Server<P> {
     fn revive_connection<'a>(
         &mut self,
         record: &stream::Connection<'a>,
-        new: &mut Restoring,
+        new: &mut Restoring<'_>,
         found: &mut Found<'a>,
     ) -> Result<(), String> {
         let Endpoint::Ring { domid, target, .. } = record.endpoint else {

@@ -16,7 +16,9 @@ use super::platform::{Identity, Platform};
 use super::update::Passage;
 use crate::proto::handover::{Digest, FieldWriter, HANDOVER};
 use crate::proto::id::{ConnId, DomId, EvtchnPort};
-use crate::proto::stream::{self, DepthLayout, Endpoint, OutOfRoom, Sink, Version, WriteError};
+use crate::proto::stream::{
+    self, Buffered, DepthLayout, Endpoint, OutOfRoom, Sink, Version, WriteError,
+};
 use crate::store::quota::{Quota, Quotas};
 use alloc::format;
 use alloc::string::String;
@@ -50,10 +52,12 @@ impl<P: Platform> Server<P> {
         if !HANDOVER.contains(&handover) {
             return Err(format!("version {handover} of the private part is unknown here"));
         }
+        let sink = &mut Buffered::new(sink);
         let written = self.write_stream(version, DepthLayout::Document, Scope::Successor, sink);
+        let written = written.and_then(|len| sink.flush().map(|()| len).map_err(WriteError::from));
         let stream_len = written.map_err(|error| format!("the state was not written: {error}"))?;
         let private = self.write_private(handover, &mut FieldWriter(sink));
-        private.map_err(|OutOfRoom| {
+        private.and_then(|()| sink.flush()).map_err(|OutOfRoom| {
             String::from("the state was not written: no room for the private part")
         })?;
         Ok(stream_len)

@@ -129,14 +129,14 @@ impl Domains {
             })
     }
 
-    /// A domain now owns a node.
-    pub(super) fn own(&mut self, domid: DomId, node: u32, bytes: usize) {
+    /// A domain now owns these nodes, which take so many bytes together.
+    pub(super) fn own(&mut self, domid: DomId, nodes: &[u32], bytes: usize) {
         let privileged = self.privileged;
         if let Some(domain) = self.get_mut(domid) {
-            domain.charge(Quota::Nodes, 1);
+            domain.charge(Quota::Nodes, nodes.len());
             domain.charge(Quota::Memory, bytes);
             if domid != privileged {
-                domain.owned.insert(node);
+                domain.owned.extend(nodes);
             }
         }
     }

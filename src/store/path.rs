@@ -71,7 +71,33 @@ impl Path {
 
 /// Whether a byte may stand in a path.
 pub(super) fn is_legal(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'/' | b'_' | b'@')
+    LEGAL.get(usize::from(byte)).is_some_and(|legal| *legal)
+}
+
+/// The answer for each byte.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "evaluated by the compiler, which would not panic but complain"
+)]
+static LEGAL: [bool; 256] = {
+    let mut legal = [false; 256];
+    let mut byte = u8::MAX;
+    while byte > 0 {
+        legal[byte as usize] =
+            byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'/' | b'_' | b'@');
+        byte = byte.wrapping_sub(1);
+    }
+    legal
+};
+
+/// A path taken apart: what is in front of its last slash, and the name behind. `None` if that is no name.
+pub(super) fn split_name(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    let is_of_name = |byte: u8| byte != b'/' && is_legal(byte);
+    let slash = path.iter().rposition(|byte| !is_of_name(*byte))?;
+    match path.split_at_checked(slash)? {
+        (above, [b'/', name @ ..]) if !name.is_empty() => Some((above, name)),
+        _ => None,
+    }
 }
 
 /// What is left of a path without `/local/domain/<1 to 5 digits>/`.
@@ -162,6 +188,18 @@ mod tests {
         assert!(
             canonical(&[b"/local/domain/123456/", &longest[..]].concat(), Names::Ordinary).is_err()
         );
+    }
+
+    #[test]
+    fn names() {
+        for path in [&b"/a/bc"[..], b"/a", b"/", b"", b"a", b"/a/", b"/a/b.c", b"/a/b\xff", b"x/@1"]
+        {
+            let name = name(path);
+            let is_name = !name.is_empty() && name.iter().copied().all(is_legal);
+            let above = path.len().checked_sub(name.len() + 1).map(|len| &path[..len]);
+            let expected = above.filter(|_| is_name).map(|above| (above, name));
+            assert_eq!(split_name(path), expected, "{}", path.escape_ascii());
+        }
     }
 
     #[test]

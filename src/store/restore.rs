@@ -7,13 +7,13 @@
 
 use super::bytes::Bytes;
 use super::events::Conn;
-use super::path::{self, Names, Path};
+use super::path::{Names, Path, split_name};
 use super::perms::{Entry, Party};
 use super::quota::{Quota, Quotas};
-use super::save::{is_canonical, special};
+use super::save::special;
 use super::table::NIL;
 use super::transaction::Transaction;
-use super::tree::{Found, ROOT, Tree};
+use super::tree::{Found, ROOT, Tree, node_bytes};
 use super::watch::{Watches, watch_bytes};
 use super::{Store, give_room_back};
 use crate::proto::handover::FieldReader;
@@ -38,14 +38,43 @@ struct Unfilled {
     left: usize,
 }
 
+/// The most nodes that an owner is told of at once.
+const RUN_MAX: usize = 64;
+
+/// Nodes in a row that have the same owner, which has not been told of them.
+#[derive(Debug)]
+struct Run {
+    owner: DomId,
+    nodes: Vec<u32>,
+    bytes: usize,
+}
+
+impl Run {
+    fn add(&mut self, owner: DomId, node: u32, bytes: usize, tree: &mut Tree) {
+        if owner != self.owner || self.nodes.len() >= RUN_MAX {
+            self.end(tree);
+            self.owner = owner;
+        }
+        self.nodes.push(node);
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+
+    /// Tells the owner.
+    fn end(&mut self, tree: &mut Tree) {
+        tree.domains.own(self.owner, &self.nodes, self.bytes);
+        self.nodes.clear();
+        self.bytes = 0;
+    }
+}
+
 /// A store that is being put together.
 #[derive(Debug)]
-pub struct Restoring {
+pub struct Restoring<'a> {
     store: Store,
     /// Domains are known beforehand; otherwise whoever is named becomes known.
     closed: bool,
     /// The path of the node made last.
-    here: Vec<u8>,
+    here: &'a [u8],
     /// That node and those above it, with the lengths of their paths.
     above: Vec<(u32, usize)>,
     /// The permissions of that node, and their handle with a use.
@@ -54,22 +83,24 @@ pub struct Restoring {
     /// Which of the root and the special nodes have come.
     fixed: [bool; 3],
     newest: u64,
+    run: Run,
     unfilled: VecDeque<Unfilled>,
 }
 
-impl Restoring {
+impl<'a> Restoring<'a> {
     /// Nothing yet. `closed` says that every domain is announced before anything names it.
     #[must_use]
     pub fn new(seed: u64, privileged: DomId, initial: Quotas, closed: bool) -> Self {
         Self {
             store: Store::bare(seed, privileged, initial),
             closed,
-            here: Vec::new(),
+            here: &[],
             above: Vec::from([(ROOT, 0)]),
             entries: Vec::new(),
             list: NIL,
             fixed: [false; 3],
             newest: 0,
+            run: Run { owner: privileged, nodes: Vec::with_capacity(RUN_MAX), bytes: 0 },
             unfilled: VecDeque::new(),
         }
     }
@@ -98,6 +129,15 @@ impl Restoring {
         };
         texts.saturating_mul(3).saturating_add(Transaction::TOUCH_COST)
     }
+
+    /// Makes everything ready for so many nodes. Whether they come does not matter, only that there is room:
+    /// [`EXPECT_BYTES`](Self::EXPECT_BYTES) for each.
+    pub fn expect(&mut self, nodes: usize) {
+        self.store.tree.expect(u32::try_from(nodes).unwrap_or(u32::MAX));
+    }
+
+    /// Upper bound of what each node takes that is expected.
+    pub const EXPECT_BYTES: usize = Tree::EXPECT_BYTES;
 
     /// Upper bound of what the next touched path allocates besides, by its fields.
     #[must_use]
@@ -192,7 +232,7 @@ impl Restoring {
     /// There is no node above it, it is there twice, or its name or permissions are none.
     pub fn node(
         &mut self,
-        node: &stream::Node<'_>,
+        node: &stream::Node<'a>,
         generation: Option<u64>,
     ) -> Result<(), Refusal> {
         let placed = if self.take_list(node.perms) {
@@ -210,13 +250,13 @@ impl Restoring {
     /// Puts a node in its place, with a use of `self.list`.
     fn place(
         &mut self,
-        node: &stream::Node<'_>,
+        node: &stream::Node<'a>,
         generation: Option<u64>,
     ) -> Result<(), &'static str> {
-        let owner = self.entries.first();
-        if owner.is_none_or(|owner| owner.stale || owner.domid == DomId::ANY) {
-            return Err("it has no owner");
-        }
+        let owner = match self.entries.first() {
+            Some(owner) if !owner.stale && owner.domid != DomId::ANY => owner.domid,
+            _ => return Err("it has no owner"),
+        };
         let generation = match generation {
             Some(generation) => generation,
             None => self.store.tree.advance(),
@@ -240,10 +280,11 @@ impl Restoring {
         let (parent, name) =
             self.find_place(node.path).ok_or("there is no node above it, or its name is none")?;
         let tree = &mut self.store.tree;
+        let bytes = node_bytes(name, &value);
         let made = tree.restore(parent, name, value, self.list, generation);
         let made = made.ok_or("it is there twice")?;
-        self.here.clear();
-        self.here.extend_from_slice(node.path);
+        self.run.add(owner, made, bytes, tree);
+        self.here = node.path;
         // What is above was found by the path, so it need not be the one before.
         self.above.push((made, self.here.len()));
         Ok(())
@@ -254,12 +295,7 @@ impl Restoring {
         if self.closed && !self.fixed.first().is_some_and(|root| *root) {
             return None;
         }
-        let name = path::name(path);
-        let stem = path.len().checked_sub(name.len())?.checked_sub(1)?;
-        let (stem, _) = path.split_at_checked(stem)?;
-        if !is_canonical(name) || path.first() != Some(&b'/') {
-            return None;
-        }
+        let (stem, name) = split_name(path).filter(|_| path.first() == Some(&b'/'))?;
         while let Some((handle, len)) = self.above.last() {
             if *len == stem.len() && self.here.get(..*len) == Some(stem) {
                 return Some((*handle, name));
@@ -282,8 +318,7 @@ impl Restoring {
     /// somebody whom they cannot.
     fn take_list(&mut self, perms: stream::Perms<'_>) -> bool {
         let tree = &mut self.store.tree;
-        let same = !self.entries.is_empty() && perms.iter().eq(self.entries.iter().copied());
-        if !same {
+        if self.entries.is_empty() || !perms.is(&self.entries) {
             self.entries.clear();
             self.entries.extend(perms.iter());
             for entry in self.entries.iter().filter(|entry| !entry.stale) {
@@ -368,6 +403,7 @@ impl Restoring {
     /// # Errors
     /// Something is missing.
     pub fn finish(mut self, generation: Option<u64>, dropped: u64) -> Result<Store, Refusal> {
+        self.run.end(&mut self.store.tree);
         self.complete()?;
         if !self.unfilled.is_empty() {
             return Err(String::from("a transaction lacks nodes that it has touched"));

@@ -4,10 +4,10 @@
 //! Nothing is copied on the way: a walk over the nodes keeps one path, and lists are sorted only where
 //! their number is that of connections or of one connection's transactions.
 
+use super::Store;
 use super::bytes::Bytes;
 use super::quota::Quotas;
 use super::tree::{Node, ROOT, Tree};
-use super::{Store, path};
 use crate::proto::handover::FieldWriter;
 use crate::proto::id::{ConnId, DomId, TxId};
 use crate::proto::stream::{self, OutOfRoom, Perms, Sink, WriteError};
@@ -204,9 +204,4 @@ fn write_node<S: Sink>(
 /// Which of the special nodes has this name.
 pub(super) fn special(name: &[u8]) -> Option<usize> {
     SPECIAL.iter().position(|special| *special == name)
-}
-
-/// Whether the last name of a path is one.
-pub(super) fn is_canonical(name: &[u8]) -> bool {
-    !name.is_empty() && name.iter().copied().all(path::is_legal)
 }

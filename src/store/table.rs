@@ -136,18 +136,36 @@ impl<T: Record> Table<T> {
     }
 
     /// Adds a record and returns its handle. Does not look for an equal one.
-    pub(super) fn insert(&mut self, record: T) -> u32 {
+    pub(super) fn insert(&mut self, mut record: T) -> u32 {
         if self.open == NIL {
             self.add_chunk();
         }
-        let handle = self.take_place(record);
         self.len = self.len.saturating_add(1);
         if self.len > self.buckets {
             self.split();
         }
-        self.link(handle);
+        let bucket = self.bucket(record.hash(self.seed));
+        record.set_chain(self.head(bucket));
+        let handle = self.take_place(record);
+        self.set_head(bucket, handle);
         handle
     }
+
+    /// Makes the index ready for so many records at once, instead of with each. Whether they come does not matter.
+    pub(super) fn expect(&mut self, records: u32) {
+        if records <= self.buckets {
+            return;
+        }
+        let handles: Vec<u32> = self.iter().map(|(handle, _)| handle).collect();
+        self.blocks.iter_mut().for_each(|block| block.fill(NIL));
+        let blocks = records.div_ceil(BLOCK) as usize;
+        self.blocks.resize_with(blocks, || Box::new([NIL; BLOCK as usize]));
+        self.buckets = records;
+        handles.into_iter().for_each(|handle| self.link(handle));
+    }
+
+    /// Upper bound of the bytes that [`expect`](Self::expect) allocates for each record that is there or expected.
+    pub(super) const EXPECT_BYTES: usize = 3 * size_of::<u32>();
 
     /// Takes a record out.
     pub(super) fn remove(&mut self, handle: u32) -> Option<T> {
@@ -211,9 +229,10 @@ impl<T: Record> Table<T> {
         let Some(chunk) = self.chunk_mut(number) else { return NIL };
         let place = chunk.free;
         if let Some(slot) = chunk.slots.get_mut(place as usize)
-            && let Slot::Free(next) = core::mem::replace(slot, Slot::Used(record))
+            && let Slot::Free(next) = *slot
         {
             chunk.free = next;
+            *slot = Slot::Used(record);
         }
         chunk.used = chunk.used.saturating_add(1);
         if chunk.free == NIL {
@@ -407,6 +426,25 @@ mod tests {
         assert!(table.chunks.iter().all(|chunk| chunk.is_none()), "memory is given back");
         assert_eq!((table.buckets, table.blocks.len()), (MIN_BUCKETS, 1));
         assert_eq!(table.iter().count(), 0);
+    }
+
+    #[test]
+    fn an_index_that_was_made_ready_is_as_one_that_grew() {
+        for expected in [0, 16, 17, 255, 256, 257, 1000, 5000] {
+            let mut table = Table::new(7);
+            (0..3).for_each(|value| _ = table.insert(Number { value, chain: NIL }));
+            table.expect(expected);
+            assert!((0..3).all(|value| find(&table, value).is_some()));
+            (3..1000).for_each(|value| _ = table.insert(Number { value, chain: NIL }));
+            assert!((0..1000).all(|value| find(&table, value).is_some()), "{expected}");
+            assert_eq!(table.buckets, expected.max(1000));
+            for value in 0..1000 {
+                let handle = find(&table, value).unwrap();
+                table.remove(handle).unwrap();
+            }
+            // What was expected and did not come leaves as fast as what did.
+            assert!(table.buckets <= expected.max(1000) - 984, "{expected}");
+        }
     }
 
     #[test]

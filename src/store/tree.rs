@@ -50,6 +50,25 @@ pub(super) struct Node {
     pub(super) children_bytes: u32,
 }
 
+impl Node {
+    /// A node without children or siblings.
+    fn new(parent: u32, name: u32, value: Bytes, list: u32, generation: u64) -> Self {
+        Self {
+            value,
+            generation,
+            parent,
+            name,
+            list,
+            first_child: NIL,
+            last_child: NIL,
+            next: NIL,
+            prev: NIL,
+            chain: NIL,
+            children_bytes: 0,
+        }
+    }
+}
+
 impl Record for Node {
     fn hash(&self, seed: u64) -> u64 {
         child_hash(seed, self.parent, self.name)
@@ -149,6 +168,8 @@ pub(super) struct Tree {
 impl Tree {
     /// Upper bound of the bytes that making one node allocates, apart from its name and value.
     pub(super) const NODE_COST: usize = size_of::<Node>() + 2 * size_of::<Name>();
+    /// Upper bound of what each node takes that is [expected](Self::expect).
+    pub(super) const EXPECT_BYTES: usize = Table::<Node>::EXPECT_BYTES;
     /// Upper bound of what a request allocates whatever it creates: one chunk of each table, and sets
     /// of an owner that grow.
     pub(super) const FIXED_COST: usize = Table::<Node>::INSERT_BYTES
@@ -250,18 +271,20 @@ impl Tree {
 
     /// Every node below one, parents first and in the order of their creation.
     pub(super) fn below(&self, top: u32) -> impl Iterator<Item = (u32, &Node)> {
-        let mut at = top;
+        let mut at = self.node(top).map(|node| (top, node));
         core::iter::from_fn(move || {
-            let node = self.node(at)?;
+            let (mut handle, mut node) = at?;
             let mut next = node.first_child;
             // Without children it goes on beside the nearest node above that has something there.
-            while next == NIL && at != top {
-                let node = self.node(at)?;
+            while next == NIL && handle != top {
                 next = node.next;
-                at = node.parent;
+                if next == NIL {
+                    handle = node.parent;
+                    node = self.node(handle)?;
+                }
             }
-            at = next;
-            self.node(next).map(|node| (next, node))
+            at = self.node(next).map(|node| (next, node));
+            at
         })
     }
 
@@ -285,7 +308,7 @@ impl Tree {
 
     /// What a node counts for in its owner's memory.
     pub(super) fn bytes(&self, node: &Node) -> usize {
-        NODE_BYTES.saturating_add(node.value.len()).saturating_add(self.name(node).len())
+        node_bytes(self.name(node), &node.value)
     }
 
     /// How many nodes there are, the special ones included.
@@ -327,39 +350,21 @@ impl Tree {
 
     fn insert(&mut self, parent: u32, name: u32, value: Bytes, list: u32) -> u32 {
         let generation = self.advance();
-        self.insert_as(parent, name, value, list, generation)
-    }
-
-    fn insert_as(
-        &mut self,
-        parent: u32,
-        name: u32,
-        value: Bytes,
-        list: u32,
-        generation: u64,
-    ) -> u32 {
-        let handle = self.nodes.insert(Node {
-            value,
-            generation,
-            parent,
-            name,
-            list,
-            first_child: NIL,
-            last_child: NIL,
-            next: NIL,
-            prev: NIL,
-            chain: NIL,
-            children_bytes: 0,
-        });
+        let handle = self.nodes.insert(Node::new(parent, name, value, list, generation));
         let bytes = self.node(handle).map_or(0, |node| self.bytes(node));
-        self.domains.own(self.owner(list), handle, bytes);
+        self.domains.own(self.owner(list), &[handle], bytes);
         handle
     }
 
     // Putting a tree together again.
 
+    /// Makes the index ready for so many nodes, at most [`EXPECT_BYTES`](Self::EXPECT_BYTES) for each.
+    pub(super) fn expect(&mut self, nodes: u32) {
+        self.nodes.expect(nodes);
+    }
+
     /// Makes a node as it was, as the last child of its parent, whose generation stays. Takes over one use of
-    /// `list`, unless there is a node of that name: then nothing happens.
+    /// `list`, unless there is a node of that name: then nothing happens. The caller tells its owner of it.
     pub(super) fn restore(
         &mut self,
         parent: u32,
@@ -375,7 +380,8 @@ impl Tree {
             self.release_name(name_handle);
             return None;
         }
-        let handle = self.insert_as(parent, name_handle, value, list, generation);
+        let node = Node::new(parent, name_handle, value, list, generation);
+        let handle = self.nodes.insert(node);
         self.link(parent, name, handle);
         Some(handle)
     }
@@ -416,7 +422,7 @@ impl Tree {
         let (from, to) = (self.owner(old), self.owner(list));
         if from != to {
             self.domains.disown(from, handle, bytes);
-            self.domains.own(to, handle, bytes);
+            self.domains.own(to, &[handle], bytes);
         }
         self.release_list(old);
     }
@@ -555,6 +561,11 @@ impl Tree {
     pub(super) fn names(&self) -> impl Iterator<Item = (u32, u32)> {
         self.names.iter().map(|(handle, name)| (handle, name.users))
     }
+}
+
+/// What a node counts for in its owner's memory.
+pub(super) fn node_bytes(name: &[u8], value: &Bytes) -> usize {
+    NODE_BYTES.saturating_add(value.len()).saturating_add(name.len())
 }
 
 /// What a child adds to its parent's list of children.

@@ -6,7 +6,7 @@
 //!
 //! * [`Reader`] takes a stream apart without copying: its records borrow from the bytes. Streams are not
 //!   trusted: whatever they hold gives records or an error, in time and memory bounded by their length.
-//! * [`Writer`] appends records to a [`Sink`], without memory of its own.
+//! * [`Writer`] appends records to a [`Sink`], without memory of its own, in small pieces: [`Buffered`] gathers them.
 //! * [`check`] judges what the records say together; a restore can ask it record by record.
 //! * Records print as a line each, and [`Listing`] is all of a stream.
 //!
@@ -31,7 +31,7 @@ pub use record::{
     RecordKind, Touch, Transaction, Unknown, Watch,
 };
 pub use show::Listing;
-pub use write::{DepthLayout, OutOfRoom, Sink, WriteError, Writer, node_len};
+pub use write::{Buffered, DepthLayout, OutOfRoom, Sink, WriteError, Writer, node_len};
 
 /// The first bytes of every stream (the document, "Header").
 pub const IDENT: [u8; 8] = *b"xenstore";

@@ -379,13 +379,16 @@ struct NodeHead {
 }
 
 fn node_head(body: &mut Body<'_>) -> Option<NodeHead> {
+    // At once, since there are many of them.
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = body.array()?;
+    let order = body.order;
     Some(NodeHead {
-        conn: body.u32()?,
-        tx: body.u32()?,
-        path: body.u16()?,
-        value: body.u16()?,
-        access: body.u16()?,
-        perms: body.u16()?,
+        conn: order.u32([a, b, c, d]),
+        tx: order.u32([e, f, g, h]),
+        path: order.u16([i, j]),
+        value: order.u16([k, l]),
+        access: order.u16([m, n]),
+        perms: order.u16([o, p]),
     })
 }
 

@@ -271,6 +271,18 @@ impl<'a> Perms<'a> {
         self.len() == 0
     }
 
+    /// Whether it is this list.
+    #[must_use]
+    pub fn is(&self, list: &[Entry]) -> bool {
+        match self.0 {
+            PermsFrom::List(own) => own == list,
+            PermsFrom::Stream(bytes, order) => {
+                let mut pairs = bytes.chunks_exact(4).zip(list);
+                self.len() == list.len() && pairs.all(|(raw, one)| entry(raw, order) == Some(*one))
+            }
+        }
+    }
+
     /// The entries.
     pub fn iter(&self) -> impl Iterator<Item = Entry> + Clone + 'a {
         let (list, bytes, order) = match self.0 {

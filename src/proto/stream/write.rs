@@ -8,12 +8,10 @@ use super::{
     HAS_UNIQUE_ID, IDENT, PREAMBLE_SIZE, RECORD_HEADER_SIZE, STALE, UNLIMITED, Version, padded,
 };
 use crate::proto::id::DomId;
+use crate::proto::text::has_nul;
 use alloc::vec::Vec;
 use core::fmt;
 use core::iter;
-
-/// Padding.
-const ZEROS: [u8; 8] = [0; 8];
 
 /// The sink cannot take more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,8 +35,62 @@ impl Sink for Vec<u8> {
 }
 
 impl<S: Sink> Sink for &mut S {
+    #[inline(always)]
     fn append(&mut self, bytes: &[u8]) -> Result<(), OutOfRoom> {
         (**self).append(bytes)
+    }
+}
+
+/// Bytes that [`Buffered`] gathers.
+const GATHERED: usize = 1024;
+
+/// Gathers what is appended in small pieces, and passes it on by the kilobyte.
+#[derive(Debug)]
+pub struct Buffered<S> {
+    sink: S,
+    bytes: [u8; GATHERED],
+    used: usize,
+}
+
+impl<S: Sink> Buffered<S> {
+    /// Nothing is gathered yet.
+    pub fn new(sink: S) -> Self {
+        Self { sink, bytes: [0; GATHERED], used: 0 }
+    }
+
+    /// Passes on what is left.
+    ///
+    /// # Errors
+    /// As the sink.
+    pub fn flush(&mut self) -> Result<(), OutOfRoom> {
+        let used = core::mem::take(&mut self.used);
+        self.bytes.get(..used).map_or(Ok(()), |bytes| self.sink.append(bytes))
+    }
+
+    /// Appends what does not fit any more.
+    #[cold]
+    fn overflow(&mut self, bytes: &[u8]) -> Result<(), OutOfRoom> {
+        self.flush()?;
+        let Some(place) = self.bytes.get_mut(..bytes.len()) else {
+            return self.sink.append(bytes);
+        };
+        place.copy_from_slice(bytes);
+        self.used = bytes.len();
+        Ok(())
+    }
+}
+
+impl<S: Sink> Sink for Buffered<S> {
+    // So that pieces of a constant length are not copied by a call.
+    #[inline(always)]
+    fn append(&mut self, bytes: &[u8]) -> Result<(), OutOfRoom> {
+        let end = self.used.saturating_add(bytes.len());
+        let Some(place) = self.bytes.get_mut(self.used..end) else {
+            return self.overflow(bytes);
+        };
+        place.copy_from_slice(bytes);
+        self.used = end;
+        Ok(())
     }
 }
 
@@ -263,14 +315,19 @@ impl<S: Sink> Writer<S> {
         let (conn, tx, touch) = node
             .pending
             .map_or((0, 0, 0), |pending| (pending.conn.0, pending.tx.0, pending.touch.bits()));
-        let head = Fields::<24>::new().number(kind.number()).number(body_len(kind, used)?);
-        let head = head.number(conn).number(tx).short(path_len).short(value_len);
-        self.append(&head.short(touch).short(perms).bytes)?;
-        for entry in node.perms.iter() {
+        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        let shorts = |low: u16, high: u16| u32::from(low) | u32::from(high) << 16;
+        let head = [
+            pair(kind.number(), body_len(kind, used)?),
+            pair(conn, tx),
+            pair(shorts(path_len, value_len), shorts(touch, perms)),
+        ];
+        self.append(head.map(u64::to_le_bytes).as_flattened())?;
+        node.perms.iter().try_for_each(|entry| {
             let [a, b] = entry.domid.0.to_le_bytes();
             let flags = if entry.stale { STALE } else { 0 };
-            self.append(&[entry.access.letter(), flags, a, b])?;
-        }
+            self.append(&[entry.access.letter(), flags, a, b])
+        })?;
         self.append(node.path)?;
         self.append(&[0])?;
         self.append(node.value)?;
@@ -337,6 +394,7 @@ impl<S: Sink> Writer<S> {
         Ok(())
     }
 
+    #[inline(always)]
     fn append(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
         self.sink.append(bytes)?;
         self.written = self.written.saturating_add(bytes.len());
@@ -347,7 +405,7 @@ impl<S: Sink> Writer<S> {
     fn pad(&mut self, used: usize) -> Result<(), WriteError> {
         // Up to 7 are missing.
         let missing = used.wrapping_neg() & 7;
-        if missing == 0 { Ok(()) } else { self.append(ZEROS.get(..missing).unwrap_or(&ZEROS)) }
+        (0..missing).try_for_each(|_| self.append(&[0]))
     }
 }
 
@@ -359,7 +417,7 @@ fn body_len(kind: RecordKind, used: usize) -> Result<u32, WriteError> {
 
 /// A text's length with its NUL.
 fn text_len(kind: RecordKind, text: &[u8]) -> Result<u16, WriteError> {
-    if text.contains(&0) {
+    if has_nul(text) {
         return Err(WriteError::Unreadable(kind));
     }
     let len = u16::try_from(text.len().saturating_add(1));
