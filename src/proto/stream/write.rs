@@ -13,6 +13,9 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::iter;
 
+/// Padding.
+const ZEROS: [u8; 8] = [0; 8];
+
 /// The sink cannot take more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OutOfRoom;
@@ -84,12 +87,12 @@ impl<S: Sink> Sink for Buffered<S> {
     // So that pieces of a constant length are not copied by a call.
     #[inline(always)]
     fn append(&mut self, bytes: &[u8]) -> Result<(), OutOfRoom> {
-        let end = self.used.saturating_add(bytes.len());
-        let Some(place) = self.bytes.get_mut(self.used..end) else {
+        let room = self.bytes.get_mut(self.used..);
+        let Some(place) = room.and_then(|room| room.get_mut(..bytes.len())) else {
             return self.overflow(bytes);
         };
         place.copy_from_slice(bytes);
-        self.used = end;
+        self.used = self.used.wrapping_add(bytes.len());
         Ok(())
     }
 }
@@ -322,15 +325,18 @@ impl<S: Sink> Writer<S> {
             pair(conn, tx),
             pair(shorts(path_len, value_len), shorts(touch, perms)),
         ];
-        self.append(head.map(u64::to_le_bytes).as_flattened())?;
+        // There are many of them, so they are counted by the whole.
+        let sink = &mut self.sink;
+        sink.append(head.map(u64::to_le_bytes).as_flattened())?;
         node.perms.iter().try_for_each(|entry| {
             let [a, b] = entry.domid.0.to_le_bytes();
             let flags = if entry.stale { STALE } else { 0 };
-            self.append(&[entry.access.letter(), flags, a, b])
+            sink.append(&[entry.access.letter(), flags, a, b])
         })?;
-        self.append(node.path)?;
-        self.append(&[0])?;
-        self.append(node.value)?;
+        sink.append(node.path)?;
+        sink.append(&[0])?;
+        sink.append(node.value)?;
+        self.written = self.written.saturating_add(used).saturating_add(RECORD_HEADER_SIZE);
         self.pad(used)
     }
 
@@ -405,7 +411,7 @@ impl<S: Sink> Writer<S> {
     fn pad(&mut self, used: usize) -> Result<(), WriteError> {
         // Up to 7 are missing.
         let missing = used.wrapping_neg() & 7;
-        (0..missing).try_for_each(|_| self.append(&[0]))
+        if missing == 0 { Ok(()) } else { self.append(ZEROS.get(..missing).unwrap_or(&ZEROS)) }
     }
 }
 
