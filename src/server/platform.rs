@@ -183,6 +183,10 @@ pub trait Platform {
     /// What is wrong with it, as a sentence.
     fn check_image(&mut self, image: &[u8]) -> Result<u32, String>;
 
+    /// Makes a little more memory ready for a hand-over, as far as it needs any, so that the hand-over itself, while
+    /// nobody is served, need not ask for it. Called with each piece of an image that comes.
+    fn prepare(&mut self) {}
+
     /// An empty region.
     ///
     /// # Errors

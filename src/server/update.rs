@@ -180,6 +180,7 @@ impl<P: Platform> Server<P> {
             return self.tell_in_progress();
         }
         upload.progress_ms = self.now_ms;
+        self.platform.prepare();
         match command {
             Command::Data { len, bytes } => upload.add(len, bytes),
             Command::Line(line) => match core::str::from_utf8(line) {

@@ -26,7 +26,7 @@ use super::memory::{self, Inherited, Occupied, Plain};
 use super::time::{self, NS_PER_MS};
 use super::{cpu, gnttab, hypercall, traps};
 use crate::proto::handover::Digest;
-use crate::proto::image::Image;
+use crate::proto::image::{Image, SLOT_SIZE};
 use crate::proto::stream::{OutOfRoom, Sink};
 use crate::server::platform::PlatformError;
 use alloc::format;
@@ -392,6 +392,12 @@ impl Drop for Slot {
     fn drop(&mut self) {
         (self.first..self.first + self.pages).for_each(memory::give_frame);
     }
+}
+
+/// Pages that a hand-over is going to need, as far as can be told before it: the image's slot, the new heap, and a
+/// region, which is smaller than the heap that it describes.
+pub(super) fn pages_wanted() -> usize {
+    SLOT_SIZE / PAGE_SIZE + TRIAL_PAGES + 2 * memory::heap().used.div_ceil(PAGE_SIZE)
 }
 
 /// What the machine knows and the region does not say.

@@ -555,6 +555,15 @@ pub(super) fn want_free(pages: usize) -> bool {
     true
 }
 
+/// Populates one chunk more, if fewer than `pages` frames are free.
+pub(super) fn prepare(pages: usize) {
+    let mut memory = MEMORY.lock();
+    if memory.frames.free() < pages {
+        // Where there is no more, the hand-over will say so.
+        let _ = memory.populate();
+    }
+}
+
 /// Writes bytes into a frame that the caller has taken.
 pub(super) fn write_frame(frame: usize, offset: usize, bytes: &[u8]) {
     let memory = MEMORY.lock();

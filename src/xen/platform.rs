@@ -7,7 +7,7 @@ use super::abi::xen::VIRQ_DOM_EXC;
 use super::channels::{self, Channels};
 use super::domctl::{self, Domctls, Hypervisor, Question};
 use super::gnttab::GrantedPage;
-use super::handover::{Region, Request};
+use super::handover::{self, Region, Request};
 use super::start::Machine;
 use super::{console, cpu, hypercall, memory};
 use crate::proto::handover::HANDOVER;
@@ -180,6 +180,10 @@ impl Platform for XenPlatform {
     fn check_image(&mut self, image: &[u8]) -> Result<u32, String> {
         let image = Image::parse(image).map_err(|error| format!("{error}"))?;
         image.check_versions(HANDOVER).map_err(|error| format!("{error}"))
+    }
+
+    fn prepare(&mut self) {
+        memory::prepare(handover::pages_wanted());
     }
 
     fn new_region(&mut self) -> Result<Region, PlatformError> {
