@@ -23,6 +23,9 @@ use alloc::vec::Vec;
 /// Replies up to this size are never refused for memory.
 const SHORT_REPLY: usize = 16;
 
+/// Events for which room is kept from one request to the next.
+const EVENTS_KEPT: usize = 32;
+
 /// The loss of events is reported at most once in this time.
 const DROP_LINE_PAUSE_MS: u64 = 10_000;
 
@@ -241,8 +244,7 @@ impl<P: Platform> Server<P> {
             self.deliver(event.conn, event.payload, cause);
         }
         // A burst's worth of memory is given back.
-        events.shrink_to(64);
-        *self.store.events() = events;
+        *self.store.events() = if events.capacity() > EVENTS_KEPT { Vec::new() } else { events };
         let dropped = self.store.dropped_events();
         if dropped != self.dropped_before && self.now_ms >= self.next_drop_line_ms {
             let more = dropped.saturating_sub(self.dropped_before);

@@ -48,6 +48,9 @@ pub(super) struct Bell<'a> {
     pub(super) dropped: &'a mut u64,
 }
 
+/// Matches for which room is kept from one event to the next.
+const FOUND_KEPT: usize = 32;
+
 impl Bell<'_> {
     /// Takes bytes out of the headroom, or none if they are more than it has.
     pub(super) fn spend(&mut self, bytes: usize) -> bool {
@@ -72,7 +75,8 @@ impl Bell<'_> {
         found.clear();
         self.watches.matches(path, class, &mut found);
         self.tell(tree, path, &found, lists);
-        *self.found = found;
+        // The room for a crowd is given back; what a few need is kept.
+        *self.found = if found.capacity() > FOUND_KEPT { Vec::new() } else { found };
     }
 
     /// As [`ring`](Self::ring), for watches already found.

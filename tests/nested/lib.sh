@@ -140,14 +140,15 @@ start_guest() {
 wait_until_ready() { wait_for 120 more_ready "$@"; }
 more_ready() { [ "$(times_ready "$1")" -ge "$2" ]; }
 
-# guest_run NAME SCRIPT: runs SCRIPT in the guest, prints what it prints, returns its status.
+# guest_run NAME SCRIPT: runs SCRIPT in the guest, prints what it prints, returns its status. It has $guest_patience
+# seconds, 60 if that is not set.
 guest_run() {
     # Not a variable: requests of background processes count, too.
     echo >>/run/requests
     number=$(wc -l </run/requests)
     tty=$(xenstore-read "/local/domain/$(guest_domid "$1")/console/tty") || return 125
     echo "$number $(printf '%s' "$2" | base64 | tr -d '\n')" >"$tty"
-    wait_for 60 guest_has_ended "$1" "$number" || {
+    wait_for "${guest_patience:-60}" guest_has_ended "$1" "$number" || {
         echo "guest_run: no answer from $1; the end of its console:"
         guest_log "$1" | tail -n 5
         return 124

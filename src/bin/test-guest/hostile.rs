@@ -62,7 +62,7 @@ impl Noise {
 fn busy(client: &mut Client, seconds: u64, mut act: impl FnMut(&mut Client)) {
     let end = client.machine.now_ms() + seconds * 1000;
     while client.machine.now_ms() < end {
-        for _ in 0..100 {
+        for _ in 0..20 {
             act(client);
         }
         while client.machine.next_port().is_some() {}
