@@ -38,18 +38,6 @@ fn texts(messages: Vec<Message>) -> Vec<String> {
     messages.into_iter().map(text).collect()
 }
 
-fn drain(simulation: &mut Simulation, client: &mut Client) -> Vec<String> {
-    let mut messages = Vec::new();
-    loop {
-        simulation.settle();
-        let read = client.read(usize::MAX);
-        messages.extend(core::iter::from_fn(|| client.next_message()));
-        if read == 0 {
-            return texts(messages);
-        }
-    }
-}
-
 fn ask(
     simulation: &mut Simulation,
     client: &mut Client,
@@ -57,13 +45,7 @@ fn ask(
     tx: u32,
     payload: &str,
 ) -> String {
-    let (bytes, _) = client.request(kind.number(), tx, payload.as_bytes());
-    let mut rest = &bytes[..];
-    while !rest.is_empty() {
-        rest = &rest[client.write(rest)..];
-        simulation.settle();
-    }
-    drain(simulation, client).pop().expect("a reply")
+    texts(simulation.ask(client, kind, tx, payload.as_bytes())).pop().expect("a reply")
 }
 
 /// Everything that a hand-over can hold, one of each. The server is about to leave.
@@ -102,7 +84,7 @@ fn scenario() -> Simulation {
     ask(s, seven, Kind::Write, 0, &format!("data/long\0{}", "0123456789".repeat(180)));
     ask(s, seven, Kind::Write, 0, "data/text\0another value");
     ask(s, seven, Kind::Watch, 0, "data\0tok\0");
-    drain(s, seven);
+    s.drain(seven);
     // A transaction that will succeed, one that conflicts already, one that has failed.
     assert_eq!(ask(s, seven, Kind::TransactionStart, 0, "\0"), "1 ");
     assert_eq!(ask(s, eight, Kind::TransactionStart, 0, "\0"), "1 ");
@@ -123,7 +105,7 @@ fn scenario() -> Simulation {
     ask(s, &mut dom0, Kind::Write, 0, "/local/domain/7/data/text\0from dom0");
     let binary = "/local/domain/7/data/binary\0from its emulator";
     assert_eq!(ask(s, eight, Kind::Write, 0, binary), "OK ");
-    drain(s, &mut dom0);
+    s.drain(&mut dom0);
     let (request, _) = seven.request(Kind::Read.number(), 0, b"data/text\0");
     seven.write(&request[..20]);
     s.settle();
@@ -134,7 +116,7 @@ fn scenario() -> Simulation {
     s.world.set_shutdown(DomId(8), true);
     s.world.announce_change();
     s.settle();
-    drain(s, &mut dom0);
+    s.drain(&mut dom0);
     // The update itself, whose answer the successor gives.
     ask(s, &mut dom0, Kind::Control, 0, "live-update\0-b\x004\0");
     ask(s, &mut dom0, Kind::Control, 0, "live-update\0-d\x004\0\u{7f}ELF\0");
@@ -184,7 +166,7 @@ fn a_region_of_version_1_is_read_and_written_again() {
     s.settle();
     s.check().unwrap();
     let [mut dom0, mut seven, mut eight] = [0, 7, 8].map(|domid| s.client(DomId(domid)));
-    assert_eq!(drain(s, &mut dom0), ["OK "]);
+    assert_eq!(texts(s.drain(&mut dom0)), ["OK "]);
     // What was under way to domain 7: the rest of a reply, a reply, an event; then the rest of its request.
     let mut rest = 0;
     while !simulation_is_quiet(s, &mut seven, &mut rest) {}
@@ -194,7 +176,7 @@ fn a_region_of_version_1_is_read_and_written_again() {
     let request = [&header.to_bytes()[..], b"data/text\0"].concat();
     seven.write(&request[20..]);
     s.world.signal(DomId(7));
-    assert_eq!(drain(s, &mut seven), ["from dom0"]);
+    assert_eq!(texts(s.drain(&mut seven)), ["from dom0"]);
     assert_eq!(ask(s, &mut seven, Kind::Read, 1, "made/below\0"), "in a transaction");
     assert_eq!(ask(s, &mut seven, Kind::TransactionEnd, 1, "T\0"), "OK ");
     assert_eq!(ask(s, &mut seven, Kind::Read, 0, "data/empty\0"), "ENOENT ");

@@ -10,18 +10,6 @@ use xenstore_stubdom::proto::wire::{Header, Kind};
 use xenstore_stubdom::server::Server;
 use xenstore_stubdom::sim::{Client, Message, Simulation, World};
 
-fn drain(simulation: &mut Simulation, client: &mut Client) -> Vec<Message> {
-    let mut messages = Vec::new();
-    loop {
-        simulation.settle();
-        let read = client.read(usize::MAX);
-        messages.extend(core::iter::from_fn(|| client.next_message()));
-        if read == 0 {
-            return messages;
-        }
-    }
-}
-
 fn text(message: &Message) -> String {
     String::from_utf8_lossy(&message.payload).replace('\0', " ")
 }
@@ -33,13 +21,7 @@ fn ask(
     tx: u32,
     payload: &str,
 ) -> String {
-    let (bytes, _) = client.request(kind.number(), tx, payload.as_bytes());
-    let mut rest = &bytes[..];
-    while !rest.is_empty() {
-        rest = &rest[client.write(rest)..];
-        simulation.settle();
-    }
-    drain(simulation, client).last().map(text).expect("a reply")
+    simulation.ask(client, kind, tx, payload.as_bytes()).last().map(text).expect("a reply")
 }
 
 /// A server whose domain is lost and built again, and that is given a stream.
@@ -102,11 +84,11 @@ fn a_dump_starts_another_server() {
         let mut simulation = revive(&simulation.world.clone(), "--event 10", &dump);
         seven.write(&second[18..]);
         simulation.world.signal(DomId(7));
-        let got = drain(&mut simulation, &mut seven);
+        let got = simulation.drain(&mut seven);
         assert_eq!(got[0].payload, "x".repeat(1500).as_bytes(), "{version:?}");
         assert_eq!(text(&got[1]), "ENOENT ");
         ask(&mut simulation, &mut dom0, Kind::Write, 0, "/local/domain/7/a/b\0");
-        assert_eq!(text(&drain(&mut simulation, &mut seven)[0]), "a/b tok ");
+        assert_eq!(text(&simulation.drain(&mut seven)[0]), "a/b tok ");
         let watches = ask(&mut simulation, &mut dom0, Kind::GetQuota, 0, "7\0watches\0");
         assert_eq!(watches, "5 ");
         // Nothing of the domain that died is left.
@@ -213,14 +195,14 @@ fn a_stream_of_another_server_is_taken_over_as_far_as_it_can_be() {
     simulation.settle();
     assert!(seven.read(3) == 3 && !seven.is_amid_message() || seven.page().response(0) == b'l');
     seven.forget();
-    let got = drain(&mut simulation, &mut seven);
+    let got = simulation.drain(&mut seven);
     let got: Vec<String> = got.iter().map(text).collect();
     // What the dead domain owned below /a is gone, and seven was told.
     assert_eq!(got, ["/a tok ", "/a/of-nine tok ", "1"]);
     let (rest, _) = seven.request(Kind::Read.number(), 0, b"/b\0");
     seven.write(&rest[5..]);
     simulation.world.signal(DomId(7));
-    assert_eq!(text(&drain(&mut simulation, &mut seven)[0]), "3");
+    assert_eq!(text(&simulation.drain(&mut seven)[0]), "3");
     assert_eq!(ask(&mut simulation, &mut seven, Kind::TransactionEnd, 41, "T\0"), "EAGAIN ");
     assert_eq!(ask(&mut simulation, &mut dom0, Kind::GetPerms, 0, "/a\0"), "r7 ");
     simulation.check().unwrap();
@@ -342,7 +324,7 @@ fn a_stream_that_takes_too_much_memory_leaves_an_empty_store() {
 fn a_first_domain_that_has_started_since_gets_nothing_of_the_old_ones() {
     let (mut simulation, mut dom0) = Simulation::start("");
     ask(&mut simulation, &mut dom0, Kind::Watch, 0, "/a\0tok\0");
-    drain(&mut simulation, &mut dom0);
+    simulation.drain(&mut dom0);
     let (bytes, _) = dom0.request(Kind::Read.number(), 0, b"/tool\0");
     dom0.write(&bytes[..10]);
     simulation.settle();
@@ -355,7 +337,7 @@ fn a_first_domain_that_has_started_since_gets_nothing_of_the_old_ones() {
     );
     let mut dom0 = simulation.client(DomId(0));
     assert_eq!(ask(&mut simulation, &mut dom0, Kind::Write, 0, "/a\0b"), "OK ");
-    assert_eq!(drain(&mut simulation, &mut dom0).len(), 0);
+    assert_eq!(simulation.drain(&mut dom0).len(), 0);
 }
 
 /// The nodes of a stream as text, those of domains that are not there left out.
@@ -388,11 +370,11 @@ fn a_stream_of_the_real_c_xenstored_starts_this_one() {
         if name.ends_with("with-guest") {
             // It still watches, and may still write where it might.
             let mut one = simulation.client(DomId(1));
-            assert_eq!(drain(&mut simulation, &mut one).len(), 0);
+            assert_eq!(simulation.drain(&mut one).len(), 0);
             assert_eq!(ask(&mut simulation, &mut one, Kind::Write, 0, "data/own\0x"), "OK ");
             assert_eq!(ask(&mut simulation, &mut one, Kind::Write, 0, "name\0x"), "EACCES ");
             ask(&mut simulation, &mut dom0, Kind::Write, 0, "/local/domain/1/data/own\0y");
-            let events = drain(&mut simulation, &mut one);
+            let events = simulation.drain(&mut one);
             assert_eq!(text(&events[0]), "data/own FFFF888005BCEEB0 ");
             // And goes as if it had been here from the start.
             simulation.world.destroy(DomId(1));

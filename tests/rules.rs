@@ -9,15 +9,7 @@ use xenstore_stubdom::sim::{Client, Message, Simulation};
 /// Sends raw bytes and returns all messages that come.
 fn exchange(simulation: &mut Simulation, client: &mut Client, bytes: &[u8]) -> Vec<Message> {
     client.write(bytes);
-    let mut messages = Vec::new();
-    loop {
-        simulation.settle();
-        let read = client.read(usize::MAX);
-        messages.extend(core::iter::from_fn(|| client.next_message()));
-        if read == 0 {
-            return messages;
-        }
-    }
+    simulation.drain(client)
 }
 
 fn ask(simulation: &mut Simulation, client: &mut Client, kind: Kind, payload: &[u8]) -> Vec<u8> {

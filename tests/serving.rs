@@ -164,17 +164,6 @@ fn hostile_rings_cost_nobody_else_anything() {
     }
 }
 
-const WORDS: [Word; 8] = [
-    Word::ReqCons,
-    Word::ReqProd,
-    Word::RspCons,
-    Word::RspProd,
-    Word::ServerFeatures,
-    Word::Connection,
-    Word::Error,
-    Word::EvtchnPort,
-];
-
 const PAYLOADS: [&[u8]; 6] = [b"a\0", b"a\0b\0", b"\0", b"", b"/local/domain/2/a\0n2\0", b"T\0"];
 
 /// A small generator; the same seed gives the same numbers.
@@ -205,12 +194,12 @@ impl Random {
 fn misbehave(random: &mut Random, guest: &mut Client) {
     match random.below(10) {
         0 => {
-            let word = WORDS[random.index(WORDS.len())];
+            let word = Word::ALL[random.index(Word::ALL.len())];
             let near = guest.page().word(word).wrapping_add(random.word(40));
             guest.page().set_word(word, near);
         }
         1 if random.below(10) == 0 => {
-            let word = WORDS[random.index(WORDS.len())];
+            let word = Word::ALL[random.index(Word::ALL.len())];
             guest.page().set_word(word, random.word(1 << 32));
         }
         2 => {

@@ -14,19 +14,6 @@ fn texts(messages: Vec<Message>) -> Vec<String> {
     messages.into_iter().map(text).collect()
 }
 
-/// Reads everything that comes.
-fn drain(simulation: &mut Simulation, client: &mut Client) -> Vec<Message> {
-    let mut messages = Vec::new();
-    loop {
-        simulation.settle();
-        let read = client.read(usize::MAX);
-        messages.extend(core::iter::from_fn(|| client.next_message()));
-        if read == 0 {
-            return messages;
-        }
-    }
-}
-
 fn ask(
     simulation: &mut Simulation,
     client: &mut Client,
@@ -34,13 +21,7 @@ fn ask(
     tx: u32,
     payload: &str,
 ) -> String {
-    let (bytes, _) = client.request(kind.number(), tx, payload.as_bytes());
-    let mut rest = &bytes[..];
-    while !rest.is_empty() {
-        rest = &rest[client.write(rest)..];
-        simulation.settle();
-    }
-    texts(drain(simulation, client)).pop().expect("a reply")
+    texts(simulation.ask(client, kind, tx, payload.as_bytes())).pop().expect("a reply")
 }
 
 fn guest(simulation: &mut Simulation, dom0: &mut Client, domid: u16) -> Client {
@@ -70,7 +51,7 @@ fn a_request_that_is_half_read_is_read_on() {
         simulation.settle();
         simulation.hand_over().unwrap();
     }
-    assert_eq!(texts(drain(&mut simulation, &mut seven)), ["OK "]);
+    assert_eq!(texts(simulation.drain(&mut seven)), ["OK "]);
     assert_eq!(ask(&mut simulation, &mut seven, Kind::Read, 0, "a-name\0"), "a value");
 }
 
@@ -120,7 +101,7 @@ fn events_keep_their_order_and_their_time() {
     // The first two expire at their own time.
     simulation.sleep(5000);
     simulation.hand_over().unwrap();
-    let got = texts(drain(&mut simulation, &mut seven));
+    let got = texts(simulation.drain(&mut seven));
     let events: Vec<&str> = got.iter().map(String::as_str).filter(|text| text.len() < 20).collect();
     assert_eq!(events, ["a/y one ", "a/y two "]);
 }
@@ -146,8 +127,8 @@ fn what_is_outstanding_stays_outstanding() {
     let usage = ask(&mut simulation, &mut dom0, Kind::Control, 0, "quota\x007\0");
     assert!(usage.contains("outstanding      :        2"), "{usage}");
     for _ in 0..10 {
-        drain(&mut simulation, &mut eight);
-        drain(&mut simulation, &mut seven);
+        simulation.drain(&mut eight);
+        simulation.drain(&mut seven);
     }
     let usage = ask(&mut simulation, &mut dom0, Kind::Control, 0, "quota\x007\0");
     assert!(usage.contains("outstanding      :        0"), "{usage}");
@@ -220,12 +201,12 @@ fn a_shutdown_is_announced_once_and_a_death_during_the_update_is_seen() {
     let _eight = guest(&mut simulation, &mut dom0, 8);
     ask(&mut simulation, &mut dom0, Kind::Watch, 0, "@releaseDomain\0tok\x001\0");
     simulation.world.set_shutdown(DomId(7), true);
-    assert_eq!(texts(drain(&mut simulation, &mut dom0)), ["@releaseDomain/7 tok "]);
+    assert_eq!(texts(simulation.drain(&mut dom0)), ["@releaseDomain/7 tok "]);
     simulation.hand_over().unwrap();
-    assert_eq!(texts(drain(&mut simulation, &mut dom0)), [""; 0]);
+    assert_eq!(texts(simulation.drain(&mut dom0)), [""; 0]);
     simulation.world.destroy(DomId(8));
     simulation.hand_over().unwrap();
-    assert_eq!(texts(drain(&mut simulation, &mut dom0)), ["@releaseDomain/8 tok "]);
+    assert_eq!(texts(simulation.drain(&mut dom0)), ["@releaseDomain/8 tok "]);
     assert_eq!(simulation.world.bound_ports(), 2);
 }
 
@@ -251,7 +232,7 @@ fn write_credits_and_figures_go_on() {
     for n in 0..30 {
         let (write, _) = seven.request(Kind::Write.number(), 0, format!("a{n}\0").as_bytes());
         seven.write(&write);
-        written += drain(&mut simulation, &mut seven).len();
+        written += simulation.drain(&mut seven).len();
         simulation.hand_over().unwrap();
     }
     assert_eq!(written, 11, "the burst is not given anew");

@@ -27,16 +27,6 @@ enum Step {
     Pass,
 }
 
-const WORDS: [Word; 8] = [
-    Word::ReqCons,
-    Word::ReqProd,
-    Word::RspCons,
-    Word::RspProd,
-    Word::ServerFeatures,
-    Word::Connection,
-    Word::Error,
-    Word::EvtchnPort,
-];
 
 /// Guests; the first domain is honest unless it is told to send something.
 const GUESTS: u16 = 3;
@@ -84,11 +74,11 @@ fn step(simulation: &mut Simulation, dom0: &mut Client, guests: &mut [Client], s
         }
         Step::Word(guest, word, value) => {
             let page = guests[usize::from(of(guest))].page();
-            page.set_word(WORDS[usize::from(word) % 8], value);
+            page.set_word(Word::ALL[usize::from(word) % 8], value);
         }
         Step::Ambush(guest, loads, word, value) => {
             let page = guests[usize::from(of(guest))].page();
-            page.ambush(usize::from(loads), WORDS[usize::from(word) % 8], value);
+            page.ambush(usize::from(loads), Word::ALL[usize::from(word) % 8], value);
         }
         Step::Read(guest, limit) => {
             guests[usize::from(of(guest))].read(usize::from(limit));

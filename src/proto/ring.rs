@@ -42,6 +42,20 @@ pub enum Word {
     EvtchnPort = 2076,
 }
 
+impl Word {
+    /// Every word, in the order of the page.
+    pub const ALL: [Self; 8] = [
+        Self::ReqCons,
+        Self::ReqProd,
+        Self::RspCons,
+        Self::RspProd,
+        Self::ServerFeatures,
+        Self::Connection,
+        Self::Error,
+        Self::EvtchnPort,
+    ];
+}
+
 /// Values of [`Word::Error`]: why the server gave a ring up (`XENSTORE_ERROR_*`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]

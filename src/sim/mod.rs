@@ -32,8 +32,10 @@ pub use world::{Region, SimPlatform, World};
 
 use crate::proto::handover::Digest;
 use crate::proto::id::DomId;
+use crate::proto::wire::Kind;
 use crate::server::{Offer, Pass, Server};
 use alloc::string::String;
+use alloc::vec::Vec;
 
 /// How many passes a server may take over what lies before it. More means that it runs in circles.
 const PASSES_MAX: usize = 100_000;
@@ -86,6 +88,36 @@ impl Simulation {
             }
         }
         panic!("the server runs in circles");
+    }
+
+    /// Reads everything that comes for a client, as long as its reading makes room for more.
+    pub fn drain(&mut self, client: &mut Client) -> Vec<Message> {
+        let mut messages = Vec::new();
+        loop {
+            let _ = self.settle();
+            let read = client.read(usize::MAX);
+            messages.extend(core::iter::from_fn(|| client.next_message()));
+            if read == 0 {
+                return messages;
+            }
+        }
+    }
+
+    /// Sends a request, however often the server has to make room for it, and reads everything that comes.
+    pub fn ask(
+        &mut self,
+        client: &mut Client,
+        kind: Kind,
+        tx_id: u32,
+        payload: &[u8],
+    ) -> Vec<Message> {
+        let (bytes, _) = client.request(kind.number(), tx_id, payload);
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            rest = &rest[client.write(rest)..];
+            let _ = self.settle();
+        }
+        self.drain(client)
     }
 
     /// One pass of the server; if a live update is due then, that is done, too: if it fails, the reason goes to

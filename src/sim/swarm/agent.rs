@@ -265,18 +265,8 @@ impl Agent {
 
     /// Something that no honest client does.
     pub(super) fn misbehave(&mut self, random: &mut Random) {
-        const WORDS: [Word; 8] = [
-            Word::ReqCons,
-            Word::ReqProd,
-            Word::RspCons,
-            Word::RspProd,
-            Word::ServerFeatures,
-            Word::Connection,
-            Word::Error,
-            Word::EvtchnPort,
-        ];
         let page = self.client.page().clone();
-        let word = random.pick(&WORDS);
+        let word = random.pick(&Word::ALL);
         let near = page.word(word).wrapping_add(random.below(60)).wrapping_sub(20);
         let value = if random.one_in(4) { random.below(u32::MAX) } else { near };
         match random.below(12) {
