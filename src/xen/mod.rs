@@ -8,6 +8,7 @@
 //! | `start` | from `boot/head.S` to the program, in order |
 //! | `hypercall`, `abi` | the hypercall instruction; structures of the public headers |
 //! | `cpu` | instructions without a name in `core` |
+//! | `bytes` | copies, fills and comparisons of memory |
 //! | `layout`, `frames` | what memory there is, and which of it is free |
 //! | `memory`, `heap` | page tables, the allocator |
 //! | `console`, `traps` | lines for people; faults and panics |
@@ -34,6 +35,8 @@
 )]
 
 pub mod abi;
+#[cfg(any(test, target_os = "none"))]
+mod bytes;
 pub mod frames;
 pub mod heap;
 pub mod layout;
