@@ -40,7 +40,10 @@ impl Bytes {
 
     /// How many bytes.
     pub(super) fn len(&self) -> usize {
-        self.get().len()
+        match self {
+            Self::Inline { len, .. } => usize::from(*len),
+            Self::Heap(bytes) => bytes.len(),
+        }
     }
 }
 

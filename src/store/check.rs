@@ -96,7 +96,8 @@ impl Store {
                 prev = handle;
                 waiting.push(handle);
             }
-            let ends = node.last_child == prev && node.children_bytes == bytes;
+            let family = tree.family(node);
+            let ends = family.last == prev && family.bytes == bytes;
             findings.expect(ends, format_args!("node {at} counts its children wrongly"));
         }
         let total = tree.len();

@@ -141,14 +141,17 @@ impl Domains {
         }
     }
 
-    /// A domain no longer owns a node.
-    pub(super) fn disown(&mut self, domid: DomId, node: u32, bytes: usize) {
-        self.refund(domid, Quota::Nodes, 1);
+    /// A domain no longer owns so many nodes, which took so many bytes together. `nodes` are they, unless it is
+    /// the privileged domain.
+    pub(super) fn disown(&mut self, domid: DomId, count: u32, nodes: &[u32], bytes: usize) {
+        self.refund(domid, Quota::Nodes, count as usize);
         self.refund(domid, Quota::Memory, bytes);
         if domid != self.privileged
             && let Some(domain) = self.get_mut(domid)
         {
-            domain.owned.remove(&node);
+            for node in nodes {
+                domain.owned.remove(node);
+            }
         }
     }
 }

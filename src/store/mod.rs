@@ -5,7 +5,7 @@
 //! server empties. What a request costs depends on the depth of its path and on what it touches, never on
 //! how many nodes, watches, connections or transactions there are.
 //!
-//! Rooms: `path` and `perms` are rules without state; `table` and `bytes` are containers; `tree`
+//! Rooms: `path` and `perms` are rules without state; `arena`, `table` and `bytes` are containers; `tree`
 //! holds the nodes, `domain` the accounts, `watch` the watches, `transaction` the overlays;
 //! `session` is what a request does with them, `events` whom it tells, `check` the recount of it all.
 
@@ -20,6 +20,7 @@
 )]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
+mod arena;
 mod bytes;
 mod check;
 mod domain;
@@ -115,7 +116,7 @@ impl Store {
         let mut parent = ROOT;
         for name in [&b"tool"[..], b"xenstored"] {
             store.tree.retain_list(list);
-            parent = store.tree.create(parent, name, bytes::Bytes::EMPTY, list);
+            parent = store.tree.create(parent, name, &[], list);
         }
         store
     }

@@ -5,7 +5,6 @@
 //! allocated by a number that was not checked against what is there. Nodes come parents first, so
 //! the place of each is found from the one before: no path is looked up from the root.
 
-use super::bytes::Bytes;
 use super::events::Conn;
 use super::path::{Names, Path, split_name};
 use super::perms::{Entry, Party};
@@ -262,7 +261,7 @@ impl<'a> Restoring<'a> {
             None => self.store.tree.advance(),
         };
         self.newest = self.newest.max(generation);
-        let value = Bytes::new(node.value);
+        let value = node.value;
         let tree = &mut self.store.tree;
         let fixed = match node.path {
             b"/" => Some((0_usize, ROOT)),
@@ -280,7 +279,7 @@ impl<'a> Restoring<'a> {
         let (parent, name) =
             self.find_place(node.path).ok_or("there is no node above it, or its name is none")?;
         let tree = &mut self.store.tree;
-        let bytes = node_bytes(name, &value);
+        let bytes = node_bytes(name, value);
         let made = tree.restore(parent, name, value, self.list, generation);
         let made = made.ok_or("it is there twice")?;
         self.run.add(owner, made, bytes, tree);

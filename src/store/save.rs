@@ -5,7 +5,6 @@
 //! their number is that of connections or of one connection's transactions.
 
 use super::Store;
-use super::bytes::Bytes;
 use super::quota::Quotas;
 use super::tree::{Node, ROOT, Tree};
 use crate::proto::handover::FieldWriter;
@@ -113,7 +112,7 @@ impl Store {
             here.push(b'/');
             here.extend_from_slice(self.tree.name(node));
             write_node(&self.tree, &here, node, writer)?;
-            if node.first_child != super::table::NIL {
+            if self.tree.family(node).first != super::table::NIL {
                 above.push((handle, here.len()));
             }
         }
@@ -136,7 +135,7 @@ impl Store {
         let root = self.tree.node(ROOT).into_iter();
         let special = self.tree.special.into_iter().filter_map(|node| self.tree.node(node));
         let all = root.chain(self.tree.below(ROOT).map(|(_, node)| node)).chain(special);
-        all.map(|node| node.generation).try_for_each(|generation| fields.u64(generation))
+        all.map(|node| node.generation()).try_for_each(|generation| fields.u64(generation))
     }
 
     /// Writes what the transactions of these connections have touched.
@@ -198,7 +197,7 @@ fn write_node<S: Sink>(
     writer: &mut stream::Writer<S>,
 ) -> Result<(), WriteError> {
     let perms = Perms::from(tree.entries(node.list));
-    writer.node(&stream::Node { path, value: Bytes::get(&node.value), perms, pending: None })
+    writer.node(&stream::Node { path, value: tree.value(node), perms, pending: None })
 }
 
 /// Which of the special nodes has this name.

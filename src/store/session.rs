@@ -242,10 +242,10 @@ impl Session<'_> {
     fn view(&self, sight: Sight) -> Result<View<'_>, XsError> {
         let view = match sight {
             Sight::Live(handle) => self.tree.node(handle).map(|node| View {
-                value: node.value.get(),
+                value: self.tree.value(node),
                 list: node.list,
-                generation: node.generation,
-                children_bytes: node.children_bytes as usize,
+                generation: node.generation(),
+                children_bytes: self.tree.family(node).bytes as usize,
             }),
             Sight::Copied(at) => {
                 let tx = self.tx.as_deref();
@@ -381,18 +381,17 @@ impl Session<'_> {
             allowed.then_some(()).ok_or(XsError::ENOMEM)
         });
         self.spoiled(checked)?;
-        let bytes = Bytes::new(value);
         match sight {
             Sight::Copied(at) => {
                 let before = self.transaction_bytes(at);
                 if let Some(tx) = self.tx.as_deref_mut() {
-                    tx.set_value(self.tree, at, bytes);
+                    tx.set_value(self.tree, at, Bytes::new(value));
                     tx.announce(at, Class::Subtree);
                 }
                 self.charge_transaction(at, before);
             }
             Sight::Live(handle) => {
-                self.tree.set_value(handle, bytes);
+                self.tree.set_value(handle, value);
                 let above = self.parent_list(path.bytes());
                 self.bell.ring(self.tree, path.bytes(), Class::Subtree, &[list, above]);
             }
@@ -470,7 +469,7 @@ impl Session<'_> {
     fn create_live(&mut self, above: u32, list: u32, missing: &[&[u8]], value: &[u8]) {
         let mut parent = above;
         for (left, level) in (0..missing.len()).rev().zip(missing.iter().rev()) {
-            let value = if left == 0 { Bytes::new(value) } else { Bytes::EMPTY };
+            let value = if left == 0 { value } else { &[] };
             self.tree.retain_list(list);
             parent = self.tree.create(parent, path::name(level), value, list);
         }
@@ -530,7 +529,7 @@ impl Session<'_> {
         // One more than there may be is enough to be refused.
         let most = limit.min(room).saturating_add(1);
         let nodes = self.tree.below(live).take(most);
-        let below: Vec<Below> = nodes.map(|(handle, node)| (handle, node.generation)).collect();
+        let below: Vec<Below> = nodes.map(|(handle, node)| (handle, node.generation())).collect();
         let bytes = size_of::<Below>().saturating_mul(below.len());
         let count = count.saturating_add(below.len());
         self.check_transaction(count, bytes, cost.saturating_mul(below.len()))?;
@@ -586,29 +585,36 @@ pub(super) fn parent_list(tree: &Tree, path: &[u8]) -> u32 {
 /// that node, and last those at or above the top of the top. The work is that of the nodes
 /// removed; if nobody watches below the top, nothing is looked up for them.
 pub(super) fn remove_tree(tree: &mut Tree, bell: &mut Bell<'_>, top: u32, path: &[u8]) {
-    let watched = bell.any_below(path);
+    if bell.any_below(path) {
+        remove_watched(tree, bell, top, path);
+    } else {
+        tree.remove_below(top);
+    }
+    let Some(node) = tree.node(top) else { return };
+    let (parent, list) = (node.parent, node.list);
+    let above = tree.node(parent).map_or(NIL, |node| node.list);
+    bell.ring(tree, path, Class::Subtree, &[list, above]);
+    tree.remove_leaf(top);
+}
+
+/// Removes everything below a live node, one by one, and tells who watches there.
+fn remove_watched(tree: &mut Tree, bell: &mut Bell<'_>, top: u32, path: &[u8]) {
     let mut at = top;
     let mut here = Vec::from(path);
     loop {
         while let Some((child, node)) = tree.children(at).next() {
             at = child;
-            if watched {
-                path::push(&mut here, tree.name(node));
-            }
+            path::push(&mut here, tree.name(node));
+        }
+        if at == top {
+            return;
         }
         let Some(node) = tree.node(at) else { return };
         let (parent, list) = (node.parent, node.list);
         let above = tree.node(parent).map_or(NIL, |node| node.list);
-        if at == top {
-            bell.ring(tree, path, Class::Subtree, &[list, above]);
-            tree.remove_leaf(at);
-            return;
-        }
-        if watched {
-            bell.ring(tree, &here, Class::Exact, &[list, above]);
-            let up = path::parent(&here).map_or(0, <[u8]>::len);
-            here.truncate(up);
-        }
+        bell.ring(tree, &here, Class::Exact, &[list, above]);
+        let up = path::parent(&here).map_or(0, <[u8]>::len);
+        here.truncate(up);
         tree.remove_leaf(at);
         at = parent;
     }

@@ -1,26 +1,25 @@
 //! A hash table of records with 32-bit handles that never moves more than a few records at a time.
 //!
-//! Ordinary hash tables and vectors double: now and then one insertion copies everything. A server
-//! with a million nodes must not make one unlucky guest pay for that, so here
-//! * records live in chunks that are never moved; a handle is a chunk number and a place in it, and a
-//!   chunk without records is given back;
-//! * the hash index grows by *linear hashing*: each insertion splits at most one bucket in two, each
-//!   removal joins at most two. The chain of a bucket runs through the records themselves.
+//! The records live in an [`Arena`], which never moves them. The hash index grows by *linear hashing*: each
+//! insertion splits at most one bucket in two, each removal joins at most a few. The chain of a
+//! bucket runs through the records themselves.
 
+pub(super) use super::arena::NIL;
+
+use super::arena::Arena;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-/// "No record".
-pub(super) const NIL: u32 = u32::MAX;
-
-/// Records per chunk.
-const CHUNK: u32 = 64;
-
-/// Bucket heads per block of the index.
-const BLOCK: u32 = 256;
+/// Bucket heads per block of the index: a page.
+const BLOCK: u32 = 1024;
 
 /// The index never has fewer buckets; a power of two.
 const MIN_BUCKETS: u32 = 16;
+
+/// With more than so many buckets for each record, a removal makes the index smaller. Not as soon as there are
+/// more buckets than records: many removals in a row are common, and an empty bucket is joined faster
+/// than a full one.
+const SPARE: u32 = 4;
 
 /// A record of a [`Table`].
 pub(super) trait Record {
@@ -32,60 +31,34 @@ pub(super) trait Record {
     fn set_chain(&mut self, next: u32);
 }
 
-/// A place in a chunk.
-#[derive(Debug)]
-enum Slot<T> {
-    Used(T),
-    /// The next free place of the chunk, or `NIL`.
-    Free(u32),
-}
-
-/// Places for records.
-#[derive(Debug)]
-struct Chunk<T> {
-    slots: [Slot<T>; CHUNK as usize],
-    /// The first free place, or `NIL`.
-    free: u32,
-    used: u32,
-    /// Neighbours in the list of chunks with free places.
-    prev: u32,
-    next: u32,
-}
-
 /// The table.
 #[derive(Debug)]
-#[expect(
-    clippy::vec_box,
-    reason = "blocks and chunks must stay where they are when the list grows"
-)]
 pub(super) struct Table<T> {
-    /// By their numbers; `None` was given back.
-    chunks: Vec<Option<Box<Chunk<T>>>>,
-    /// Numbers without a chunk.
-    vacant: Vec<u32>,
-    /// The first chunk with free places.
-    open: u32,
-    len: u32,
+    records: Arena<T>,
+    /// Apart from each other, so that they stay where they are when the list grows.
     blocks: Vec<Box<[u32; BLOCK as usize]>>,
     /// Buckets in use: those above the largest power of two below are the halves already split off.
     buckets: u32,
+    /// One less than the power of two that is not less than `buckets`.
+    mask: u32,
     seed: u64,
 }
 
 impl<T: Record> Table<T> {
     /// Upper bound of the bytes that one insertion allocates, apart from what the record owns.
     pub(super) const INSERT_BYTES: usize =
-        size_of::<Chunk<T>>() + BLOCK as usize * size_of::<u32>();
+        Arena::<T>::INSERT_BYTES + BLOCK as usize * size_of::<u32>();
+
+    /// What a record takes at most with its place in the index, as long as the table does not shrink.
+    pub(super) const RECORD_BYTES: usize = Arena::<T>::RECORD_BYTES + size_of::<u32>();
 
     /// An empty table, hashing with `seed`.
     pub(super) fn new(seed: u64) -> Self {
         Self {
-            chunks: Vec::new(),
-            vacant: Vec::new(),
-            open: NIL,
-            len: 0,
+            records: Arena::new(),
             blocks: Vec::from([Box::new([NIL; BLOCK as usize])]),
             buckets: MIN_BUCKETS,
+            mask: MIN_BUCKETS - 1,
             seed,
         }
     }
@@ -97,30 +70,20 @@ impl<T: Record> Table<T> {
 
     /// How many records there are.
     pub(super) fn len(&self) -> usize {
-        self.len as usize
+        self.records.len() as usize
     }
 
     /// The record with this handle.
+    #[inline]
     pub(super) fn get(&self, handle: u32) -> Option<&T> {
-        let chunk = self.chunks.get((handle / CHUNK) as usize)?.as_ref()?;
-        match chunk.slots.get((handle % CHUNK) as usize) {
-            Some(Slot::Used(record)) => Some(record),
-            _ => None,
-        }
+        self.records.get(handle)
     }
 
     /// The record with this handle. Its key must not be changed through this; see
     /// [`rekey`](Self::rekey).
+    #[inline]
     pub(super) fn get_mut(&mut self, handle: u32) -> Option<&mut T> {
-        let chunk = self.chunk_mut(handle / CHUNK)?;
-        match chunk.slots.get_mut((handle % CHUNK) as usize) {
-            Some(Slot::Used(record)) => Some(record),
-            _ => None,
-        }
-    }
-
-    fn chunk_mut(&mut self, number: u32) -> Option<&mut Chunk<T>> {
-        self.chunks.get_mut(number as usize)?.as_deref_mut()
+        self.records.get_mut(handle)
     }
 
     /// The handle of the first record with this hash for which `is_it` holds.
@@ -136,17 +99,19 @@ impl<T: Record> Table<T> {
     }
 
     /// Adds a record and returns its handle. Does not look for an equal one.
-    pub(super) fn insert(&mut self, mut record: T) -> u32 {
-        if self.open == NIL {
-            self.add_chunk();
-        }
-        self.len = self.len.saturating_add(1);
-        if self.len > self.buckets {
+    pub(super) fn insert(&mut self, record: T) -> u32 {
+        let hash = record.hash(self.seed);
+        self.insert_hashed(hash, record)
+    }
+
+    /// As [`insert`](Self::insert), for a record whose hash is known.
+    pub(super) fn insert_hashed(&mut self, hash: u64, mut record: T) -> u32 {
+        if self.records.len() >= self.buckets {
             self.split();
         }
-        let bucket = self.bucket(record.hash(self.seed));
+        let bucket = self.bucket(hash);
         record.set_chain(self.head(bucket));
-        let handle = self.take_place(record);
+        let handle = self.records.insert(record);
         self.set_head(bucket, handle);
         handle
     }
@@ -156,12 +121,18 @@ impl<T: Record> Table<T> {
         if records <= self.buckets {
             return;
         }
-        let handles: Vec<u32> = self.iter().map(|(handle, _)| handle).collect();
+        self.rebuild(records);
+    }
+
+    /// Makes the index anew with so many buckets.
+    fn rebuild(&mut self, buckets: u32) {
         self.blocks.iter_mut().for_each(|block| block.fill(NIL));
-        let blocks = records.div_ceil(BLOCK) as usize;
+        let blocks = buckets.div_ceil(BLOCK) as usize;
         self.blocks.resize_with(blocks, || Box::new([NIL; BLOCK as usize]));
-        self.buckets = records;
-        handles.into_iter().for_each(|handle| self.link(handle));
+        self.buckets = buckets;
+        self.mask = buckets.next_power_of_two().wrapping_sub(1);
+        // Not a list of those that exist: there may be no memory for it.
+        (0..self.records.bound()).for_each(|handle| self.link(handle));
     }
 
     /// Upper bound of the bytes that [`expect`](Self::expect) allocates for each record that is there or expected.
@@ -169,25 +140,45 @@ impl<T: Record> Table<T> {
 
     /// Takes a record out.
     pub(super) fn remove(&mut self, handle: u32) -> Option<T> {
-        self.get(handle)?;
-        self.unlink(handle);
-        let record = self.leave_place(handle)?;
-        self.len = self.len.saturating_sub(1);
-        // Two at a time: with one, buckets would go away only as fast as records, and half of them stay.
-        for _ in 0..2 {
-            if self.len < self.buckets / 2 && self.buckets > MIN_BUCKETS {
-                self.join();
-            }
+        let record = self.take(handle);
+        self.fit(1);
+        record
+    }
+
+    /// As [`remove`](Self::remove), as one of many: then [`fit`](Self::fit) has to follow.
+    // So that a record that nobody wants is not moved.
+    #[inline(always)]
+    pub(super) fn take(&mut self, handle: u32) -> Option<T> {
+        let record = self.get(handle)?;
+        let (hash, chain) = (record.hash(self.seed), record.chain());
+        self.unlink(handle, hash, chain);
+        self.records.remove(handle)
+    }
+
+    /// Makes the index smaller if it is too large, after so many removals, whose number bounds the work.
+    pub(super) fn fit(&mut self, removed: u32) {
+        let len = self.records.len();
+        if len >= self.buckets / SPARE {
+            return;
         }
-        Some(record)
+        if removed > len {
+            self.rebuild(len.max(MIN_BUCKETS));
+            return;
+        }
+        // As many as a table has to lose that loses all its records.
+        let joins = removed.saturating_mul(SPARE);
+        let wanted = self.buckets.saturating_sub(joins).max(len).max(MIN_BUCKETS);
+        while self.buckets > wanted {
+            self.join();
+        }
+        self.blocks.truncate(self.buckets.div_ceil(BLOCK) as usize);
     }
 
     /// Changes a record in a way that may change its hash.
     pub(super) fn rekey(&mut self, handle: u32, change: impl FnOnce(&mut T)) {
-        if self.get(handle).is_none() {
-            return;
-        }
-        self.unlink(handle);
+        let Some(record) = self.get(handle) else { return };
+        let (hash, chain) = (record.hash(self.seed), record.chain());
+        self.unlink(handle, hash, chain);
         if let Some(record) = self.get_mut(handle) {
             change(record);
         }
@@ -196,109 +187,14 @@ impl<T: Record> Table<T> {
 
     /// Every record with its handle, in no useful order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
-        (0_u32..).zip(&self.chunks).flat_map(|(number, chunk)| {
-            let first = number.saturating_mul(CHUNK);
-            let slots = chunk.iter().flat_map(|chunk| chunk.slots.iter());
-            (first..).zip(slots).filter_map(|(handle, slot)| match slot {
-                Slot::Used(record) => Some((handle, record)),
-                Slot::Free(_) => None,
-            })
-        })
-    }
-
-    fn add_chunk(&mut self) {
-        let mut next = 0_u32;
-        let slots = core::array::from_fn(|_| {
-            next = next.saturating_add(1);
-            Slot::Free(if next == CHUNK { NIL } else { next })
-        });
-        let chunk = Some(Box::new(Chunk { slots, free: 0, used: 0, prev: NIL, next: NIL }));
-        let number = self.vacant.pop().unwrap_or_else(|| {
-            self.chunks.push(None);
-            u32::try_from(self.chunks.len()).unwrap_or(NIL).saturating_sub(1)
-        });
-        if let Some(place) = self.chunks.get_mut(number as usize) {
-            *place = chunk;
-        }
-        self.open_chunk(number);
-    }
-
-    /// Puts a record into the first chunk with room, and returns its handle.
-    fn take_place(&mut self, record: T) -> u32 {
-        let number = self.open;
-        let Some(chunk) = self.chunk_mut(number) else { return NIL };
-        let place = chunk.free;
-        if let Some(slot) = chunk.slots.get_mut(place as usize)
-            && let Slot::Free(next) = *slot
-        {
-            chunk.free = next;
-            *slot = Slot::Used(record);
-        }
-        chunk.used = chunk.used.saturating_add(1);
-        if chunk.free == NIL {
-            self.close_chunk(number);
-        }
-        number.saturating_mul(CHUNK).saturating_add(place)
-    }
-
-    /// Takes a record out of its chunk, and gives that back if it was the last.
-    fn leave_place(&mut self, handle: u32) -> Option<T> {
-        let number = handle / CHUNK;
-        let chunk = self.chunk_mut(number)?;
-        let was_full = chunk.free == NIL;
-        let slot = chunk.slots.get_mut((handle % CHUNK) as usize)?;
-        let old = core::mem::replace(slot, Slot::Free(chunk.free));
-        chunk.free = handle % CHUNK;
-        chunk.used = chunk.used.saturating_sub(1);
-        let is_empty = chunk.used == 0;
-        if was_full {
-            self.open_chunk(number);
-        }
-        if is_empty {
-            self.close_chunk(number);
-            if let Some(place) = self.chunks.get_mut(number as usize) {
-                *place = None;
-            }
-            self.vacant.push(number);
-        }
-        match old {
-            Slot::Used(record) => Some(record),
-            Slot::Free(_) => None,
-        }
-    }
-
-    /// Puts a chunk in front of those with free places.
-    fn open_chunk(&mut self, number: u32) {
-        let next = core::mem::replace(&mut self.open, number);
-        if let Some(chunk) = self.chunk_mut(next) {
-            chunk.prev = number;
-        }
-        if let Some(chunk) = self.chunk_mut(number) {
-            chunk.prev = NIL;
-            chunk.next = next;
-        }
-    }
-
-    /// Takes a chunk out of the list of those with free places.
-    fn close_chunk(&mut self, number: u32) {
-        let Some(chunk) = self.chunk_mut(number) else { return };
-        let (prev, next) = (chunk.prev, chunk.next);
-        match self.chunk_mut(prev) {
-            Some(before) => before.next = next,
-            None => self.open = next,
-        }
-        if let Some(after) = self.chunk_mut(next) {
-            after.prev = prev;
-        }
+        self.records.iter()
     }
 
     /// The bucket for a hash: its low bits, as many as there are buckets for.
     fn bucket(&self, hash: u64) -> u32 {
-        let mask = self.buckets.next_power_of_two().wrapping_sub(1);
         #[expect(clippy::cast_possible_truncation, reason = "the low bits are what is wanted")]
-        let hash = hash as u32;
-        let bucket = hash & mask;
-        if bucket < self.buckets { bucket } else { hash & (mask >> 1) }
+        let bucket = hash as u32 & self.mask;
+        if bucket < self.buckets { bucket } else { bucket & (self.mask >> 1) }
     }
 
     fn head(&self, bucket: u32) -> u32 {
@@ -306,9 +202,13 @@ impl<T: Record> Table<T> {
         block.and_then(|block| block.get((bucket % BLOCK) as usize)).copied().unwrap_or(NIL)
     }
 
+    fn head_mut(&mut self, bucket: u32) -> Option<&mut u32> {
+        let block = self.blocks.get_mut((bucket / BLOCK) as usize)?;
+        block.get_mut((bucket % BLOCK) as usize)
+    }
+
     fn set_head(&mut self, bucket: u32, handle: u32) {
-        let block = self.blocks.get_mut((bucket / BLOCK) as usize);
-        if let Some(head) = block.and_then(|block| block.get_mut((bucket % BLOCK) as usize)) {
+        if let Some(head) = self.head_mut(bucket) {
             *head = handle;
         }
     }
@@ -325,15 +225,15 @@ impl<T: Record> Table<T> {
         self.set_head(bucket, handle);
     }
 
-    /// Takes a record out of its bucket's chain.
-    fn unlink(&mut self, handle: u32) {
-        let Some(record) = self.get(handle) else { return };
-        let (next, bucket) = (record.chain(), self.bucket(record.hash(self.seed)));
-        let mut at = self.head(bucket);
-        if at == handle {
-            self.set_head(bucket, next);
+    /// Takes a record with this hash out of its bucket's chain, in which `next` follows it.
+    fn unlink(&mut self, handle: u32, hash: u64, next: u32) {
+        let bucket = self.bucket(hash);
+        let Some(head) = self.head_mut(bucket) else { return };
+        if *head == handle {
+            *head = next;
             return;
         }
+        let mut at = *head;
         while let Some(record) = self.get_mut(at) {
             let after = record.chain();
             if after == handle {
@@ -353,6 +253,7 @@ impl<T: Record> Table<T> {
             self.blocks.push(Box::new([NIL; BLOCK as usize]));
         }
         self.buckets = new.saturating_add(1);
+        self.mask = high.wrapping_sub(1);
         let mut at = self.head(old);
         self.set_head(old, NIL);
         self.set_head(new, NIL);
@@ -364,18 +265,20 @@ impl<T: Record> Table<T> {
     }
 
     /// Removes the last bucket, and moves its records back to the one it was split from.
+    #[inline]
     fn join(&mut self) {
-        let last = self.buckets.saturating_sub(1);
-        let mut at = self.head(last);
-        self.set_head(last, NIL);
+        let last = self.buckets.wrapping_sub(1);
         self.buckets = last;
-        while let Some(record) = self.get(at) {
-            let next = record.chain();
+        // A power of two of buckets needs one bit less.
+        if last & last.wrapping_sub(1) == 0 {
+            self.mask >>= 1;
+        }
+        let Some(head) = self.head_mut(last) else { return };
+        let mut at = core::mem::replace(head, NIL);
+        while at != NIL {
+            let Some(next) = self.get(at).map(Record::chain) else { break };
             self.link(at);
             at = next;
-        }
-        if last % BLOCK == 0 && (last / BLOCK) as usize >= 1 {
-            self.blocks.truncate((last / BLOCK) as usize);
         }
     }
 }
@@ -423,7 +326,7 @@ mod tests {
             assert!(value == 4999 || find(&table, 4999).is_some());
         }
         assert_eq!(table.len(), 0);
-        assert!(table.chunks.iter().all(|chunk| chunk.is_none()), "memory is given back");
+        assert!(table.records.is_bare(), "memory is given back");
         assert_eq!((table.buckets, table.blocks.len()), (MIN_BUCKETS, 1));
         assert_eq!(table.iter().count(), 0);
     }

@@ -161,12 +161,12 @@ impl Transaction {
         };
         let live = live.and_then(|handle| tree.node(handle).map(|node| (handle, node)));
         let (base, now) = live.map_or((None, None), |(handle, node)| {
-            let base = Base { node: handle, generation: node.generation, list: node.list };
+            let base = Base { node: handle, generation: node.generation(), list: node.list };
             let copy = Copy {
                 value: None,
                 list: node.list,
-                generation: node.generation,
-                children_bytes: node.children_bytes,
+                generation: node.generation(),
+                children_bytes: tree.family(node).bytes,
             };
             (Some(base), Some(copy))
         });
@@ -228,7 +228,7 @@ impl Transaction {
         // By its path: the handle may have gone to quite another node.
         let Found::Node(handle) = tree.find(&touched.path) else { return None };
         let node = tree.node(handle)?;
-        let same = handle == base.node && node.generation == base.generation;
+        let same = handle == base.node && node.generation() == base.generation;
         let shown = same || tree.rights(node.list, party).access.includes(Access::Read);
         shown.then_some((handle, node))
     }
@@ -237,7 +237,7 @@ impl Transaction {
     pub(super) fn value<'a>(&'a self, tree: &'a Tree, at: u32, party: &Party) -> Option<&'a [u8]> {
         match &self.get(at)?.now.as_ref()?.value {
             Some(value) => Some(value.get()),
-            None => self.live(tree, at, party).map(|(_, node)| node.value.get()),
+            None => self.live(tree, at, party).map(|(_, node)| tree.value(node)),
         }
     }
 
@@ -296,7 +296,7 @@ impl Transaction {
             path.strip_prefix(&*top.path).is_some_and(|rest| rest.first() == Some(&b'/'))
         };
         let base = top.base.filter(|_| has_children)?;
-        tree.node(base.node).filter(|node| node.generation == base.generation)?;
+        tree.node(base.node).filter(|node| node.generation() == base.generation)?;
         (!self.touched.iter().any(|other| is_below(&other.path))).then_some(base.node)
     }
 
@@ -400,7 +400,7 @@ impl Transaction {
     /// Whether anything that it touched has changed since, or an owner it gave a node to is gone.
     pub(super) fn conflicts(&self, tree: &Tree) -> bool {
         let differs = |handle: u32, generation: u64| {
-            tree.node(handle).is_none_or(|node| node.generation != generation)
+            tree.node(handle).is_none_or(|node| node.generation() != generation)
         };
         self.touched.iter().any(|touched| {
             let below =
@@ -479,7 +479,7 @@ impl Transaction {
             tree.retain_list(now.list);
             tree.set_list(handle, now.list);
             if let Some(value) = now.value.take() {
-                tree.set_value(handle, value);
+                tree.set_value(handle, value.get());
             }
         }
         for (place, child) in (0_u32..).zip(added) {
@@ -487,7 +487,7 @@ impl Transaction {
             if let Some(now) = child.now.as_mut().filter(|_| child.place == place) {
                 let value = now.value.take().unwrap_or(Bytes::EMPTY);
                 tree.retain_list(now.list);
-                tree.create(handle, path::name(&child.path), value, now.list);
+                tree.create(handle, path::name(&child.path), value.get(), now.list);
             }
         }
     }

@@ -3,11 +3,13 @@
 //! * A node is found by (parent, name) in a hash index, whatever the number of its siblings.
 //! * Children are linked in the order of their creation, which is the order DIRECTORY shows.
 //! * Equal names and equal permission lists are stored once and counted.
+//! * Most nodes are leaves with a short value: only others have a [`Family`] or a long value, elsewhere.
 //! * Walks follow the links and need neither recursion nor a stack.
 //!
 //! Every mutation keeps the accounts of the owners; whether something is *allowed* is decided
 //! above, in `request.rs` and `transaction.rs`.
 
+use super::arena::Arena;
 use super::bytes::Bytes;
 use super::domain::Domains;
 use super::path;
@@ -22,50 +24,94 @@ use foldhash::fast::FixedState;
 /// The handle of the root, which is the first node made and never goes away.
 pub(super) const ROOT: u32 = 0;
 
-/// What a node counts for besides its value and name: what it costs here if it shares neither its name nor
-/// its permission list with any other, with its places in the indices and in the set of its owner's nodes.
-pub(super) const NODE_BYTES: usize =
-    size_of::<Node>() + size_of::<Name>() + size_of::<List>() + 5 * size_of::<Entry>() + 32;
+/// What a node counts for besides its value and name. It is a price, the same in all versions of this
+/// server, because a successor has to come to the same accounts as its predecessor. It covers what a node costs
+/// if it shares neither its name nor its permission list with any other and has children.
+pub(super) const NODE_BYTES: usize = 180;
+const _: () = assert!(
+    Table::<Node>::RECORD_BYTES
+        + Table::<Name>::RECORD_BYTES
+        + Table::<List>::RECORD_BYTES
+        + 5 * size_of::<Entry>()
+        + Arena::<Family>::RECORD_BYTES
+        <= NODE_BYTES
+);
 
 /// What the header of a node counts for in its size, and each entry of its permissions: the C
 /// server's figures, so that a guest meets `node-size` at the same place.
 const SIZE_HEADER: usize = 16;
 const SIZE_ENTRY: usize = 8;
 
+/// The longest value that is stored in its node.
+const SHORT_MAX: usize = 14;
+
+/// A value.
+#[derive(Debug)]
+enum Value {
+    /// In place: only the first `len` bytes count.
+    Short { len: u8, bytes: [u8; SHORT_MAX] },
+    /// Everything longer: a handle in [`Tree::long`].
+    Long(u32),
+}
+
 /// A node.
 #[derive(Debug)]
 pub(super) struct Node {
-    pub(super) value: Bytes,
-    /// Changes whenever the value, the permissions or the list of children do; never the same twice.
-    pub(super) generation: u64,
+    value: Value,
+    /// The two halves of the generation, lower first: a whole one would make the node larger.
+    generation: [u32; 2],
     pub(super) parent: u32,
     pub(super) name: u32,
     pub(super) list: u32,
-    pub(super) first_child: u32,
-    pub(super) last_child: u32,
+    /// A handle in [`Tree::families`]; `NIL` if there are no children.
+    family: u32,
     pub(super) next: u32,
     pub(super) prev: u32,
     chain: u32,
+}
+const _: () = assert!(size_of::<Node>() == 52);
+
+/// The children of a node that has any.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Family {
+    pub(super) first: u32,
+    pub(super) last: u32,
     /// Bytes of the list of children, each name with its NUL.
-    pub(super) children_bytes: u32,
+    pub(super) bytes: u32,
+}
+
+impl Family {
+    /// Nobody.
+    const NONE: Self = Self { first: NIL, last: NIL, bytes: 0 };
 }
 
 impl Node {
     /// A node without children or siblings.
-    fn new(parent: u32, name: u32, value: Bytes, list: u32, generation: u64) -> Self {
-        Self {
+    fn new(parent: u32, name: u32, value: Value, list: u32, generation: u64) -> Self {
+        let mut node = Self {
             value,
-            generation,
+            generation: [0; 2],
             parent,
             name,
             list,
-            first_child: NIL,
-            last_child: NIL,
+            family: NIL,
             next: NIL,
             prev: NIL,
             chain: NIL,
-            children_bytes: 0,
-        }
+        };
+        node.set_generation(generation);
+        node
+    }
+
+    /// Changes whenever the value, the permissions or the list of children do; never the same twice.
+    pub(super) fn generation(&self) -> u64 {
+        let [low, high] = self.generation;
+        u64::from(low) | u64::from(high) << 32
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves are what is wanted")]
+    fn set_generation(&mut self, generation: u64) {
+        self.generation = [generation as u32, (generation >> 32) as u32];
     }
 }
 
@@ -145,6 +191,21 @@ fn list_hash(seed: u64, entries: &[Entry]) -> u64 {
     hasher.finish()
 }
 
+/// The most nodes of which an owner is told at once.
+const RUN_MAX: u32 = 64;
+
+/// Nodes in a row that have the same permission list, whose owner has not been told that they are gone.
+#[derive(Debug, Default)]
+struct Run {
+    list: u32,
+    count: u32,
+    /// Bytes of their names and values.
+    texts: usize,
+    /// Whether there is a list of the nodes that the owner has: then these are the handles.
+    is_listed: bool,
+    handles: Vec<u32>,
+}
+
 /// What a walk came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Found {
@@ -157,6 +218,9 @@ pub(super) enum Found {
 #[derive(Debug)]
 pub(super) struct Tree {
     pub(super) nodes: Table<Node>,
+    families: Arena<Family>,
+    /// Values that are too long for their node.
+    long: Arena<Box<[u8]>>,
     names: Table<Name>,
     lists: Table<List>,
     pub(super) domains: Domains,
@@ -167,12 +231,17 @@ pub(super) struct Tree {
 
 impl Tree {
     /// Upper bound of the bytes that making one node allocates, apart from its name and value.
-    pub(super) const NODE_COST: usize = size_of::<Node>() + 2 * size_of::<Name>();
+    pub(super) const NODE_COST: usize = Table::<Node>::RECORD_BYTES
+        + 2 * Table::<Name>::RECORD_BYTES
+        + Arena::<Family>::RECORD_BYTES
+        + Arena::<Box<[u8]>>::RECORD_BYTES;
     /// Upper bound of what each node takes that is [expected](Self::expect).
     pub(super) const EXPECT_BYTES: usize = Table::<Node>::EXPECT_BYTES;
     /// Upper bound of what a request allocates whatever it creates: one chunk of each table, and sets
     /// of an owner that grow.
     pub(super) const FIXED_COST: usize = Table::<Node>::INSERT_BYTES
+        + Arena::<Family>::INSERT_BYTES
+        + Arena::<Box<[u8]>>::INSERT_BYTES
         + Table::<Name>::INSERT_BYTES
         + Table::<List>::INSERT_BYTES
         + 32 * 1024;
@@ -183,6 +252,8 @@ impl Tree {
         let owner = domains.privileged;
         let mut tree = Self {
             nodes: Table::new(seed),
+            families: Arena::new(),
+            long: Arena::new(),
             names: Table::new(seed),
             lists: Table::new(seed),
             domains,
@@ -192,11 +263,11 @@ impl Tree {
         let closed = Entry { domid: owner, access: Access::None, stale: false };
         let all = Entry { domid: DomId::ANY, access: Access::Read, stale: false };
         let private = tree.intern(&[closed]);
-        tree.insert(NIL, NIL, Bytes::EMPTY, private);
+        tree.insert(NIL, NIL, &[], private);
         tree.retain_list(private);
-        let introduce = tree.insert(NIL, NIL, Bytes::EMPTY, private);
+        let introduce = tree.insert(NIL, NIL, &[], private);
         let public = tree.intern(&[closed, all]);
-        let release = tree.insert(NIL, NIL, Bytes::EMPTY, public);
+        let release = tree.insert(NIL, NIL, &[], public);
         tree.special = [introduce, release];
         tree
     }
@@ -220,6 +291,18 @@ impl Tree {
 
     pub(super) fn name(&self, node: &Node) -> &[u8] {
         self.names.get(node.name).map_or(&[], |name| name.bytes.get())
+    }
+
+    pub(super) fn value<'a>(&'a self, node: &'a Node) -> &'a [u8] {
+        match &node.value {
+            Value::Short { len, bytes } => bytes.get(..usize::from(*len)).unwrap_or(bytes),
+            Value::Long(handle) => self.long.get(*handle).map_or(&[], |value| value),
+        }
+    }
+
+    /// The children of a node, by their ends.
+    pub(super) fn family(&self, node: &Node) -> Family {
+        self.families.get(node.family).copied().unwrap_or(Family::NONE)
     }
 
     pub(super) fn entries(&self, list: u32) -> &[Entry] {
@@ -264,7 +347,7 @@ impl Tree {
 
     /// The children of a node, in the order of their creation.
     pub(super) fn children(&self, parent: u32) -> impl Iterator<Item = (u32, &Node)> {
-        let first = self.node(parent).map_or(NIL, |node| node.first_child);
+        let first = self.node(parent).map_or(NIL, |node| self.family(node).first);
         let at = move |handle| self.node(handle).map(|node| (handle, node));
         core::iter::successors(at(first), move |(_, node)| at(node.next))
     }
@@ -274,7 +357,7 @@ impl Tree {
         let mut at = self.node(top).map(|node| (top, node));
         core::iter::from_fn(move || {
             let (mut handle, mut node) = at?;
-            let mut next = node.first_child;
+            let mut next = self.family(node).first;
             // Without children it goes on beside the nearest node above that has something there.
             while next == NIL && handle != top {
                 next = node.next;
@@ -308,7 +391,7 @@ impl Tree {
 
     /// What a node counts for in its owner's memory.
     pub(super) fn bytes(&self, node: &Node) -> usize {
-        node_bytes(self.name(node), &node.value)
+        node_bytes(self.name(node), self.value(node))
     }
 
     /// How many nodes there are, the special ones included.
@@ -319,12 +402,12 @@ impl Tree {
     // Changing.
 
     /// Makes a node below `parent`, as its last child. Takes over one use of `list`.
-    pub(super) fn create(&mut self, parent: u32, name: &[u8], value: Bytes, list: u32) -> u32 {
+    pub(super) fn create(&mut self, parent: u32, name: &[u8], value: &[u8], list: u32) -> u32 {
         let name_handle = self.intern_name(name);
         let handle = self.insert(parent, name_handle, value, list);
         let generation = self.advance();
         if let Some(above) = self.nodes.get_mut(parent) {
-            above.generation = generation;
+            above.set_generation(generation);
         }
         self.link(parent, name, handle);
         handle
@@ -332,13 +415,15 @@ impl Tree {
 
     /// Makes the node the last child of its parent.
     fn link(&mut self, parent: u32, name: &[u8], handle: u32) {
-        let mut last = NIL;
-        if let Some(above) = self.nodes.get_mut(parent) {
-            above.children_bytes = above.children_bytes.saturating_add(entry_bytes(name));
-            last = core::mem::replace(&mut above.last_child, handle);
-            if last == NIL {
-                above.first_child = handle;
-            }
+        let Some(above) = self.nodes.get_mut(parent) else { return };
+        if above.family == NIL {
+            above.family = self.families.insert(Family::NONE);
+        }
+        let Some(family) = self.families.get_mut(above.family) else { return };
+        family.bytes = family.bytes.saturating_add(entry_bytes(name));
+        let last = core::mem::replace(&mut family.last, handle);
+        if last == NIL {
+            family.first = handle;
         }
         if let Some(before) = self.nodes.get_mut(last) {
             before.next = handle;
@@ -348,12 +433,33 @@ impl Tree {
         }
     }
 
-    fn insert(&mut self, parent: u32, name: u32, value: Bytes, list: u32) -> u32 {
+    fn insert(&mut self, parent: u32, name: u32, value: &[u8], list: u32) -> u32 {
         let generation = self.advance();
+        let value = self.keep(value);
         let handle = self.nodes.insert(Node::new(parent, name, value, list, generation));
         let bytes = self.node(handle).map_or(0, |node| self.bytes(node));
         self.domains.own(self.owner(list), &[handle], bytes);
         handle
+    }
+
+    /// A value to be put into a node.
+    fn keep(&mut self, value: &[u8]) -> Value {
+        let mut bytes = [0; SHORT_MAX];
+        match (bytes.get_mut(..value.len()), u8::try_from(value.len())) {
+            (Some(to), Ok(len)) => {
+                to.copy_from_slice(value);
+                Value::Short { len, bytes }
+            }
+            _ => Value::Long(self.long.insert(value.into())),
+        }
+    }
+
+    /// Frees a value that was taken out of its node.
+    #[inline]
+    fn drop_value(&mut self, value: &Value) {
+        if let Value::Long(handle) = value {
+            self.long.remove(*handle);
+        }
     }
 
     // Putting a tree together again.
@@ -369,7 +475,7 @@ impl Tree {
         &mut self,
         parent: u32,
         name: &[u8],
-        value: Bytes,
+        value: &[u8],
         list: u32,
         generation: u64,
     ) -> Option<u32> {
@@ -380,18 +486,19 @@ impl Tree {
             self.release_name(name_handle);
             return None;
         }
+        let value = self.keep(value);
         let node = Node::new(parent, name_handle, value, list, generation);
-        let handle = self.nodes.insert(node);
+        let handle = self.nodes.insert_hashed(hash, node);
         self.link(parent, name, handle);
         Some(handle)
     }
 
     /// Makes one of the nodes that are always there as it was. Takes over one use of `list`.
-    pub(super) fn restore_fixed(&mut self, handle: u32, value: Bytes, list: u32, generation: u64) {
+    pub(super) fn restore_fixed(&mut self, handle: u32, value: &[u8], list: u32, generation: u64) {
         self.set_list(handle, list);
         self.set_value(handle, value);
         if let Some(node) = self.nodes.get_mut(handle) {
-            node.generation = generation;
+            node.set_generation(generation);
         }
     }
 
@@ -401,14 +508,21 @@ impl Tree {
     }
 
     /// Replaces a value.
-    pub(super) fn set_value(&mut self, handle: u32, value: Bytes) {
+    pub(super) fn set_value(&mut self, handle: u32, value: &[u8]) {
         let generation = self.advance();
+        let new = value.len();
+        let value = self.keep(value);
         let Some(node) = self.nodes.get_mut(handle) else { return };
-        let (new, old) = (value.len(), node.value.len());
-        node.value = value;
-        node.generation = generation;
-        let owner = self.owner(self.node(handle).map_or(NIL, |node| node.list));
-        self.domains.refund(owner, super::quota::Quota::Memory, old);
+        node.set_generation(generation);
+        let old = core::mem::replace(&mut node.value, value);
+        let list = node.list;
+        let old_len = match &old {
+            Value::Short { len, .. } => usize::from(*len),
+            Value::Long(handle) => self.long.get(*handle).map_or(0, |value| value.len()),
+        };
+        self.drop_value(&old);
+        let owner = self.owner(list);
+        self.domains.refund(owner, super::quota::Quota::Memory, old_len);
         self.domains.charge(owner, super::quota::Quota::Memory, new);
     }
 
@@ -417,11 +531,11 @@ impl Tree {
         let generation = self.advance();
         let Some(bytes) = self.node(handle).map(|node| self.bytes(node)) else { return };
         let Some(node) = self.nodes.get_mut(handle) else { return };
-        node.generation = generation;
+        node.set_generation(generation);
         let old = core::mem::replace(&mut node.list, list);
         let (from, to) = (self.owner(old), self.owner(list));
         if from != to {
-            self.domains.disown(from, handle, bytes);
+            self.domains.disown(from, 1, &[handle], bytes);
             self.domains.own(to, &[handle], bytes);
         }
         self.release_list(old);
@@ -431,17 +545,23 @@ impl Tree {
     pub(super) fn remove_leaf(&mut self, handle: u32) {
         let Some(bytes) = self.node(handle).map(|node| self.bytes(node)) else { return };
         let Some(node) = self.nodes.remove(handle) else { return };
-        self.domains.disown(self.owner(node.list), handle, bytes);
+        self.domains.disown(self.owner(node.list), 1, &[handle], bytes);
+        self.drop_value(&node.value);
         let generation = self.advance();
         let gone = self.names.get(node.name).map_or(0, |name| entry_bytes(name.bytes.get()));
         if let Some(above) = self.nodes.get_mut(node.parent) {
-            above.generation = generation;
-            above.children_bytes = above.children_bytes.saturating_sub(gone);
-            if above.first_child == handle {
-                above.first_child = node.next;
-            }
-            if above.last_child == handle {
-                above.last_child = node.prev;
+            above.set_generation(generation);
+            if let Some(family) = self.families.get_mut(above.family) {
+                family.bytes = family.bytes.saturating_sub(gone);
+                if family.first == handle {
+                    family.first = node.next;
+                }
+                if family.last == handle {
+                    family.last = node.prev;
+                }
+                if family.first == NIL {
+                    self.families.remove(core::mem::replace(&mut above.family, NIL));
+                }
             }
         }
         if let Some(before) = self.nodes.get_mut(node.prev) {
@@ -452,6 +572,65 @@ impl Tree {
         }
         self.release_name(node.name);
         self.release_list(node.list);
+    }
+
+    /// Removes everything below a node. As whole families go, nothing is unlinked from its siblings, and
+    /// accounts and permission lists are told of nodes in a row that have the same.
+    pub(super) fn remove_below(&mut self, top: u32) {
+        let mut run = Run::default();
+        let mut removed = 0_u32;
+        let mut at = self.node(top).map_or(NIL, |node| self.family(node).first);
+        while let Some(node) = self.nodes.get(at) {
+            if node.family != NIL {
+                at = self.family(node).first;
+                continue;
+            }
+            let (parent, next, name, list) = (node.parent, node.next, node.name, node.list);
+            let value = match node.value {
+                Value::Short { len, .. } => usize::from(len),
+                Value::Long(handle) => self.long.remove(handle).map_or(0, |value| value.len()),
+            };
+            self.nodes.take(at);
+            removed = removed.saturating_add(1);
+            let name = self.release_name(name);
+            if list != run.list || run.count == RUN_MAX {
+                self.end_run(&mut run);
+                run.list = list;
+                run.is_listed = self.owner(list) != self.domains.privileged;
+            }
+            if run.is_listed {
+                run.handles.push(at);
+            }
+            run.count = run.count.wrapping_add(1);
+            run.texts = run.texts.wrapping_add(name).wrapping_add(value);
+            at = next;
+            if at == NIL {
+                // It was the last of its family: now its parent has no children.
+                at = parent;
+                let Some(parent) = self.nodes.get_mut(at) else { break };
+                self.families.remove(core::mem::replace(&mut parent.family, NIL));
+                if at == top {
+                    break;
+                }
+            }
+        }
+        self.end_run(&mut run);
+        self.nodes.fit(removed);
+        let generation = self.advance();
+        if let Some(node) = self.nodes.get_mut(top) {
+            node.set_generation(generation);
+        }
+    }
+
+    fn end_run(&mut self, run: &mut Run) {
+        if run.count > 0 {
+            let owner = self.owner(run.list);
+            let prices = NODE_BYTES.saturating_mul(run.count as usize);
+            self.domains.disown(owner, run.count, &run.handles, prices.saturating_add(run.texts));
+            self.release_uses(run.list, run.count);
+        }
+        run.handles.clear();
+        (run.count, run.texts) = (0, 0);
     }
 
     // Names.
@@ -467,13 +646,21 @@ impl Tree {
         self.names.insert(Name { bytes: Bytes::new(bytes), users: 1, chain: NIL })
     }
 
-    fn release_name(&mut self, handle: u32) {
-        if let Some(name) = self.names.get_mut(handle) {
-            name.users = name.users.saturating_sub(1);
-            if name.users == 0 {
-                self.names.remove(handle);
-            }
+    /// One use less of a name; how long it is.
+    #[inline]
+    fn release_name(&mut self, handle: u32) -> usize {
+        let Some(name) = self.names.get_mut(handle) else { return 0 };
+        let len = name.bytes.len();
+        name.users = name.users.saturating_sub(1);
+        if name.users == 0 {
+            self.remove_name(handle);
         }
+        len
+    }
+
+    #[inline(never)]
+    fn remove_name(&mut self, handle: u32) {
+        self.names.remove(handle);
     }
 
     // Permission lists.
@@ -505,8 +692,12 @@ impl Tree {
 
     /// One use less.
     pub(super) fn release_list(&mut self, handle: u32) {
+        self.release_uses(handle, 1);
+    }
+
+    fn release_uses(&mut self, handle: u32, uses: u32) {
         let Some(list) = self.lists.get_mut(handle) else { return };
-        list.users = list.users.saturating_sub(1);
+        list.users = list.users.saturating_sub(uses);
         if list.users > 0 {
             return;
         }
@@ -564,7 +755,7 @@ impl Tree {
 }
 
 /// What a node counts for in its owner's memory.
-pub(super) fn node_bytes(name: &[u8], value: &Bytes) -> usize {
+pub(super) fn node_bytes(name: &[u8], value: &[u8]) -> usize {
     NODE_BYTES.saturating_add(value.len()).saturating_add(name.len())
 }
 

@@ -141,8 +141,8 @@ impl Transaction {
         let root = tree.node(ROOT).map(|root| Copy {
             value: None,
             list: root.list,
-            generation: root.generation,
-            children_bytes: root.children_bytes,
+            generation: root.generation(),
+            children_bytes: tree.family(root).bytes,
         });
         tree.retain_list(root.as_ref().map_or(NIL, |root| root.list));
         let base = Some(Base { node: NIL, generation: 0, list: NIL });
@@ -188,12 +188,12 @@ impl Transaction {
             };
             let (handle, found) =
                 found.ok_or("a node that a transaction has touched is missing")?;
-            let (generation, list) = (found.generation, found.list);
+            let (generation, list) = (found.generation(), found.list);
             new.base = Some(Base { node: handle, generation, list });
             if below > 0 {
                 let most = below.saturating_add(1);
                 let nodes = tree.below(handle).take(most);
-                new.removed = nodes.map(|(at, node)| (at, node.generation)).collect();
+                new.removed = nodes.map(|(at, node)| (at, node.generation())).collect();
             }
             if new.removed.len() != below {
                 return Err(String::from("a transaction removed other nodes than there are"));
@@ -285,7 +285,7 @@ impl Touched {
     /// Whether the live nodes that it stands for are as they were at the first access.
     fn is_intact(&self, tree: &Tree) -> bool {
         let same = |handle: u32, generation: u64| {
-            tree.node(handle).is_some_and(|node| node.generation == generation)
+            tree.node(handle).is_some_and(|node| node.generation() == generation)
         };
         self.base.is_some_and(|base| same(base.node, base.generation))
             && self.removed.iter().all(|(node, generation)| same(*node, *generation))
