@@ -10,12 +10,15 @@ use xenstore_stubdom::proto::wire::Kind;
 const VALUE: &str = "0123456789";
 
 /// How long bringing the store into a state may take, in instructions. What takes longer is not measured.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// Nodes of the tree below one parent, and of all of it.
 const GROUP: usize = 200;
 const TREE: usize = 20_400;
 const LARGE_TREE: usize = 200_000;
+
+/// How long this domain is left alone before something is measured: printing costs it time, too.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Where one state is measured: a node that exists, and one that is made and removed.
 struct Place {
@@ -25,10 +28,12 @@ struct Place {
 
 /// One run of the client.
 pub(crate) struct Bench {
-    server: String,
+    pub(crate) server: String,
     client: String,
-    rounds: usize,
-    link: Link,
+    pub(crate) rounds: usize,
+    pub(crate) link: Link,
+    /// Figures that are not printed yet.
+    pub(crate) lines: Vec<String>,
 }
 
 /// The middle one.
@@ -40,10 +45,18 @@ fn median(mut times: Vec<Duration>) -> u128 {
 impl Bench {
     pub(crate) fn new(server: &str, client: &str, rounds: usize) -> Result<Self, Failure> {
         let (server, client, link) = (server.to_owned(), client.to_owned(), Link::open()?);
-        Ok(Self { server, client, rounds, link })
+        std::thread::sleep(QUIET);
+        Ok(Self { server, client, rounds, link, lines: Vec::new() })
     }
 
-    pub(crate) fn run(&mut self, case: &str) -> Result<(), Failure> {
+    /// One case; `words` are what some of them want to know.
+    pub(crate) fn run(&mut self, case: &str, words: &[String]) -> Result<(), Failure> {
+        let result = self.case(case, words);
+        self.flush();
+        result
+    }
+
+    fn case(&mut self, case: &str, words: &[String]) -> Result<(), Failure> {
         match case {
             "base" => self.measure("empty", &self.home()),
             "transactions" => self.transactions(100),
@@ -51,6 +64,10 @@ impl Bench {
             "children" => self.children(&[2_000, 20_000]),
             "tree" => self.tree(TREE),
             "large" => self.tree(LARGE_TREE),
+            "guest" => self.test_guest(words),
+            "crowd" => self.crowd(words),
+            "update" => self.updates(words, &[0, TREE, LARGE_TREE]),
+            "replay" => self.replay(words),
             _ => Err(format!("no case {case}")),
         }
     }
@@ -65,11 +82,26 @@ impl Bench {
         Place { existing: format!("{place}/node"), new: format!("{place}/new") }
     }
 
-    fn say(&self, state: &str, what: &str, unit: &str, value: impl core::fmt::Display) {
-        println!("=\t{}\t{state}\t{what}\t{unit}\t{value}", self.client);
+    /// Notes a figure.
+    pub(crate) fn say(
+        &mut self,
+        state: &str,
+        what: &str,
+        unit: &str,
+        value: impl core::fmt::Display,
+    ) {
+        self.lines.push(format!("=\t{}\t{state}\t{what}\t{unit}\t{value}", self.client));
     }
 
-    fn write(&mut self, path: &str, value: &str) -> Result<Duration, Failure> {
+    /// Prints the figures so far, while nothing is measured.
+    pub(crate) fn flush(&mut self) {
+        for line in self.lines.drain(..) {
+            println!("{line}");
+        }
+        std::thread::sleep(QUIET);
+    }
+
+    pub(crate) fn write(&mut self, path: &str, value: &str) -> Result<Duration, Failure> {
         self.link.time(Kind::Write, 0, format!("{path}\0{value}").as_bytes())
     }
 
@@ -101,7 +133,9 @@ impl Bench {
             link.time_with_event(Kind::Write, value.as_bytes())
         })?;
         let watch = format!("{existing}\0token\0");
-        self.link.ask(Kind::Unwatch, 0, watch.as_bytes()).map(drop)
+        self.link.ask(Kind::Unwatch, 0, watch.as_bytes())?;
+        self.flush();
+        Ok(())
     }
 
     /// A request that leaves everything as it was: time, and hypercalls for each of its `requests`.
@@ -141,7 +175,7 @@ impl Bench {
     }
 
     /// How many hypercalls our images have made, and how many it took to ask; none from a daemon.
-    fn hypercalls(&mut self) -> Option<(u64, u64)> {
+    pub(crate) fn hypercalls(&mut self) -> Option<(u64, u64)> {
         if !matches!(self.server.as_str(), "ours" | "null") || self.client != "dom0" {
             return None;
         }
@@ -150,7 +184,7 @@ impl Bench {
         Some((second, second - first))
     }
 
-    fn say_hypercalls(
+    pub(crate) fn say_hypercalls(
         &mut self,
         state: &str,
         what: &str,
@@ -166,7 +200,7 @@ impl Bench {
     }
 
     /// Does something again and again, as far as the limit lets it; how long it took, or `None`.
-    fn prepare(
+    pub(crate) fn prepare(
         &mut self,
         state: &str,
         range: core::ops::Range<usize>,

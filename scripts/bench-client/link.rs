@@ -54,35 +54,63 @@ impl Link {
         Ok(())
     }
 
-    /// Sends a request and waits for its reply and for so many events; how long all that took.
-    fn exchange(
+    /// Sends a request and waits for its reply and for so many events; how long all that took, and the payload, or
+    /// the error's name.
+    fn exchange_any(
         &mut self,
         kind: Kind,
         tx_id: u32,
         payload: &[u8],
         events: usize,
-    ) -> Result<(Duration, Vec<u8>), Failure> {
-        let text = || format!("{kind:?} {}", payload.escape_ascii());
+    ) -> Result<(Duration, Result<Vec<u8>, String>), Failure> {
+        let failed = |what: &str| format!("{kind:?} {}: {what}", payload.escape_ascii());
         self.requests = self.requests.wrapping_add(1);
         let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let header = Header { kind: kind.number(), req_id: self.requests, tx_id, len };
         let message = [&header.to_bytes()[..], payload].concat();
         self.events.clear();
         let begin = Instant::now();
-        self.device.write_all(&message).map_err(|error| format!("{}: {error}", text()))?;
-        while self.replies.is_empty() || self.events.len() < events {
-            self.read().map_err(|error| format!("{}: {error}", text()))?;
+        self.device.write_all(&message).map_err(|error| failed(&error.to_string()))?;
+        while self.replies.is_empty()
+            || self.events.len() < events && self.replies[0].0.kind == header.kind
+        {
+            self.read().map_err(|error| failed(&error.to_string()))?;
         }
         let time = begin.elapsed();
-        let Some((reply, payload)) = self.replies.pop_front() else { return Err(text()) };
+        let Some((reply, text)) = self.replies.pop_front() else { return Err(failed("no reply")) };
         if reply.kind == Kind::Error.number() {
-            let error = String::from_utf8_lossy(&payload).trim_end_matches('\0').to_owned();
-            return Err(format!("{}: {error}", text()));
+            let error = String::from_utf8_lossy(&text).trim_end_matches('\0').to_owned();
+            return Ok((time, Err(error)));
         }
         if (reply.kind, reply.req_id) != (kind.number(), header.req_id) {
-            return Err(format!("{}: a reply of type {} came", text(), reply.kind));
+            return Err(failed(&format!("a reply of type {} came", reply.kind)));
         }
-        Ok((time, payload))
+        Ok((time, Ok(text)))
+    }
+
+    /// As above, for what has to succeed.
+    fn exchange(
+        &mut self,
+        kind: Kind,
+        tx: u32,
+        payload: &[u8],
+        events: usize,
+    ) -> Result<(Duration, Vec<u8>), Failure> {
+        match self.exchange_any(kind, tx, payload, events)? {
+            (time, Ok(reply)) => Ok((time, reply)),
+            (_, Err(error)) => Err(format!("{kind:?} {}: {error}", payload.escape_ascii())),
+        }
+    }
+
+    /// How long a request takes, and whether it succeeded.
+    pub(crate) fn time_refused_or_not(
+        &mut self,
+        kind: Kind,
+        tx: u32,
+        payload: &[u8],
+    ) -> Result<(Duration, bool), Failure> {
+        let (time, reply) = self.exchange_any(kind, tx, payload, 0)?;
+        Ok((time, reply.is_ok()))
     }
 
     /// A request and its reply's payload.
