@@ -25,6 +25,9 @@ fn printed(name: &str) -> Vec<String> {
 impl Bench {
     /// Gives all guests an order at once, and waits for the last one.
     fn order(&mut self, names: &[String], order: &str) -> Result<(), Failure> {
+        if names.is_empty() {
+            return Err("which guests?".to_owned());
+        }
         self.write("/bench/order", order)?;
         let done = format!("bench: {order} is done");
         let begin = Instant::now();

@@ -39,7 +39,7 @@ guests)
     client dom0 guest guest
     ;;
 crowd)
-    names=$(seq -f guest%g 32)
+    names=$(seq 32 | sed 's/^/guest/')
     start_test_guests $names
     client dom0 crowd "$names"
     ;;
