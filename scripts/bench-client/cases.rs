@@ -65,6 +65,8 @@ impl Bench {
             "tree" => self.tree(TREE),
             "large" => self.tree(LARGE_TREE),
             "guest" => self.test_guest(words),
+            "introduce" => self.introduce(words),
+            "printed" => self.repeat(words),
             "crowd" => self.crowd(words),
             "update" => self.updates(words, &[0, TREE, LARGE_TREE]),
             "replay" => self.replay(words),

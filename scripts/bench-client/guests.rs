@@ -5,6 +5,7 @@ use crate::link::Failure;
 use core::time::Duration;
 use std::fs;
 use std::time::Instant;
+use xenstore_stubdom::proto::wire::Kind;
 
 /// Time between two looks at what they have printed: so much that looking costs nothing beside their work.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -53,12 +54,24 @@ impl Bench {
         self.order(names, &format!("flood {count}"))?;
         let what = "READ, ring always full";
         self.say_hypercalls("empty", what, before, count);
+        self.repeat(names)
+    }
+
+    /// The figures that guests have printed.
+    pub(crate) fn repeat(&mut self, names: &[String]) -> Result<(), Failure> {
         for line in names.iter().flat_map(|name| printed(name)) {
             if line.starts_with("=\t") {
                 self.lines.push(line);
             }
         }
         Ok(())
+    }
+
+    /// Introduces a domain to a server that the toolstack does not know.
+    pub(crate) fn introduce(&mut self, words: &[String]) -> Result<(), Failure> {
+        let [domid, port] = words else { return Err("which domain and port?".to_owned()) };
+        let payload = format!("{domid}\x001\0{port}\0");
+        self.link.ask(Kind::Introduce, 0, payload.as_bytes()).map(drop)
     }
 
     /// Many guests at once.

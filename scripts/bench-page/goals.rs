@@ -30,7 +30,11 @@ impl Figures {
     fn against(&self, other: &str, client: &str, state: &str, what: &str) -> Found {
         let ours = self.instructions("ours", client, state, what)?;
         let theirs = self.instructions(other, client, state, what)?;
-        Some((ours / theirs, format!("{what}, {client}, {state}")))
+        // The null responder is no server: what it cannot reach, nobody can.
+        let floor = self.instructions("null", client, state, what).filter(|_| other != "null");
+        let floor = floor.map(|floor| format!("; floor: {:.2}", floor / theirs));
+        let about = format!("{what}, {client}, {state}{}", floor.unwrap_or_default());
+        Some((ours / theirs, about))
     }
 
     fn against_empty(&self, state: &str, what: &str) -> Found {

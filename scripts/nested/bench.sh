@@ -4,11 +4,29 @@
 . /nested/bench # case, rounds, bench_server
 chmod +x /nested/bench-client
 
+client() { /nested/bench-client "$bench_server" "$1" "$rounds" "$2" $3; }
+
 if [ "$bench_server" = null ]; then
+    # The toolstack needs a store to build guests with. It gets another one, which says whom they belong to.
+    [ "$case" != guests ] || {
+        xenstore-socket >/run/stand-in.log 2>&1 &
+        wait_for 20 xenstore-exists / || exit 1
+    }
     init-xenstore-domain --kernel /nested/null-responder --memory 8 || exit 1
+    [ "$case" != guests ] || {
+        xen-init-dom0 && xenconsoled --log=all --log-dir=/var/log/xen/console || exit 1
+    }
 fi
 
-client() { /nested/bench-client "$bench_server" "$1" "$rounds" "$2" $3; }
+# introduce NAME: of the null responder, whose existence the toolstack does not suspect.
+introduce() {
+    [ "$bench_server" = null ] || return 0
+    domid=$(guest_domid "$1")
+    # The port that is offered to it; the console's is offered to dom0.
+    port=$(lsevtchn "$domid" | sed -n "s/^ *\([0-9]*\): .*nterdomain.* $(server_domid)\(,.*\)\?$/\1/p" | head -n 1)
+    [ -n "$port" ] || { lsevtchn "$domid"; exit 1; }
+    client dom0 introduce "$domid $port"
+}
 
 # The node by which test guests get their orders.
 start_orders() { xenstore-write /bench/order none && xenstore-chmod /bench/order r0; }
@@ -31,12 +49,22 @@ guests)
     (cd /run/more && echo bench-client | cpio -o -H newc) >/run/more.cpio 2>/dev/null
     cat /guest/initramfs /run/more.cpio >/run/guest-initramfs
     make_guest linux 96 "ramdisk='/run/guest-initramfs'"
-    start_guest linux || exit 1
+    xl create -q /run/guests/linux.cfg || exit 1
+    introduce linux
+    wait_until_ready linux 1 || { guest_log linux; exit 1; }
     guest_patience=600
     guest_run linux "/bench-client $bench_server linux $rounds base" || exit 1
     xl destroy linux
-    start_test_guests guest
-    client dom0 guest guest
+    if [ "$bench_server" = null ]; then
+        make_test_guest guest "role=bench=base-$rounds,flood-$((rounds * 50))"
+        xl create -q /run/guests/guest.cfg || exit 1
+        introduce guest
+        wait_for 60 eval "guest_log guest | grep -q '^bench: ready'" || { guest_log guest; exit 1; }
+        client dom0 printed guest
+    else
+        start_test_guests guest
+        client dom0 guest guest
+    fi
     ;;
 crowd)
     names=$(seq 32 | sed 's/^/guest/')

@@ -1,11 +1,12 @@
-//! The floor for `scripts/bench`: answers every request of dom0 at once, without a store.
+//! The floor for `scripts/bench`: answers every request at once, without a store.
 //!
 //! It stands on the same Xen layer and the same rings as the server: what it costs to wake up, to take a request
 //! from the ring, to put a reply into it, to signal and to sleep again. Whatever a server does
-//! beyond that comes on top. `init-xenstore-domain` starts it like the server.
+//! beyond that comes on top. `init-xenstore-domain` starts it like the server; guests are introduced.
 //!
-//! To dom0 it looks like an empty store, except below `/bench`, where everything exists: a READ gives
-//! always the same value. Of watches there it remembers the last one, so that a WRITE of its path has an event.
+//! It looks like an empty store, except below `/bench` and `data/bench`, where everything exists: a READ gives
+//! always the same value. Of a client's watches there it remembers the last one, so that a WRITE of its path has an
+//! event.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -20,7 +21,7 @@ mod image {
     use xenstore_stubdom::proto::id::{DomId, EvtchnPort};
     use xenstore_stubdom::proto::ring::{Requests, Responses, RingPage, Word};
     use xenstore_stubdom::proto::wire::{Header, Kind};
-    use xenstore_stubdom::server::platform::Platform;
+    use xenstore_stubdom::server::platform::{Event, Platform};
     use xenstore_stubdom::xen::gnttab::GrantedPage;
     use xenstore_stubdom::xen::platform::XenPlatform;
     use xenstore_stubdom::xen::start::Machine;
@@ -29,50 +30,75 @@ mod image {
 
     /// What every node below [`HOME`] holds: as long as the values that the bench writes.
     const VALUE: &[u8] = b"0123456789";
-    const HOME: &[u8] = b"/bench";
+    const HOMES: [&[u8]; 2] = [b"/bench", b"data/bench"];
 
     fn main(machine: Machine, command_line: &'static str) -> ! {
         let mut platform = XenPlatform::new(machine);
         let mut words = command_line.split([' ', ',', '=']).skip_while(|word| *word != "--event");
         let port = words.nth(1).and_then(|word| word.parse().ok()).expect("--event PORT");
-        let mut page = platform.map_ring(DomId(0)).expect("the ring of domain 0");
-        let port = platform.bind(DomId(0), port).expect("the port of domain 0");
-        page.store(Word::Connection, 0);
-        platform.notify(port);
-        let mut responder = Responder::default();
+        let mut clients = alloc::vec![Client::open(&mut platform, DomId(0), port)];
         loop {
-            while platform.next_event().is_some() {}
-            responder.serve(&mut platform, &mut page, port);
+            while let Some(event) = platform.next_event() {
+                let Event::Port(port) = event else { continue };
+                let Some(client) = clients.iter_mut().find(|client| client.port == port) else {
+                    continue;
+                };
+                client.is_signalled = true;
+            }
+            let mut new = Vec::new();
+            for client in &mut clients {
+                if core::mem::take(&mut client.is_signalled) {
+                    client.serve(&mut platform);
+                    new.append(&mut client.introduced);
+                }
+            }
+            for (domid, port) in new {
+                clients.push(Client::open(&mut platform, domid, port));
+            }
             platform.wait(None);
         }
     }
 
-    #[derive(Default)]
-    struct Responder {
+    struct Client {
+        page: GrantedPage,
+        port: EvtchnPort,
+        is_signalled: bool,
         assembler: Assembler,
         /// Replies that are not in the ring yet.
         out: Vec<u8>,
         /// Path and token of the last watch, as the event's payload has them.
         watch: Vec<u8>,
+        /// Domains that it has introduced just now, with their ports.
+        introduced: Vec<(DomId, u32)>,
     }
 
-    impl Responder {
+    impl Client {
+        fn open(platform: &mut XenPlatform, domid: DomId, port: u32) -> Self {
+            let mut page = platform.map_ring(domid).expect("the ring of a domain");
+            let port = platform.bind(domid, port).expect("the port of a domain");
+            page.store(Word::Connection, 0);
+            platform.notify(port);
+            let (assembler, out, watch, introduced) = Default::default();
+            // It may have asked already.
+            Self { page, port, is_signalled: true, assembler, out, watch, introduced }
+        }
+
         /// Until the request ring is empty, or the response ring full.
-        fn serve(&mut self, platform: &mut XenPlatform, page: &mut GrantedPage, port: EvtchnPort) {
-            while self.pass(platform, page) {
-                platform.notify(port);
-                page.barrier();
+        fn serve(&mut self, platform: &mut XenPlatform) {
+            while self.pass(platform) {
+                platform.notify(self.port);
+                self.page.barrier();
             }
         }
 
         /// Takes what is in the ring, answers it, and says whether there was anything to do.
-        fn pass(&mut self, platform: &XenPlatform, page: &mut GrantedPage) -> bool {
-            let mut pass = Requests::open(page).expect("dom0's indices");
+        fn pass(&mut self, platform: &XenPlatform) -> bool {
+            let mut pass = Requests::open(&self.page).expect("the indices");
             let mut piece = [0; 1024];
             loop {
-                let wanted = self.assembler.wanted().expect("dom0's lengths").min(piece.len());
-                let taken = pass.take(page, &mut piece[..wanted]);
-                self.assembler.push(&piece[..taken]).expect("dom0's lengths");
+                let wanted = self.assembler.wanted().expect("the lengths").min(piece.len());
+                let taken = pass.take(&self.page, &mut piece[..wanted]);
+                self.assembler.push(&piece[..taken]).expect("the lengths");
                 if self.assembler.complete().is_some() {
                     let assembler = core::mem::take(&mut self.assembler);
                     if let Some((header, payload)) = assembler.complete() {
@@ -84,22 +110,26 @@ mod image {
                     break;
                 }
             }
-            let has_taken = pass.close(page);
-            let mut pass = Responses::open(page).expect("dom0's indices");
-            let put = pass.put(page, &self.out);
+            let has_taken = pass.close(&mut self.page);
+            let mut pass = Responses::open(&self.page).expect("the indices");
+            let put = pass.put(&mut self.page, &self.out);
             self.out.drain(..put);
-            pass.close(page) | has_taken
+            pass.close(&mut self.page) | has_taken
         }
 
         fn answer(&mut self, platform: &XenPlatform, header: Header, payload: &[u8]) {
             let path = payload.split(|byte| *byte == 0).next().unwrap_or(&[]);
-            let is_home = path.starts_with(HOME);
+            let is_home = HOMES.iter().any(|home| path.starts_with(home));
             let missing = (Kind::Error, &b"ENOENT\0"[..]);
             let (kind, reply) = match Kind::from_number(header.kind) {
                 Some(Kind::Read | Kind::Directory | Kind::GetPerms) if !is_home => missing,
                 Some(kind @ Kind::Read) => (kind, VALUE),
                 Some(kind @ Kind::Directory) => (kind, &[][..]),
                 Some(kind @ Kind::TransactionStart) => (kind, &b"1\0"[..]),
+                Some(kind @ Kind::Introduce) => {
+                    self.introduced.extend(introduction(payload));
+                    (kind, &b"OK\0"[..])
+                }
                 Some(Kind::Control) => return self.report(platform, header),
                 Some(kind @ Kind::Write) => {
                     if self.watch.starts_with(path) && self.watch.get(path.len()) == Some(&0) {
@@ -141,6 +171,14 @@ mod image {
             let _ = write!(text, "hypercalls: {}\n\0", platform.hypercalls());
             self.reply(header, text.as_bytes());
         }
+    }
+
+    /// Domain and port of an INTRODUCE; the frame does not matter, since the page is granted.
+    fn introduction(payload: &[u8]) -> Option<(DomId, u32)> {
+        let mut words = payload.split(|byte| *byte == 0).map(core::str::from_utf8);
+        let domid = words.next()?.ok()?.parse().ok()?;
+        let port = words.nth(1)?.ok()?.parse().ok()?;
+        Some((DomId(domid), port))
     }
 }
 

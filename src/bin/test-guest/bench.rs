@@ -7,7 +7,7 @@
 //! | `flood N` | N READs, the request ring always as full as it gets | as above |
 //! | `crowd N` | N times WRITE and READ, as other guests do now | `crowd: BEGIN END`, in Xen's nanoseconds |
 //!
-//! A number behind the order tells it from one before. Times are means: reading the clock costs so much here that it
+//! Orders may also stand behind the role: `role=bench=base-200,flood-10000`. Times are means: reading the clock costs so much here that it
 //! is read before and after all the requests of a kind.
 
 use crate::client::{Client, XS_READ, XS_WATCH_EVENT, XS_WRITE};
@@ -33,11 +33,14 @@ const HEADER: usize = 16;
 const BATCH: usize = 10;
 
 /// Serves until it is destroyed.
-pub(crate) fn serve(client: &mut Client) -> Result<(), String> {
+pub(crate) fn serve(client: &mut Client, orders: &str) -> Result<(), String> {
     let mut bench = Bench { client, bytes: Vec::new(), events: 0 };
     bench.ask(0, XS_WRITE, WRITE_NODE)?;
     bench.ask(0, XS_WATCH, b"/bench/order\0order\0")?;
     let mut last = bench.ask(0, XS_READ, ORDER)?;
+    for order in orders.split(',').filter(|order| !order.is_empty()) {
+        bench.obey(&order.replace('-', " "))?;
+    }
     bench.client.say(format_args!("bench: ready"));
     loop {
         bench.events = 0;

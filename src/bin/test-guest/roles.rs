@@ -20,11 +20,12 @@ pub(crate) fn play(client: &mut Client, role: &str) -> Result<String, String> {
         "oversize" => oversize(client)?,
         "idle" => idle(client),
         "remote" => remote::serve(client)?,
-        "bench" => bench::serve(client)?,
+        "bench" => bench::serve(client, "")?,
         "steady" => return steady::play(client),
         "transcript" => return transcript::play_module(client),
         "heap" => heap(client)?,
         "wait" => return longest_wait(client),
+        _ if role.starts_with("bench=") => bench::serve(client, &role["bench=".len()..])?,
         _ if role.starts_with("fault=") => fault(role)?,
         _ => hostile::play(client, role)?,
     }
