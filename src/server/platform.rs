@@ -171,6 +171,11 @@ pub trait Platform {
     /// The heap's figures.
     fn heap(&self) -> HeapStats;
 
+    /// How many hypercalls this image has made; 0 where there is no hypervisor.
+    fn hypercalls(&self) -> u64 {
+        0
+    }
+
     /// Prints one line on the console.
     fn log(&mut self, line: fmt::Arguments<'_>);
 

@@ -108,6 +108,7 @@ impl<P: Platform> Server<P> {
             "heap: used {} bytes, size {}, limit {}",
             heap.used, heap.size, heap.limit
         ));
+        text.line(format_args!("hypercalls: {}", self.platform.hypercalls()));
         text.line(format_args!("requests: {requests}"));
         text.line(format_args!("events: {events}"));
         text.line(format_args!("dropped events: {dropped}"));

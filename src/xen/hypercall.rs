@@ -15,10 +15,13 @@ use super::abi::{
 use super::cpu;
 use crate::server::platform::PlatformError;
 use core::arch::asm;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Whether the processor's instruction is `vmmcall` (AMD and its kin) and not `vmcall`.
 static AMD: AtomicBool = AtomicBool::new(false);
+
+/// How many hypercalls this image has made.
+static MADE: AtomicU64 = AtomicU64::new(0);
 
 /// Chooses the instruction; before that, hypercalls fault on AMD.
 pub(super) fn choose_instruction() {
@@ -26,6 +29,11 @@ pub(super) fn choose_instruction() {
     let vendor = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
     let amd = [b"AuthenticAMD", b"HygonGenuine"].iter().any(|name| vendor.as_flattened() == *name);
     AMD.store(amd, Ordering::Relaxed);
+}
+
+/// How many hypercalls this image has made.
+pub(super) fn made() -> u64 {
+    MADE.load(Ordering::Relaxed)
 }
 
 /// Issues a hypercall and returns its raw answer.
@@ -37,6 +45,8 @@ pub(super) fn choose_instruction() {
 unsafe fn raw(number: u64, args: [u64; 3]) -> i64 {
     let [a, b, c] = args;
     let result: i64;
+    // Nothing ever runs in between, so counting needs no locked instruction.
+    MADE.store(made().wrapping_add(1), Ordering::Relaxed);
     if AMD.load(Ordering::Relaxed) {
         // SAFETY: (1, 2) by contract; Xen may change the argument registers and nothing else.
         unsafe {

@@ -173,6 +173,10 @@ impl Platform for XenPlatform {
         memory::heap()
     }
 
+    fn hypercalls(&self) -> u64 {
+        hypercall::made()
+    }
+
     fn log(&mut self, line: fmt::Arguments<'_>) {
         console::line(line);
     }

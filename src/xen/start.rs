@@ -341,6 +341,12 @@ impl Machine {
         time::now_ns(&self.shared.vcpu_info[0].time, cpu::tsc) / NS_PER_US
     }
 
+    /// Nanoseconds since Xen booted; may step back by a hair.
+    #[must_use]
+    pub fn now_ns(&self) -> u64 {
+        time::now_ns(&self.shared.vcpu_info[0].time, cpu::tsc)
+    }
+
     /// The next port with news, without waiting.
     pub fn next_port(&mut self) -> Option<EvtchnPort> {
         loop {

@@ -20,6 +20,7 @@
 //! | `greedy` | takes watches, transactions and nodes until they are refused | they are refused, reading works |
 //! | `mute` | never reads and goes on sending | the server stops reading; then it stays |
 //! | `storm=60` | that and the like of `racing`, `scribble` and `endless`: for so many seconds | as above |
+//! | `bench` | requests as dom0 orders them, with their times ([`bench`]) | never |
 //! | `idle` | nothing | never: it stays until it is destroyed |
 //! | `heap` | takes memory until there is none, checks and returns it, twice | the second round gets as much |
 //! | `fault=KIND` | `panic`, `read-only`, `execute`, `stack` or `null` | never: it crashes with a report |
@@ -31,6 +32,8 @@
 #[cfg(target_os = "none")]
 extern crate alloc;
 
+#[cfg(target_os = "none")]
+mod bench;
 #[cfg(target_os = "none")]
 mod client;
 #[cfg(target_os = "none")]

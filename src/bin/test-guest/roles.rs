@@ -1,7 +1,7 @@
 //! The roles that need no file of their own.
 
 use crate::client::{Client, XS_READ, XS_WRITE, header};
-use crate::{hostile, remote, steady, transcript};
+use crate::{bench, hostile, remote, steady, transcript};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -20,10 +20,12 @@ pub(crate) fn play(client: &mut Client, role: &str) -> Result<String, String> {
         "oversize" => oversize(client)?,
         "idle" => idle(client),
         "remote" => remote::serve(client)?,
+        "bench" => bench::serve(client, "")?,
         "steady" => return steady::play(client),
         "transcript" => return transcript::play_module(client),
         "heap" => heap(client)?,
         "wait" => return longest_wait(client),
+        _ if role.starts_with("bench=") => bench::serve(client, &role["bench=".len()..])?,
         _ if role.starts_with("fault=") => fault(role)?,
         _ => hostile::play(client, role)?,
     }
