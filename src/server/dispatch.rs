@@ -273,13 +273,11 @@ impl<P: Platform> Server<P> {
         }
         connection.figures.events = connection.figures.events.saturating_add(1);
         connection.figures.queued(payload.len());
-        let deadline_ms = if connection.privileged {
-            None
-        } else {
+        if !connection.privileged {
             self.store.charge(connection.domid, Quota::Memory, cost);
-            self.options.watch_event_timeout_ms.map(|ms| self.now_ms.saturating_add(ms))
-        };
-        connection.queue.push_event(payload, cause, deadline_ms);
+        }
+        // Most are read at once; the others get their deadline when it has been tried.
+        connection.queue.push_event(payload, cause, None);
         self.hold_cause(cause);
         self.mark_ready(id);
     }

@@ -100,12 +100,13 @@ pub struct Server<P: Platform> {
     timers: BTreeSet<(u64, ConnId)>,
     next_connection: u32,
     next_cause: u64,
-    /// The clock, read once a pass.
+    /// The latest moment that is known; see [`Server::read_clock`].
     now_ms: u64,
     started_ms: u64,
     next_rescan_ms: u64,
-    /// How long requests took.
+    /// How long requests took, and how many are left until the next one is measured.
     latency: Latency,
+    unmeasured: u32,
     /// The figures of connections that are no more.
     past: Figures,
     warned_of_unknown_states: bool,
@@ -178,6 +179,7 @@ impl<P: Platform> Server<P> {
             started_ms: now_ms,
             next_rescan_ms: now_ms,
             latency: Latency::default(),
+            unmeasured: 0,
             past: Figures::default(),
             warned_of_unknown_states: false,
             dropped_before: 0,

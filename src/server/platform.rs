@@ -123,6 +123,11 @@ pub trait Platform {
     /// Milliseconds since some fixed moment, the same one for a successor; never goes back.
     fn now_ms(&self) -> u64;
 
+    /// As [`now_ms`](Self::now_ms), but as old as the hypervisor's last word on the time may be: about a second. For this
+    /// the time stamp counter is not read, which Xen traps on hosts where it is no clock and for
+    /// domains that came from elsewhere: that alone would cost as much as the rest of a request.
+    fn rough_ms(&self) -> u64;
+
     /// Microseconds since some fixed moment, the same one for a successor, as fine as the clock is: for figures only.
     fn now_us(&self) -> u64;
 

@@ -71,6 +71,8 @@ pub(super) struct Queue {
     dropped: usize,
     /// Places of the waiting events, by the hash of their payload.
     events: HashTable<u64>,
+    /// Events at the end have no deadline yet.
+    undated: bool,
     /// No deadline passes before this moment; `None` if there is no deadline.
     earliest_ms: Option<u64>,
     hasher: FixedState,
@@ -85,6 +87,7 @@ impl Queue {
             sent: 0,
             dropped: 0,
             events: HashTable::new(),
+            undated: false,
             earliest_ms: None,
             hasher: FixedState::with_seed(seed),
         }
@@ -105,6 +108,21 @@ impl Queue {
         self.earliest_ms
     }
 
+    /// Whether [`date`](Self::date) has something to do.
+    pub(super) fn has_undated(&self) -> bool {
+        self.undated
+    }
+
+    /// Gives a deadline to the events that have none.
+    pub(super) fn date(&mut self, deadline_ms: u64) {
+        self.undated = false;
+        let events = self.messages.iter_mut().rev().filter(|message| message.state == State::Event);
+        for event in events.take_while(|event| event.deadline_ms.is_none()) {
+            event.deadline_ms = Some(deadline_ms);
+            self.earliest_ms = self.earliest_ms.or(Some(deadline_ms));
+        }
+    }
+
     /// Appends a reply.
     pub(super) fn push_reply(&mut self, header: Header, payload: Payload, cause: Option<CauseId>) {
         let header = header.to_bytes();
@@ -122,7 +140,7 @@ impl Queue {
         self.events.find(self.hasher.hash_one(payload), same).is_some()
     }
 
-    /// Appends an event.
+    /// Appends an event; without a deadline it waits for [`date`](Self::date), if that is ever called.
     pub(super) fn push_event(
         &mut self,
         payload: Vec<u8>,
@@ -140,6 +158,7 @@ impl Queue {
             deadline_ms,
             state: State::Event,
         });
+        self.undated |= deadline_ms.is_none();
         self.enlist(place, hash, deadline_ms);
     }
 
@@ -241,6 +260,7 @@ impl Queue {
             if self.events.capacity() > 16 {
                 self.events = HashTable::new();
             }
+            self.undated = false;
             self.earliest_ms = None;
         }
     }

@@ -113,6 +113,11 @@ impl WriteCredit {
         self.credit = self.credit.saturating_add(reserve.take(debt, 0));
     }
 
+    /// Whether [`blocked_until`](Self::blocked_until) has to be asked.
+    pub(super) fn is_in_debt(self) -> bool {
+        self.credit < 0
+    }
+
     /// The moment from which the domain may go on; `None` if it may now.
     pub(super) fn blocked_until(
         &mut self,

@@ -5,6 +5,7 @@ use super::connection::{Connection, Suspension};
 use super::control::Text;
 use super::dispatch::Reply;
 use super::platform::Platform;
+use super::schedule::MEASURED_OF;
 use crate::proto::id::DomId;
 use crate::proto::wire::PAYLOAD_MAX;
 use alloc::string::String;
@@ -113,7 +114,8 @@ impl<P: Platform> Server<P> {
         text.line(format_args!("events: {events}"));
         text.line(format_args!("dropped events: {dropped}"));
         text.line(format_args!("write reserve: {}", self.reserve.writes()));
-        text.line(format_args!("request time in us:{}", self.latency.text()));
+        let latency = self.latency.text();
+        text.line(format_args!("request time in us, one of {MEASURED_OF}:{latency}"));
     }
 }
 

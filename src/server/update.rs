@@ -365,6 +365,8 @@ impl<P: Platform> Server<P> {
         });
         passage.stopped_us = stopped_us;
         self.passage = Some(passage);
+        let all: Vec<ConnId> = self.connections.keys().copied().collect();
+        all.into_iter().for_each(|id| self.date_events(id));
         let ids = self.connections.len().saturating_add(self.causes.len());
         if !memory::can_save(&mut self.platform, ids) {
             return Err(String::from("there is not enough memory to write the state down"));

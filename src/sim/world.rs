@@ -411,6 +411,11 @@ impl Platform for SimPlatform {
         now_ms
     }
 
+    fn rough_ms(&self) -> u64 {
+        let now_ms = self.now_ms();
+        now_ms.saturating_sub(now_ms.wrapping_rem(1000))
+    }
+
     fn now_us(&self) -> u64 {
         self.0.now_ms().saturating_mul(1000)
     }

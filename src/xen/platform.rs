@@ -108,6 +108,10 @@ impl Platform for XenPlatform {
         self.machine.now_ms()
     }
 
+    fn rough_ms(&self) -> u64 {
+        self.machine.rough_ms()
+    }
+
     fn now_us(&self) -> u64 {
         self.machine.now_us()
     }

@@ -335,6 +335,13 @@ impl Machine {
         self.latest_ms.get()
     }
 
+    /// The moment of Xen's last word on the time, in milliseconds since it booted: at most about a second ago,
+    /// since Xen tells a vCPU that begins to run, and every second.
+    #[must_use]
+    pub fn rough_ms(&self) -> u64 {
+        time::told_ns(&self.shared.vcpu_info[0].time) / NS_PER_MS
+    }
+
     /// Microseconds since Xen booted; may step back by a hair.
     #[must_use]
     pub fn now_us(&self) -> u64 {

@@ -90,6 +90,10 @@ impl Platform for Host {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
+    fn rough_ms(&self) -> u64 {
+        self.now_ms()
+    }
+
     fn now_us(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
