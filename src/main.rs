@@ -7,6 +7,8 @@ extern crate alloc;
 #[cfg(target_os = "none")]
 mod image {
     use alloc::borrow::Cow;
+    use alloc::format;
+    use alloc::string::String;
     use core::hint;
     use xenstore_stubdom::proto::handover::Digest;
     use xenstore_stubdom::server::Server;
@@ -66,25 +68,28 @@ mod image {
         {
             *byte = !*byte;
         }
-        let mut digest = Digest::default();
-        digest.add(&stream);
-        digest.add(private);
-        if digest.finish() != handover.digest() && fault != "record" {
-            abandon(format_args!("the state is damaged on its way: its checksum differs"));
-        }
         let server = Server::restore(XenPlatform::new(machine), command_line, &stream, private);
-        let mut server = match server {
-            Ok(server) => server,
-            Err(why) => abandon(format_args!("the new image cannot take over: {why}")),
-        };
-        fail_on_purpose(fault);
-        match server.digest() {
-            Ok(digest) if digest == handover.digest() && fault != "digest" => {}
-            Ok(_) => abandon(format_args!(
-                "the new image did not understand everything: the digest of its state differs"
-            )),
-            Err(why) => abandon(format_args!("the new image cannot write its state: {why}")),
-        }
+        let server = server.map_err(|why| format!("the new image cannot take over: {why}"));
+        let server = server.and_then(|server| {
+            fail_on_purpose(fault);
+            match server.digest() {
+                Ok(digest) if digest == handover.digest() && fault != "digest" => Ok(server),
+                Ok(_) => Err(String::from(
+                    "the new image did not understand everything: the digest of its state differs",
+                )),
+                Err(why) => Err(format!("the new image cannot write its state: {why}")),
+            }
+        });
+        let mut server = server.unwrap_or_else(|why| {
+            // The digest of the state finds damage, too, so whether that is the cause is asked only now.
+            let mut digest = Digest::default();
+            digest.add(&stream);
+            digest.add(private);
+            if digest.finish() != handover.digest() && fault != "record" {
+                abandon(format_args!("the state is damaged on its way: its checksum differs"));
+            }
+            abandon(format_args!("{why}"))
+        });
         server.take_over();
         server.run()
     }

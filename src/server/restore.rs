@@ -129,7 +129,7 @@ impl<P: Platform> Server<P> {
                 "the private part is of version {handover}, this image reads {first} to {last}"
             ));
         }
-        let reader = stream::Reader::new(stream).map_err(damaged)?;
+        let mut reader = stream::Reader::new(stream).map_err(damaged)?;
         let head = self.read_head(&mut fields, reader.version(), handover)?;
         let mut seen = Seen::default();
         let seed = self.platform.hash_seed();
@@ -141,9 +141,12 @@ impl<P: Platform> Server<P> {
         seen.reserve(&mut self.platform, nodes.saturating_mul(Restoring::EXPECT_BYTES))?;
         new.expect(nodes);
         self.read_causes(&mut fields, &mut seen)?;
-        for record in reader {
-            let record = record.map_err(damaged)?;
-            self.take_in(&record, &mut fields, &mut new, &mut seen)?;
+        loop {
+            while let Some(node) = reader.next_node() {
+                self.take_in_node(&node.map_err(damaged)?, &mut fields, &mut new, &mut seen)?;
+            }
+            let Some(record) = reader.next() else { break };
+            self.take_in(&record.map_err(damaged)?, &mut fields, &mut new, &mut seen)?;
         }
         if !fields.is_empty() {
             return Err(String::from("the private part is longer than the stream"));
@@ -170,23 +173,40 @@ impl<P: Platform> Server<P> {
         new: &mut Restoring<'a>,
         seen: &mut Seen,
     ) -> Result<(), Refusal> {
-        let mut bytes = Restoring::cost(record);
-        if let Record::Node(stream::Node { pending: Some(_), .. }) = record {
-            bytes = bytes.saturating_add(new.touched_cost(fields.clone()));
+        if let Record::Node(node) = record {
+            return self.take_in_node(node, fields, new, seen);
         }
-        seen.reserve(&mut self.platform, bytes)?;
+        seen.reserve(&mut self.platform, Restoring::cost(record))?;
         match record {
             Record::Connection(connection) => self.read_connection(connection, fields, new, seen),
             Record::Watch(watch) => new.watch(watch, fields.maybe_u32()?),
             Record::Transaction(transaction) => new.transaction(*transaction, Some(fields)),
-            Record::Node(node) if node.pending.is_some() => new.touched(node, fields),
-            Record::Node(node) => new.node(node, Some(fields.u64()?)),
             // The private part says more.
-            Record::Global(_) | Record::GlobalQuota(_) | Record::Domain(_) => Ok(()),
+            Record::Node(_) | Record::Global(_) | Record::GlobalQuota(_) | Record::Domain(_) => {
+                Ok(())
+            }
             Record::Unknown(unknown) => {
                 Err(format!("the stream has a record of type {}, which is unknown", unknown.kind))
             }
         }
+    }
+
+    /// A node's record, likewise.
+    fn take_in_node<'a>(
+        &mut self,
+        node: &stream::Node<'a>,
+        fields: &mut FieldReader<'_>,
+        new: &mut Restoring<'a>,
+        seen: &mut Seen,
+    ) -> Result<(), Refusal> {
+        let bytes = Restoring::node_cost(node);
+        if node.pending.is_none() {
+            seen.reserve(&mut self.platform, bytes)?;
+            return new.node(node, Some(fields.u64()?));
+        }
+        let bytes = bytes.saturating_add(new.touched_cost(fields.clone()));
+        seen.reserve(&mut self.platform, bytes)?;
+        new.touched(node, fields)
     }
 
     fn read_head(

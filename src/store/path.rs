@@ -90,6 +90,11 @@ static LEGAL: [bool; 256] = {
     legal
 };
 
+/// Whether this is one component of a path.
+pub(super) fn is_name(name: &[u8]) -> bool {
+    !name.is_empty() && name.iter().all(|byte| *byte != b'/' && is_legal(*byte))
+}
+
 /// A path taken apart: what is in front of its last slash, and the name behind. `None` if that is no name.
 pub(super) fn split_name(path: &[u8]) -> Option<(&[u8], &[u8])> {
     let is_of_name = |byte: u8| byte != b'/' && is_legal(byte);

@@ -12,7 +12,7 @@ use super::quota::{Quota, Quotas};
 use super::save::special;
 use super::table::NIL;
 use super::transaction::Transaction;
-use super::tree::{Found, ROOT, Tree, node_bytes};
+use super::tree::{Found, Place, ROOT, Tree, node_bytes};
 use super::watch::{Watches, watch_bytes};
 use super::{Store, give_room_back};
 use crate::proto::handover::FieldReader;
@@ -76,7 +76,8 @@ pub struct Restoring<'a> {
     here: &'a [u8],
     /// That node and those above it, with the lengths of their paths.
     above: Vec<(u32, usize)>,
-    /// The permissions of that node, and their handle with a use.
+    /// The permissions of that node, as they came, as they are, and their handle with a use.
+    perms: stream::Perms<'a>,
     entries: Vec<Entry>,
     list: u32,
     /// Which of the root and the special nodes have come.
@@ -95,6 +96,7 @@ impl<'a> Restoring<'a> {
             closed,
             here: &[],
             above: Vec::from([(ROOT, 0)]),
+            perms: stream::Perms::NONE,
             entries: Vec::new(),
             list: NIL,
             fixed: [false; 3],
@@ -111,10 +113,7 @@ impl<'a> Restoring<'a> {
     #[must_use]
     pub fn cost(record: &stream::Record<'_>) -> usize {
         let texts = match record {
-            stream::Record::Node(node) => {
-                let perms = node.perms.len().saturating_mul(size_of::<Entry>());
-                node.path.len().saturating_add(node.value.len()).saturating_add(perms)
-            }
+            stream::Record::Node(node) => return Self::node_cost(node),
             stream::Record::Watch(watch) => watch.path.len().saturating_add(watch.token.len()),
             stream::Record::Connection(connection) => {
                 // A message of nothing but a header costs more than that header.
@@ -126,6 +125,14 @@ impl<'a> Restoring<'a> {
             | stream::Record::Domain(_)
             | stream::Record::Unknown(_) => 0,
         };
+        texts.saturating_mul(3).saturating_add(Transaction::TOUCH_COST)
+    }
+
+    /// The same for a node's record.
+    #[must_use]
+    pub fn node_cost(node: &stream::Node<'_>) -> usize {
+        let perms = node.perms.len().saturating_mul(size_of::<Entry>());
+        let texts = node.path.len().saturating_add(node.value.len()).saturating_add(perms);
         texts.saturating_mul(3).saturating_add(Transaction::TOUCH_COST)
     }
 
@@ -276,11 +283,11 @@ impl<'a> Restoring<'a> {
             tree.restore_fixed(handle, value, self.list, generation);
             return Ok(());
         }
-        let (parent, name) =
+        let place =
             self.find_place(node.path).ok_or("there is no node above it, or its name is none")?;
         let tree = &mut self.store.tree;
-        let bytes = node_bytes(name, value);
-        let made = tree.restore(parent, name, value, self.list, generation);
+        let bytes = node_bytes(place.name, value);
+        let made = tree.restore(&place, value, self.list, generation);
         let made = made.ok_or("it is there twice")?;
         self.run.add(owner, made, bytes, tree);
         self.here = node.path;
@@ -289,15 +296,18 @@ impl<'a> Restoring<'a> {
         Ok(())
     }
 
-    /// The node above a path, and the path's last name.
-    fn find_place<'p>(&mut self, path: &'p [u8]) -> Option<(u32, &'p [u8])> {
+    /// Where a path leads to; with a use of its last name.
+    fn find_place<'p>(&mut self, path: &'p [u8]) -> Option<Place<'p>> {
         if self.closed && !self.fixed.first().is_some_and(|root| *root) {
             return None;
         }
-        let (stem, name) = split_name(path).filter(|_| path.first() == Some(&b'/'))?;
         while let Some((handle, len)) = self.above.last() {
-            if *len == stem.len() && self.here.get(..*len) == Some(stem) {
-                return Some((*handle, name));
+            if path.get(*len) == Some(&b'/') && path.get(..*len) == self.here.get(..*len) {
+                // Behind the path of that node comes one name more. It was looked at when it came first.
+                let name = path.get(len.saturating_add(1)..)?;
+                if let Some(name_handle) = self.store.tree.intern_checked(name) {
+                    return Some(Place { parent: *handle, name, name_handle });
+                }
             }
             // The root is above everything.
             if *len == 0 {
@@ -305,18 +315,31 @@ impl<'a> Restoring<'a> {
             }
             self.above.pop();
         }
+        let (stem, name) = split_name(path).filter(|_| path.first() == Some(&b'/'))?;
         // Only others' streams have another order.
-        let handle = match self.store.tree.find(stem) {
+        let parent = match self.store.tree.find(stem) {
             Found::Node(handle) if !self.closed && stem.first() == Some(&b'/') => handle,
             Found::Node(_) | Found::Above(_) => return None,
         };
-        Some((handle, name))
+        let name_handle = self.store.tree.intern_checked(name)?;
+        Some(Place { parent, name, name_handle })
     }
 
     /// Makes `list` the handle of these permissions, and gives the caller a use of it. `false` if they name
     /// somebody whom they cannot.
-    fn take_list(&mut self, perms: stream::Perms<'_>) -> bool {
+    #[inline]
+    fn take_list(&mut self, perms: stream::Perms<'a>) -> bool {
+        let fine = perms.is_written_as(&self.perms) || self.read_list(perms);
+        if fine {
+            self.store.tree.retain_list(self.list);
+        }
+        fine
+    }
+
+    /// The same, for permissions that are not those of the node before; without a use for the caller.
+    fn read_list(&mut self, perms: stream::Perms<'a>) -> bool {
         let tree = &mut self.store.tree;
+        self.perms = stream::Perms::NONE;
         if self.entries.is_empty() || !perms.is(&self.entries) {
             self.entries.clear();
             self.entries.extend(perms.iter());
@@ -332,7 +355,7 @@ impl<'a> Restoring<'a> {
             tree.release_list(self.list);
             self.list = tree.intern(&self.entries);
         }
-        tree.retain_list(self.list);
+        self.perms = perms;
         true
     }
 
@@ -342,7 +365,7 @@ impl<'a> Restoring<'a> {
     /// It does not fit, or its fields are damaged.
     pub fn touched(
         &mut self,
-        node: &stream::Node<'_>,
+        node: &stream::Node<'a>,
         fields: &mut FieldReader<'_>,
     ) -> Result<(), Refusal> {
         self.complete()?;

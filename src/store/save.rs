@@ -132,10 +132,19 @@ impl Store {
         &self,
         fields: &mut FieldWriter<'_, S>,
     ) -> Result<(), OutOfRoom> {
-        let root = self.tree.node(ROOT).into_iter();
-        let special = self.tree.special.into_iter().filter_map(|node| self.tree.node(node));
-        let all = root.chain(self.tree.below(ROOT).map(|(_, node)| node)).chain(special);
-        all.map(|node| node.generation()).try_for_each(|generation| fields.u64(generation))
+        if let Some(root) = self.tree.node(ROOT) {
+            fields.u64(root.generation())?;
+        }
+        // Loops, since there are many of them: one chain of iterators takes three times as long.
+        for (_, node) in self.tree.below(ROOT) {
+            fields.u64(node.generation())?;
+        }
+        for node in self.tree.special {
+            if let Some(node) = self.tree.node(node) {
+                fields.u64(node.generation())?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes what the transactions of these connections have touched.

@@ -206,6 +206,14 @@ struct Run {
     handles: Vec<u32>,
 }
 
+/// Where a node is to be made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    pub(super) parent: u32,
+    pub(super) name: &'a [u8],
+    pub(super) name_handle: u32,
+}
+
 /// What a walk came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Found {
@@ -469,17 +477,17 @@ impl Tree {
         self.nodes.expect(nodes);
     }
 
-    /// Makes a node as it was, as the last child of its parent, whose generation stays. Takes over one use of
-    /// `list`, unless there is a node of that name: then nothing happens. The caller tells its owner of it.
+    /// Makes a node as it was, as the last child of its parent, whose generation stays. Takes over the use of the
+    /// name, and one of `list` unless there is a node of that name: then nothing happens. The caller tells its
+    /// owner of it.
     pub(super) fn restore(
         &mut self,
-        parent: u32,
-        name: &[u8],
+        place: &Place<'_>,
         value: &[u8],
         list: u32,
         generation: u64,
     ) -> Option<u32> {
-        let name_handle = self.intern_name(name);
+        let Place { parent, name, name_handle } = *place;
         let hash = child_hash(self.nodes.seed(), parent, name_handle);
         let same = |node: &Node| node.parent == parent && node.name == name_handle;
         if self.nodes.find(hash, same).is_some() {
@@ -635,15 +643,30 @@ impl Tree {
 
     // Names.
 
+    /// The handle of a name, with one use more.
     fn intern_name(&mut self, bytes: &[u8]) -> u32 {
         let hash = bytes_hash(self.names.seed(), bytes);
-        if let Some(handle) = self.names.find(hash, |name| name.bytes.get() == bytes)
-            && let Some(name) = self.names.get_mut(handle)
-        {
-            name.users = name.users.saturating_add(1);
-            return handle;
-        }
-        self.names.insert(Name { bytes: Bytes::new(bytes), users: 1, chain: NIL })
+        self.use_name(hash, bytes).unwrap_or_else(|| self.add_name(hash, bytes))
+    }
+
+    /// As [`intern_name`](Self::intern_name); `None` if this is no name.
+    pub(super) fn intern_checked(&mut self, bytes: &[u8]) -> Option<u32> {
+        let hash = bytes_hash(self.names.seed(), bytes);
+        let known = self.use_name(hash, bytes);
+        known.or_else(|| path::is_name(bytes).then(|| self.add_name(hash, bytes)))
+    }
+
+    #[inline]
+    fn use_name(&mut self, hash: u64, bytes: &[u8]) -> Option<u32> {
+        let handle = self.names.find(hash, |name| name.bytes.get() == bytes)?;
+        let name = self.names.get_mut(handle)?;
+        name.users = name.users.saturating_add(1);
+        Some(handle)
+    }
+
+    fn add_name(&mut self, hash: u64, bytes: &[u8]) -> u32 {
+        let name = Name { bytes: Bytes::new(bytes), users: 1, chain: NIL };
+        self.names.insert_hashed(hash, name)
     }
 
     /// One use less of a name; how long it is.

@@ -194,6 +194,19 @@ unsafe fn difference(a: *const u8, b: *const u8, n: usize) -> Option<(u64, u64)>
             at = (at + 8).min(n - 8);
         }
     }
+    if n >= 4 {
+        // The two halves may overlap.
+        for at in [0, n - 4] {
+            // SAFETY: at least 4 bytes before the end.
+            let left = unsafe { get::<u32>(a, at) };
+            // SAFETY: as above.
+            let right = unsafe { get::<u32>(b, at) };
+            if left != right {
+                return Some((left.swap_bytes().into(), right.swap_bytes().into()));
+            }
+        }
+        return None;
+    }
     while at < n {
         // SAFETY: before the end.
         let left = unsafe { get::<u8>(a, at) };

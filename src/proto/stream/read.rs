@@ -155,6 +155,24 @@ impl<'a> Reader<'a> {
         self.offset
     }
 
+    /// The next record if it is a node's, which nearly all are; otherwise nothing is read. Faster than
+    /// [`next`](Self::next), which has to be prepared for every record.
+    #[inline(always)]
+    pub fn next_node(&mut self) -> Option<Result<Node<'a>, StreamError>> {
+        let mut body = Body { rest: self.rest?, order: self.order };
+        let (number, len) = body.u32().zip(body.u32())?;
+        if number != RecordKind::Node.number() {
+            return None;
+        }
+        let whole = padded(len as usize)?;
+        let (taken, rest) = body.rest.split_at_checked(whole)?;
+        body.rest = taken.get(..len as usize)?;
+        let read = node(body).map_err(|problem| StreamError { offset: self.offset, problem });
+        self.rest = read.is_ok().then_some(rest);
+        self.offset = self.offset.saturating_add(whole).saturating_add(RECORD_HEADER_SIZE);
+        Some(read)
+    }
+
     /// The next record and how many bytes it takes; `None` if it is END.
     fn record(&self, rest: &'a [u8]) -> Result<Option<(Record<'a>, usize)>, Problem> {
         let mut body = Body { rest, order: self.order };
@@ -409,6 +427,7 @@ fn node_head(body: &mut Body<'_>) -> Option<NodeHead> {
     })
 }
 
+#[inline(always)]
 fn node(mut body: Body<'_>) -> Result<Node<'_>, Problem> {
     let kind = RecordKind::Node;
     let head = node_head(&mut body).ok_or(Problem::Short(kind))?;

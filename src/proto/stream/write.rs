@@ -27,6 +27,25 @@ pub trait Sink {
     /// # Errors
     /// [`OutOfRoom`] if they do not fit; what was appended so far is then of no use.
     fn append(&mut self, bytes: &[u8]) -> Result<(), OutOfRoom>;
+
+    /// The place of the next `len` bytes, which count as appended: the caller has to write all of them. `None`
+    /// if the sink has no such place in one piece.
+    fn place(&mut self, len: usize) -> Option<&mut [u8]> {
+        let _ = len;
+        None
+    }
+}
+
+/// A place, while it is being filled from its beginning.
+impl Sink for &mut [u8] {
+    #[inline(always)]
+    fn append(&mut self, bytes: &[u8]) -> Result<(), OutOfRoom> {
+        let (to, rest) =
+            core::mem::take(self).split_at_mut_checked(bytes.len()).ok_or(OutOfRoom)?;
+        to.copy_from_slice(bytes);
+        *self = rest;
+        Ok(())
+    }
 }
 
 impl Sink for Vec<u8> {
@@ -41,6 +60,11 @@ impl<S: Sink> Sink for &mut S {
     #[inline(always)]
     fn append(&mut self, bytes: &[u8]) -> Result<(), OutOfRoom> {
         (**self).append(bytes)
+    }
+
+    #[inline(always)]
+    fn place(&mut self, len: usize) -> Option<&mut [u8]> {
+        (**self).place(len)
     }
 }
 
@@ -94,6 +118,17 @@ impl<S: Sink> Sink for Buffered<S> {
         place.copy_from_slice(bytes);
         self.used = self.used.wrapping_add(bytes.len());
         Ok(())
+    }
+
+    #[inline(always)]
+    fn place(&mut self, len: usize) -> Option<&mut [u8]> {
+        if len > GATHERED.wrapping_sub(self.used) {
+            self.flush().ok()?;
+        }
+        let start = self.used;
+        let place = self.bytes.get_mut(start..)?.get_mut(..len)?;
+        self.used = start.wrapping_add(len);
+        Some(place)
     }
 }
 
@@ -325,18 +360,17 @@ impl<S: Sink> Writer<S> {
             pair(conn, tx),
             pair(shorts(path_len, value_len), shorts(touch, perms)),
         ];
-        // There are many of them, so they are counted by the whole.
-        let sink = &mut self.sink;
-        sink.append(head.map(u64::to_le_bytes).as_flattened())?;
-        node.perms.iter().try_for_each(|entry| {
-            let [a, b] = entry.domid.0.to_le_bytes();
-            let flags = if entry.stale { STALE } else { 0 };
-            sink.append(&[entry.access.letter(), flags, a, b])
-        })?;
-        sink.append(node.path)?;
-        sink.append(&[0])?;
-        sink.append(node.value)?;
+        // There are many of them, so all of it is put into one place, where the sink has it.
+        let whole = used.saturating_add(RECORD_HEADER_SIZE).next_multiple_of(8);
+        if let Some(mut place) = self.sink.place(whole) {
+            self.written = self.written.saturating_add(whole);
+            if let Some(end) = place.last_chunk_mut() {
+                *end = ZEROS;
+            }
+            return Ok(put_node(&mut place, &head, node)?);
+        }
         self.written = self.written.saturating_add(used).saturating_add(RECORD_HEADER_SIZE);
+        put_node(&mut self.sink, &head, node)?;
         self.pad(used)
     }
 
@@ -413,6 +447,20 @@ impl<S: Sink> Writer<S> {
         let missing = used.wrapping_neg() & 7;
         if missing == 0 { Ok(()) } else { self.append(ZEROS.get(..missing).unwrap_or(&ZEROS)) }
     }
+}
+
+/// A NODE record but for the padding; `head` are its header and its fields of a fixed length.
+#[inline(always)]
+fn put_node<S: Sink>(sink: &mut S, head: &[u64; 3], node: &Node<'_>) -> Result<(), OutOfRoom> {
+    sink.append(head.map(u64::to_le_bytes).as_flattened())?;
+    node.perms.try_each(|entry| {
+        let [a, b] = entry.domid.0.to_le_bytes();
+        let flags = if entry.stale { STALE } else { 0 };
+        sink.append(&[entry.access.letter(), flags, a, b])
+    })?;
+    sink.append(node.path)?;
+    sink.append(&[0])?;
+    sink.append(node.value)
 }
 
 /// A body's length, with the padding, as C xenstored counts it.
