@@ -183,13 +183,16 @@ pub(super) unsafe fn find(image_base: usize) -> Result<(), PlatformError> {
     let owned = pages(&mut CurrentReservation { domid: DOMID_SELF })?;
     let maximum = pages(&mut MaximumReservation { domid: DOMID_SELF })?;
     let ram = layout::ram(map, image_base / PAGE_SIZE, maximum);
-    let foreign = layout::unused_gib(map, &ram, cpu::cpuid(0x8000_0008, 0).eax & 0xff)
+    let populated = layout::populated_end(&ram, owned);
+    let limit = layout::limit(map, &ram, owned, maximum).max(populated);
+    let all = ram.start..ram.end.max(limit);
+    let foreign = layout::unused_gib(map, &all, cpu::cpuid(0x8000_0008, 0).eax & 0xff)
         .ok_or(PlatformError { call: "XENMEM_memory_map (no unused GiB)", code: errno::EINVAL })?;
 
     let mut memory = MEMORY.lock();
     memory.image_base = image_base;
-    memory.populated = layout::populated_end(&ram, owned);
-    memory.limit = layout::populated_end(&ram, maximum).max(memory.populated);
+    memory.populated = populated;
+    memory.limit = limit;
     memory.foreign = foreign;
 
     // Pages of 2 MiB need no table that would have to be put somewhere first. The last may reach
