@@ -85,7 +85,16 @@ fn where_xen_does_not_tell_domain_0_has_control() {
 
 #[test]
 fn domains_that_wait_with_a_port_in_their_page_are_served_from_the_start() {
-    let world = World::new();
+    // However much Xen tells: which domains there are, whether one exists, or nothing.
+    for (tells_changes, tells_states) in [(true, true), (false, true), (false, false)] {
+        let world = World::new();
+        world.set_tells_changes(tells_changes);
+        world.set_tells_states(tells_states);
+        domains_wait(&world);
+    }
+}
+
+fn domains_wait(world: &World) {
     let port = world.create(DomId(0));
     for domid in [4, 5, 6, 7] {
         world.create(DomId(domid));

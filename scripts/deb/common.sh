@@ -3,15 +3,19 @@
 
 image=/usr/lib/xenstore-stubdom/xenstore-stubdom
 start=/usr/lib/xenstore-stubdom/xenstored
+start_with_xl=/usr/lib/xenstore-stubdom/start-with-xl
+settings=/etc/default/xenstore-stubdom
+# The domain as `xl create` builds it.
+config=/etc/xen/xenstore-stubdom.cfg
 # Debian's choice of a xenstore, read by /etc/init.d/xen.
 choice=/etc/default/xen
-# Written by init-xenstore-domain, gone with the next boot.
+# Written by init-xenstore-domain and start-with-xl, gone with the next boot.
 pid_file=/run/xen/xenstored.pid
 
 # What holds where the settings say nothing.
-IMAGE=$image MEMORY=8 MAXMEM=64 OPTIONS='' FALLBACK=yes
+IMAGE=$image MEMORY=8 MAXMEM=64 OPTIONS='' FALLBACK=yes WITH_XL=no
 # shellcheck source=scripts/deb/default
-[ ! -r /etc/default/xenstore-stubdom ] || . /etc/default/xenstore-stubdom
+[ ! -r $settings ] || . $settings
 
 say() { printf "xenstore-stubdom: %s\n" "$*" >&2; }
 

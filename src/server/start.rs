@@ -9,16 +9,28 @@ use crate::proto::id::DomId;
 use crate::proto::ring::{RingPage, Word};
 use alloc::vec::Vec;
 
+/// Where Xen does not list the domains, those below this domid are tried one by one: whoever starts domains before
+/// this one counts up from 1.
+const LOW_DOMIDS: u16 = 256;
+
 /// The domains that exist when the server starts, and the first of them that has control, as far as
 /// Xen tells.
 pub(super) fn find_existing<P: Platform>(platform: &mut P) -> (Vec<DomId>, Option<DomId>) {
     let (mut existing, mut first) = (Vec::new(), None);
     for _ in 0..CHANGES_PER_SCAN {
-        let Change::Domain(domid, state) = platform.next_change() else { break };
-        if let DomainState::Exists { control, .. } = state {
-            existing.push(domid);
-            if control && first.is_none() {
-                first = Some(domid);
+        match platform.next_change() {
+            Change::Domain(domid, DomainState::Exists { control, .. }) => {
+                existing.push(domid);
+                if control && first.is_none() {
+                    first = Some(domid);
+                }
+            }
+            Change::Domain(_, DomainState::Gone | DomainState::Unknown) => {}
+            Change::Done => break,
+            Change::Unsupported => {
+                let low = (1..LOW_DOMIDS).map(DomId);
+                existing.extend(low.filter(|&id| platform.domain_state(id) != DomainState::Gone));
+                break;
             }
         }
     }
@@ -70,6 +82,9 @@ impl<P: Platform> Server<P> {
             if port != 0 {
                 let identity = self.identity(domid);
                 self.greet(domid, page, port, identity);
+            }
+            if self.connection_of(domid).is_some() {
+                self.platform.log(format_args!("domain {domid} was there before, and is served"));
             }
         }
     }

@@ -11,6 +11,9 @@ pub const PAGE_SIZE: usize = 4096;
 /// the domain's reservation.
 pub const SPECIAL_PAGES: usize = 8;
 
+/// Frames of 1 MiB; no such map has so much by mistake.
+const MIB: usize = (1 << 20) / PAGE_SIZE;
+
 /// Frames of 1 GiB.
 const GIB: usize = (1 << 30) / PAGE_SIZE;
 
@@ -35,8 +38,10 @@ fn frames(entry: &E820Entry) -> Range<usize> {
 /// as far as the reservation goes and nothing else is in the way.
 #[must_use]
 pub fn ram(map: &[E820Entry], image: usize, maximum: usize) -> Range<usize> {
-    let told = map.iter().filter(|e| e.kind == E820_RAM).map(frames).find(|r| r.contains(&image));
-    told.unwrap_or_else(|| {
+    let told = || map.iter().filter(|e| e.kind == E820_RAM).map(frames);
+    // An image that a predecessor has put into memory behind the map is not in it either.
+    let below = || told().rfind(|r| r.len() >= MIB && r.end <= image);
+    told().find(|r| r.contains(&image)).or_else(below).unwrap_or_else(|| {
         let others = map.iter().filter(|e| e.kind != E820_RAM).map(|e| frames(e).start);
         let free = others.min().unwrap_or(usize::MAX).min(TOP_GIB * GIB);
         0..maximum.saturating_sub(SPECIAL_PAGES).min(free)
@@ -52,6 +57,29 @@ pub fn ram(map: &[E820Entry], image: usize, maximum: usize) -> Range<usize> {
 pub fn populated_end(ram: &Range<usize>, owned: usize) -> usize {
     let pages = owned.saturating_sub(SPECIAL_PAGES);
     ram.start.saturating_add(pages).min(ram.end)
+}
+
+/// The end of what may ever have memory behind it, for a domain that owns so many pages and may own `maximum`.
+///
+/// That may be more than the map promises: `scripts/start-with-xl` has a domain built with all the memory that its
+/// map shows, since `xl` would have it populated on demand otherwise, and then allows it more. That goes
+/// behind the RAM, as far as nothing else is in the way.
+#[must_use]
+pub fn limit(map: &[E820Entry], ram: &Range<usize>, owned: usize, maximum: usize) -> usize {
+    populated_end(ram, owned).saturating_add(maximum.saturating_sub(owned)).min(room(map, ram))
+}
+
+/// The most that can have memory behind it, if a predecessor in the same domain has let it grow behind its map.
+#[must_use]
+pub fn grown_end(map: &[E820Entry], ram: &Range<usize>, owned: usize) -> usize {
+    let pages = owned.saturating_sub(SPECIAL_PAGES);
+    ram.start.saturating_add(pages).min(room(map, ram)).max(populated_end(ram, owned))
+}
+
+/// Where something other than RAM begins behind it.
+fn room(map: &[E820Entry], ram: &Range<usize>) -> usize {
+    let behind = map.iter().map(|entry| frames(entry).start).filter(|&start| start >= ram.end);
+    behind.min().unwrap_or(usize::MAX).min(ram.end.max(TOP_GIB * GIB))
 }
 
 /// The first frame of a gibibyte of physical addresses that nothing occupies, neither `ram` nor what the
@@ -81,7 +109,32 @@ mod tests {
         assert_eq!(ram, 0..0x4000);
         assert_eq!(populated_end(&ram, 2048 + SPECIAL_PAGES), 2048);
         assert_eq!(populated_end(&ram, 100_000), 0x4000);
+        let maximum = 0x4000 + SPECIAL_PAGES;
+        assert_eq!(limit(&map, &ram, 2048 + SPECIAL_PAGES, maximum), 0x4000);
+        assert_eq!(grown_end(&map, &ram, 2048 + SPECIAL_PAGES), 2048);
         assert_eq!(unused_gib(&map, &ram, 40), Some(GIB));
+    }
+
+    #[test]
+    fn a_domain_that_may_own_more_than_its_map_promises() {
+        // start-with-xl: memory = 8, then xl mem-max 64; ACPI tables are pages of the domain, too.
+        let acpi = entry(0xfc00_0000, 0x9000, 3);
+        let map = [entry(0, 8 << 20, E820_RAM), acpi, entry(0xfeff_8000, 0x8000, 2)];
+        let owned = 2048 + SPECIAL_PAGES + 9;
+        let ram = ram(&map, 0x200, owned + 14336);
+        assert_eq!(populated_end(&ram, owned), 2048);
+        assert_eq!(limit(&map, &ram, owned, owned + 14336), 0x4000);
+        assert_eq!(limit(&map, &ram, owned, owned), 2048);
+        // Later on, after 100 pages more.
+        assert_eq!(super::ram(&map, 0xa00, owned + 14336), ram);
+        assert_eq!(populated_end(&ram, owned + 100), 2048);
+        assert_eq!(grown_end(&map, &ram, owned + 100), 2157);
+        assert_eq!(limit(&map, &ram, owned, 0), 2048);
+        assert_eq!(limit(&map, &ram, owned, usize::MAX), TOP_GIB * GIB);
+        let near = [entry(0, 8 << 20, E820_RAM), entry(10 << 20, 0x1000, 2)];
+        assert_eq!(limit(&near, &(0..2048), owned, usize::MAX), 2560);
+        // More RAM than that has its end there.
+        assert_eq!(limit(&[], &(0..5 * GIB), 5 * GIB, usize::MAX), 5 * GIB);
     }
 
     #[test]

@@ -103,8 +103,10 @@ struct Memory {
     frames: Frames,
     /// Physical address of the image.
     image_base: usize,
-    /// First frame without memory behind it.
+    /// First frame without memory behind it; until [`begin`] or [`inherit`] has settled that, the last it can be.
     populated: usize,
+    /// The same when the domain was built.
+    built: usize,
     /// First frame that will never have any.
     limit: usize,
     /// First frame of [`FOREIGN`].
@@ -117,6 +119,7 @@ static MEMORY: Mutex<Memory> = Mutex::new(Memory {
     frames: Frames::none(),
     image_base: 0,
     populated: 0,
+    built: 0,
     limit: 0,
     foreign: 0,
     frozen: false,
@@ -183,13 +186,18 @@ pub(super) unsafe fn find(image_base: usize) -> Result<(), PlatformError> {
     let owned = pages(&mut CurrentReservation { domid: DOMID_SELF })?;
     let maximum = pages(&mut MaximumReservation { domid: DOMID_SELF })?;
     let ram = layout::ram(map, image_base / PAGE_SIZE, maximum);
-    let foreign = layout::unused_gib(map, &ram, cpu::cpuid(0x8000_0008, 0).eax & 0xff)
+    let populated = layout::populated_end(&ram, owned);
+    let grown = layout::grown_end(map, &ram, owned);
+    let limit = layout::limit(map, &ram, owned, maximum).max(populated);
+    let all = ram.start..ram.end.max(limit).max(grown);
+    let foreign = layout::unused_gib(map, &all, cpu::cpuid(0x8000_0008, 0).eax & 0xff)
         .ok_or(PlatformError { call: "XENMEM_memory_map (no unused GiB)", code: errno::EINVAL })?;
 
     let mut memory = MEMORY.lock();
     memory.image_base = image_base;
-    memory.populated = layout::populated_end(&ram, owned);
-    memory.limit = layout::populated_end(&ram, maximum).max(memory.populated);
+    memory.built = populated;
+    memory.populated = grown;
+    memory.limit = limit;
     memory.foreign = foreign;
 
     // Pages of 2 MiB need no table that would have to be put somewhere first. The last may reach
@@ -628,6 +636,12 @@ pub(super) fn inheritance() -> Inherited {
     }
 }
 
+/// Nobody has run in this domain before: all memory there is, is what the builder has put there.
+pub(super) fn begin() {
+    let mut memory = MEMORY.lock();
+    memory.populated = memory.built;
+}
+
 /// Takes over what the old image knows of memory, in place of what [`find`] found out; until
 /// [`commit`] nothing is asked of Xen.
 ///
@@ -637,9 +651,11 @@ pub(super) fn inherit(inherited: &Inherited) -> Result<(), PlatformError> {
     let mut memory = MEMORY.lock();
     let small = |word: u64| usize::try_from(word).unwrap_or(usize::MAX);
     let (populated, limit) = (small(inherited.populated), small(inherited.limit));
-    if populated != memory.populated || limit < populated || !inherited.is_sound() {
+    let possible = memory.built..=memory.populated;
+    if !possible.contains(&populated) || limit < populated || !inherited.is_sound() {
         return Err(PlatformError { call: "size of inherited memory", code: errno::EINVAL });
     }
+    memory.populated = populated;
     memory.limit = limit;
     memory.foreign = small(inherited.foreign);
     memory.frozen = true;

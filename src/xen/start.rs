@@ -94,6 +94,7 @@ extern "C" fn rust_entry(start_info: u64, image_base: usize) -> ! {
 
 /// The machine of an image that the domain builder has started.
 fn begin(info: &StartInfo) -> Machine {
+    memory::begin();
     let occupied = |frame| info.modules.iter().any(|module| module.holds(frame));
     // SAFETY: follows `find`; what the start info points at is either copied by now or listed.
     expect(unsafe { memory::refine(occupied) });

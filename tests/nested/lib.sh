@@ -97,6 +97,43 @@ node_count() { xenstore-ls -f / | wc -l; }
 # is_introduced DOMID: the server knows a connection of this domain.
 is_introduced() { xenstore-control quota "$1" >/dev/null 2>&1; }
 
+# ---- the Debian package ----------------------------------------------------------------------------
+
+# debian_host: what a Debian host has, for --package. dom0 is a busybox with the real dpkg, dash, start-stop-daemon and
+# /etc/init.d/xen of a Debian host. Not real: there is no systemd, whose unit does no more than call that script; and
+# /etc/default/xen, which ucf would put there, is copied.
+debian_host() {
+    mkdir -p /var/lib/dpkg/info /var/lib/dpkg/updates /var/lib/dpkg/triggers /etc/default /etc/xen
+    touch /var/lib/dpkg/status /var/lib/dpkg/available
+    cp /usr/share/xen-utils-common/default.xen /etc/default/xen
+    echo 'XENCONSOLED_ARGS="--log=all"' >>/etc/default/xen
+    ln -sf /usr/bin/dash /bin/sh
+    export PATH="/usr/sbin:/sbin:$PATH"
+}
+
+# run COMMAND...: shows what the command says as an administrator would see it, and keeps it in /run/output.log.
+run() {
+    echo "\$ $*"
+    "$@" >/run/output.log 2>&1
+    result=$?
+    sed 's/^/  /' /run/output.log
+    return $result
+}
+
+said() { grep -qF -- "$1" /run/output.log; }
+
+# reads FILE LINE...: the guide of the package has these lines, and so has what was seen, but for numbers.
+reads() {
+    seen=$1
+    shift
+    for line in "$@"; do
+        check "the guide has: $line" grep -qF -- "$line" /usr/share/doc/xenstore-stubdom/administration.md
+        plain "$seen" >/run/plain
+        check "and that was seen" grep -qF -- "$(echo "$line" | plain)" /run/plain
+    done
+}
+plain() { sed 's/[0-9][0-9]*/N/g' "$@"; }
+
 # ---- guests ----------------------------------------------------------------------------------------
 
 # make_guest NAME [MB [LINE...]]: an xl config for a small PVH Linux guest; LINEs are added to it.

@@ -5,6 +5,7 @@
 //! | role | what happens | passes if |
 //! |---|---|---|
 //! | `hello` | READ of `name`; WRITE and READ of `data/hello` | every answer is right |
+//! | `early` | writes its port and that it waits into its page, as the builder of a guest that is there before the xenstore; when it is connected, as `hello` | as `hello` |
 //! | `bad-index` | an honest READ; then `req_prod` 2000 ahead of `req_cons` | `error` becomes 2, no reply comes |
 //! | `oversize` | an honest READ; then a header with a length of 4097 | `error` becomes 3, no reply comes |
 //! | `transcript` | plays the conversations of its module, as far as one guest can | none fails |

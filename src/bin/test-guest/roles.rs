@@ -12,10 +12,14 @@ use xenstore_stubdom::xen::{console, memory};
 /// How long a broken ring is watched for a reply that must not come.
 const SILENCE_MS: u64 = 1000;
 
+/// Seconds that a guest may have no nodes after its connection.
+const EARLY_TRIES: u32 = 60;
+
 /// Plays a role; what the verdict should say beside its first word.
 pub(crate) fn play(client: &mut Client, role: &str) -> Result<String, String> {
     match role {
         "hello" => hello(client)?,
+        "early" => early(client)?,
         "bad-index" => bad_index(client)?,
         "oversize" => oversize(client)?,
         "idle" => idle(client),
@@ -48,6 +52,25 @@ fn hello(client: &mut Client) -> Result<(), String> {
     } else {
         Err(format!("data/hello is \"{}\"", String::from_utf8_lossy(&value)))
     }
+}
+
+/// Waits for a xenstore that starts after this guest, and then for the nodes that the toolstack gives it.
+fn early(client: &mut Client) -> Result<(), String> {
+    let port = client.port.0;
+    client.poke(Word::EvtchnPort, port);
+    client.poke(Word::Connection, 1);
+    client.machine.log(format_args!("waits for a xenstore"));
+    while client.word(Word::Connection) != 0 {
+        client.sleep(100);
+    }
+    client.machine.log(format_args!("is connected"));
+    for _ in 0..EARLY_TRIES {
+        if client.call(XS_READ, b"name\0").is_ok() {
+            break;
+        }
+        client.sleep(1000);
+    }
+    hello(client)
 }
 
 fn bad_index(client: &mut Client) -> Result<(), String> {
