@@ -80,6 +80,8 @@ pub struct Restoring<'a> {
     perms: stream::Perms<'a>,
     entries: Vec<Entry>,
     list: u32,
+    /// Uses of `list` that were given away and are not counted yet: they come in rows.
+    uses: u32,
     /// Which of the root and the special nodes have come.
     fixed: [bool; 3],
     newest: u64,
@@ -99,6 +101,7 @@ impl<'a> Restoring<'a> {
             perms: stream::Perms::NONE,
             entries: Vec::new(),
             list: NIL,
+            uses: 0,
             fixed: [false; 3],
             newest: 0,
             run: Run { owner: privileged, nodes: Vec::with_capacity(RUN_MAX), bytes: 0 },
@@ -244,7 +247,7 @@ impl<'a> Restoring<'a> {
         let placed = if self.take_list(node.perms) {
             let placed = self.place(node, generation);
             if placed.is_err() {
-                self.store.tree.release_list(self.list);
+                self.uses = self.uses.saturating_sub(1);
             }
             placed
         } else {
@@ -331,13 +334,20 @@ impl<'a> Restoring<'a> {
     fn take_list(&mut self, perms: stream::Perms<'a>) -> bool {
         let fine = perms.is_written_as(&self.perms) || self.read_list(perms);
         if fine {
-            self.store.tree.retain_list(self.list);
+            self.uses = self.uses.saturating_add(1);
         }
         fine
     }
 
+    /// Counts the uses of `list` that were given away since the last time.
+    fn count_uses(&mut self) {
+        let uses = core::mem::take(&mut self.uses);
+        self.store.tree.retain_uses(self.list, uses);
+    }
+
     /// The same, for permissions that are not those of the node before; without a use for the caller.
     fn read_list(&mut self, perms: stream::Perms<'a>) -> bool {
+        self.count_uses();
         let tree = &mut self.store.tree;
         self.perms = stream::Perms::NONE;
         if self.entries.is_empty() || !perms.is(&self.entries) {
@@ -388,6 +398,7 @@ impl<'a> Restoring<'a> {
         let list = if node.perms.is_empty() {
             NIL
         } else if self.take_list(node.perms) {
+            self.count_uses();
             self.list
         } else {
             return refused("its permissions name a domain that is not known");
@@ -439,6 +450,7 @@ impl<'a> Restoring<'a> {
             }
             self.store.tree.set_generation(generation);
         }
+        self.count_uses();
         self.store.tree.release_list(self.list);
         self.store.dropped = dropped;
         give_room_back(&mut self.store.conns);

@@ -206,7 +206,8 @@ fn write_node<S: Sink>(
     writer: &mut stream::Writer<S>,
 ) -> Result<(), WriteError> {
     let perms = Perms::from(tree.entries(node.list));
-    writer.node(&stream::Node { path, value: tree.value(node), perms, pending: None })
+    // Every name was looked at when it came.
+    writer.named_node(&stream::Node { path, value: tree.value(node), perms, pending: None })
 }
 
 /// Which of the special nodes has this name.

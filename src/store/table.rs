@@ -98,6 +98,18 @@ impl<T: Record> Table<T> {
         None
     }
 
+    /// As [`find`](Self::find); `is_it` may change the record that it is, but for its key.
+    pub(super) fn find_mut(&mut self, hash: u64, is_it: impl Fn(&mut T) -> bool) -> Option<u32> {
+        let mut handle = self.head(self.bucket(hash));
+        while let Some(record) = self.records.get_mut(handle) {
+            if is_it(record) {
+                return Some(handle);
+            }
+            handle = record.chain();
+        }
+        None
+    }
+
     /// Adds a record and returns its handle. Does not look for an equal one.
     pub(super) fn insert(&mut self, record: T) -> u32 {
         let hash = record.hash(self.seed);

@@ -658,10 +658,11 @@ impl Tree {
 
     #[inline]
     fn use_name(&mut self, hash: u64, bytes: &[u8]) -> Option<u32> {
-        let handle = self.names.find(hash, |name| name.bytes.get() == bytes)?;
-        let name = self.names.get_mut(handle)?;
-        name.users = name.users.saturating_add(1);
-        Some(handle)
+        self.names.find_mut(hash, |name| {
+            let is_it = name.bytes.get() == bytes;
+            name.users = name.users.saturating_add(u32::from(is_it));
+            is_it
+        })
     }
 
     fn add_name(&mut self, hash: u64, bytes: &[u8]) -> u32 {
@@ -708,8 +709,13 @@ impl Tree {
 
     /// One use more of a permission list.
     pub(super) fn retain_list(&mut self, handle: u32) {
+        self.retain_uses(handle, 1);
+    }
+
+    /// So many uses more.
+    pub(super) fn retain_uses(&mut self, handle: u32, uses: u32) {
         if let Some(list) = self.lists.get_mut(handle) {
-            list.users = list.users.saturating_add(1);
+            list.users = list.users.saturating_add(uses);
         }
     }
 

@@ -194,19 +194,6 @@ unsafe fn difference(a: *const u8, b: *const u8, n: usize) -> Option<(u64, u64)>
             at = (at + 8).min(n - 8);
         }
     }
-    if n >= 4 {
-        // The two halves may overlap.
-        for at in [0, n - 4] {
-            // SAFETY: at least 4 bytes before the end.
-            let left = unsafe { get::<u32>(a, at) };
-            // SAFETY: as above.
-            let right = unsafe { get::<u32>(b, at) };
-            if left != right {
-                return Some((left.swap_bytes().into(), right.swap_bytes().into()));
-            }
-        }
-        return None;
-    }
     while at < n {
         // SAFETY: before the end.
         let left = unsafe { get::<u8>(a, at) };
@@ -218,6 +205,37 @@ unsafe fn difference(a: *const u8, b: *const u8, n: usize) -> Option<(u64, u64)>
         at += 1;
     }
     None
+}
+
+/// Whether the first and the last `T` of two blocks are the same.
+///
+/// # Safety
+/// As [`is_equal`], and `n` is at least `size_of::<T>()`.
+#[inline(always)]
+unsafe fn has_equal_ends<T: PartialEq>(a: *const u8, b: *const u8, n: usize) -> bool {
+    let last = n - size_of::<T>();
+    // SAFETY: inside the blocks, by contract.
+    let heads = unsafe { get::<T>(a, 0) } == unsafe { get::<T>(b, 0) };
+    // SAFETY: as above.
+    heads && unsafe { get::<T>(a, last) } == unsafe { get::<T>(b, last) }
+}
+
+/// Whether two blocks are the same.
+///
+/// # Safety
+/// `n` bytes can be read at `a` and at `b`.
+#[inline(always)]
+unsafe fn is_equal(a: *const u8, b: *const u8, n: usize) -> bool {
+    if (8..=16).contains(&n) {
+        // SAFETY: by contract; at least so many bytes.
+        unsafe { has_equal_ends::<u64>(a, b, n) }
+    } else if (4..8).contains(&n) {
+        // SAFETY: as above.
+        unsafe { has_equal_ends::<u32>(a, b, n) }
+    } else {
+        // SAFETY: by contract.
+        unsafe { difference(a, b, n) }.is_none()
+    }
 }
 
 /// What the compiler calls, under the names it knows (the C standard's, except for `bcmp`).
@@ -270,7 +288,7 @@ mod calls {
     #[unsafe(no_mangle)]
     unsafe extern "C" fn bcmp(a: *const u8, b: *const u8, n: usize) -> i32 {
         // SAFETY: by contract.
-        i32::from(unsafe { super::difference(a, b, n) }.is_some())
+        i32::from(!unsafe { super::is_equal(a, b, n) })
     }
 }
 
@@ -317,12 +335,16 @@ mod tests {
         for n in 0..40_usize {
             let one: Vec<u8> = (100..).take(n).collect();
             assert_eq!(order(&one, &one), core::cmp::Ordering::Equal);
+            // SAFETY: as many bytes.
+            assert!(unsafe { is_equal(one.as_ptr(), one.as_ptr(), n) });
             for at in 0..n {
                 let mut other = one.clone();
                 other[at] = 1;
                 other[n - 1] = other[n - 1].max(if at == n - 1 { 1 } else { 255 });
                 assert_eq!(order(&one, &other), one.cmp(&other), "{n} {at}");
                 assert_eq!(order(&other, &one), other.cmp(&one), "{n} {at}");
+                // SAFETY: both have as many bytes.
+                assert!(!unsafe { is_equal(one.as_ptr(), other.as_ptr(), n) }, "{n} {at}");
             }
         }
     }

@@ -156,7 +156,8 @@ impl<'a> Reader<'a> {
     }
 
     /// The next record if it is a node's, which nearly all are; otherwise nothing is read. Faster than
-    /// [`next`](Self::next), which has to be prepared for every record.
+    /// [`next`](Self::next), which has to be prepared for every record. Its path may hold NULs: that is left to
+    /// whoever looks at the names in it.
     #[inline(always)]
     pub fn next_node(&mut self) -> Option<Result<Node<'a>, StreamError>> {
         let mut body = Body { rest: self.rest?, order: self.order };
@@ -167,7 +168,8 @@ impl<'a> Reader<'a> {
         let whole = padded(len as usize)?;
         let (taken, rest) = body.rest.split_at_checked(whole)?;
         body.rest = taken.get(..len as usize)?;
-        let read = node(body).map_err(|problem| StreamError { offset: self.offset, problem });
+        let read = node(body, last_stripped)
+            .map_err(|problem| StreamError { offset: self.offset, problem });
         self.rest = read.is_ok().then_some(rest);
         self.offset = self.offset.saturating_add(whole).saturating_add(RECORD_HEADER_SIZE);
         Some(read)
@@ -197,7 +199,7 @@ impl<'a> Reader<'a> {
             Some(RecordKind::Connection) => Record::Connection(connection(body)?),
             Some(RecordKind::Watch) => Record::Watch(watch(body)?),
             Some(RecordKind::Transaction) => Record::Transaction(transaction(body)?),
-            Some(RecordKind::Node) => Record::Node(node(body)?),
+            Some(RecordKind::Node) => Record::Node(node(body, text)?),
             Some(RecordKind::GlobalQuota) => Record::GlobalQuota(global_quota(body)?),
             Some(RecordKind::Domain) => Record::Domain(domain(body, self.version)?),
             Some(RecordKind::WatchExtended) => {
@@ -403,6 +405,11 @@ fn watch_extended(body: Body<'_>) -> Result<(Watch<'_>, usize), Problem> {
     })
 }
 
+/// The bytes in front of the last, which is a NUL.
+fn last_stripped(bytes: &[u8]) -> Option<&[u8]> {
+    bytes.strip_suffix(&[0])
+}
+
 /// What stands in front of a node's permissions.
 struct NodeHead {
     conn: u32,
@@ -428,7 +435,10 @@ fn node_head(body: &mut Body<'_>) -> Option<NodeHead> {
 }
 
 #[inline(always)]
-fn node(mut body: Body<'_>) -> Result<Node<'_>, Problem> {
+fn node<'a>(
+    mut body: Body<'a>,
+    text: impl Fn(&'a [u8]) -> Option<&'a [u8]>,
+) -> Result<Node<'a>, Problem> {
     let kind = RecordKind::Node;
     let head = node_head(&mut body).ok_or(Problem::Short(kind))?;
     let mut parts = || {

@@ -341,9 +341,21 @@ impl<S: Sink> Writer<S> {
     /// # Errors
     /// [`WriteError::TooLong`], [`WriteError::Unreadable`], [`WriteError::OutOfRoom`].
     pub fn node(&mut self, node: &Node<'_>) -> Result<(), WriteError> {
+        if has_nul(node.path) {
+            return Err(WriteError::Unreadable(RecordKind::Node));
+        }
+        self.named_node(node)
+    }
+
+    /// As [`node`](Self::node), for a path that is known to hold no NUL: there are many of them.
+    ///
+    /// # Errors
+    /// [`WriteError::TooLong`], [`WriteError::OutOfRoom`].
+    pub fn named_node(&mut self, node: &Node<'_>) -> Result<(), WriteError> {
         let kind = RecordKind::Node;
         let too_long = WriteError::TooLong(kind);
-        let path_len = text_len(kind, node.path)?;
+        let path_len = node.path.len().saturating_add(1);
+        let path_len = u16::try_from(path_len).map_err(|_| too_long)?;
         let value_len = u16::try_from(node.value.len()).map_err(|_| too_long)?;
         let perms = u16::try_from(node.perms.len()).map_err(|_| too_long)?;
         let used = usize::from(path_len)
