@@ -31,7 +31,7 @@ const STATES: [&str; 7] = [
 ];
 
 /// What is measured as a whole: state, what, unit.
-const WHOLES: [(&str, &str, &str); 16] = [
+const WHOLES: [(&str, &str, &str); 19] = [
     ("20400 nodes", "fill, per WRITE", "instructions"),
     ("200000 nodes", "fill, per WRITE", "instructions"),
     ("20400 nodes", "RM of the tree", "instructions"),
@@ -40,8 +40,11 @@ const WHOLES: [(&str, &str, &str); 16] = [
     ("200000 nodes", "memory per node", "bytes"),
     ("32 guests at once", "WRITE and READ, per request", "instructions"),
     ("32 guests at once", "slowest over fastest", "ratio"),
+    ("32 guests at once", "WRITE and READ", "hypercalls"),
     ("creation of a guest", "all requests", "instructions"),
     ("creation of a guest", "requests", "count"),
+    ("creation of a guest", "requests that were refused", "count"),
+    ("creation of a guest", "per request", "hypercalls"),
     ("empty", "live update, longest wait of a reader", "instructions"),
     ("20400 nodes", "live update, longest wait of a reader", "instructions"),
     ("200000 nodes", "live update, longest wait of a reader", "instructions"),
