@@ -192,9 +192,9 @@ fn replace(page: &str, mark: &str, text: &str) -> Result<String, String> {
 
 fn plots(figures: &Figures, docs: &Path) -> std::io::Result<()> {
     let series = |server: &str, values: Vec<Option<f64>>| {
-        let name =
-            SERVERS.iter().find(|(name, _)| *name == server).map_or(server, |(_, name)| name);
-        Series { name: name.to_owned(), values }
+        let colour = SERVERS.iter().position(|(name, _)| *name == server).unwrap_or(0);
+        let name = SERVERS[colour].1;
+        Series { name: name.to_owned(), colour, values }
     };
     let base = SERVERS.map(|(server, _)| {
         let get = |what: &&str| figures.instructions(server, "dom0", "empty", what);
@@ -206,7 +206,7 @@ fn plots(figures: &Figures, docs: &Path) -> std::io::Result<()> {
     });
     let names = REQUESTS.map(|what| match what {
         figures::TRANSACTION => "a quarter of a transaction".to_owned(),
-        what => what.to_owned(),
+        what => figures::short(what),
     });
     let title = "Instructions per request, one client in dom0, empty store";
     fs::write(docs.join("performance-base.svg"), plot::bars(title, &names, &base, None))?;
