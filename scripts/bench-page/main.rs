@@ -63,9 +63,9 @@ fn shown(value: Option<f64>, unit: &str) -> String {
     }
 }
 
-/// The base requests of one client.
-fn base(figures: &Figures, client: &str, more: &[&str]) -> String {
-    let has_floor = figures.instructions("null", client, "empty", "READ").is_some();
+/// The base requests of one client in one state of the store.
+fn base(figures: &Figures, client: &str, state: &str, more: &[&str]) -> String {
+    let has_floor = figures.instructions("null", client, state, "READ").is_some();
     let servers = SERVERS.iter().filter(|(name, _)| has_floor || *name != "null");
     let servers = servers.copied().collect::<Vec<_>>();
     let mut text = "| request |".to_owned();
@@ -79,7 +79,7 @@ fn base(figures: &Figures, client: &str, more: &[&str]) -> String {
     text += &"---|".repeat(servers.len() + 3 + usize::from(has_floor));
     text.push('\n');
     for what in REQUESTS.iter().chain(more) {
-        let get = |server: &str| figures.instructions(server, client, "empty", what);
+        let get = |server: &str| figures.instructions(server, client, state, what);
         let _ = write!(text, "| {what} |");
         for (name, _) in &servers {
             let _ = write!(text, " {} |", shown(get(name), "instructions"));
@@ -88,7 +88,7 @@ fn base(figures: &Figures, client: &str, more: &[&str]) -> String {
             let _ = write!(text, " {} |", ratio(get("ours"), get("null")));
         }
         let pair = if matches!(*what, "WRITE new" | "RM") { "WRITE new and RM" } else { what };
-        let hypercalls = figures.get(["ours", "dom0", "empty", pair, "hypercalls"]);
+        let hypercalls = figures.get(["ours", "dom0", state, pair, "hypercalls"]);
         let is_measured = client == "dom0" || !REQUESTS.contains(what);
         let _ = writeln!(
             text,
@@ -231,9 +231,11 @@ fn write(from: &Path, docs: &Path) -> Result<(), String> {
         fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let blocks = [
         ("goals", goals::table(&figures)),
-        ("dom0", base(&figures, "dom0", &[])),
-        ("linux", base(&figures, "linux", &[])),
-        ("test guest", base(&figures, "test guest", &["READ, ring always full"])),
+        ("dom0", base(&figures, "dom0", "empty", &[])),
+        ("linux", base(&figures, "linux", "empty", &[])),
+        ("linux, tree", base(&figures, "linux", "20400 nodes", &[])),
+        ("test guest", base(&figures, "test guest", "empty", &["READ, ring always full"])),
+        ("test guest, tree", base(&figures, "test guest", "20400 nodes", &[])),
         ("states", states(&figures)),
         ("wholes", wholes(&figures)),
         ("host", figures.growth_table()),
