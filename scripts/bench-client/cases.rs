@@ -34,6 +34,8 @@ pub(crate) struct Bench {
     pub(crate) link: Link,
     /// Figures that are not printed yet.
     pub(crate) lines: Vec<String>,
+    /// How many were.
+    printed: usize,
 }
 
 /// The middle one.
@@ -46,14 +48,14 @@ impl Bench {
     pub(crate) fn new(server: &str, client: &str, rounds: usize) -> Result<Self, Failure> {
         let (server, client, link) = (server.to_owned(), client.to_owned(), Link::open()?);
         std::thread::sleep(QUIET);
-        Ok(Self { server, client, rounds, link, lines: Vec::new() })
+        Ok(Self { server, client, rounds, link, lines: Vec::new(), printed: 0 })
     }
 
-    /// One case; `words` are what some of them want to know.
-    pub(crate) fn run(&mut self, case: &str, words: &[String]) -> Result<(), Failure> {
+    /// One case; `words` are what some of them want to know. Returns how many figures were printed.
+    pub(crate) fn run(&mut self, case: &str, words: &[String]) -> Result<usize, Failure> {
         let result = self.case(case, words);
         self.flush();
-        result
+        result.map(|()| self.printed)
     }
 
     fn case(&mut self, case: &str, words: &[String]) -> Result<(), Failure> {
@@ -100,6 +102,7 @@ impl Bench {
 
     /// Prints the figures so far, while nothing is measured.
     pub(crate) fn flush(&mut self) {
+        self.printed += self.lines.len();
         for line in self.lines.drain(..) {
             println!("{line}");
         }
