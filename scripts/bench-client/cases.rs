@@ -12,9 +12,6 @@ const VALUE: &str = "0123456789";
 /// How long bringing the store into a state may take, in instructions. What takes longer is not measured.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
-/// READs before the second look at an empty store, for each round.
-const LATER: usize = 100;
-
 /// Nodes of the tree below one parent, and of all of it.
 const GROUP: usize = 200;
 const TREE: usize = 20_400;
@@ -63,7 +60,7 @@ impl Bench {
 
     fn case(&mut self, case: &str, words: &[String]) -> Result<(), Failure> {
         match case {
-            "base" if words.is_empty() => self.base(),
+            "base" if words.is_empty() => self.measure("empty", &self.home()),
             // Somebody else has brought the store into this state.
             "base" => self.measure(&words.join(" "), &self.home()),
             "transactions" => self.transactions(100),
@@ -114,19 +111,6 @@ impl Bench {
 
     pub(crate) fn write(&mut self, path: &str, value: &str) -> Result<Duration, Failure> {
         self.link.time(Kind::Write, 0, format!("{path}\0{value}").as_bytes())
-    }
-
-    /// An empty store; in dom0 once more after many requests, which alone can change what a request costs.
-    fn base(&mut self) -> Result<(), Failure> {
-        self.measure("empty", &self.home())?;
-        if self.client != "dom0" {
-            return Ok(());
-        }
-        let name = self.home().existing + "\0";
-        for _ in 0..self.rounds * LATER {
-            self.link.ask(Kind::Read, 0, name.as_bytes())?;
-        }
-        self.measure("empty, later", &self.home())
     }
 
     /// All base requests.

@@ -13,9 +13,6 @@ pub(crate) const SERVERS: [(&str, &str); 4] = [
     ("oxenstored", "oxenstored"),
 ];
 
-/// An empty store after many requests, to which larger ones are compared: they have had many, too.
-pub(crate) const LATER: &str = "empty, later";
-
 /// The base requests, in the order of the page.
 pub(crate) const REQUESTS: [&str; 7] = [
     "READ",

@@ -1,6 +1,6 @@
 //! The goals, and how far they are met.
 
-use crate::figures::{Figures, LATER, REQUESTS, TRANSACTION};
+use crate::figures::{Figures, REQUESTS, TRANSACTION};
 use core::fmt::Write as _;
 
 /// A ratio or figure with what it is about.
@@ -39,7 +39,7 @@ impl Figures {
 
     fn against_empty(&self, state: &str, what: &str) -> Found {
         let here = self.instructions("ours", "dom0", state, what)?;
-        let empty = self.instructions("ours", "dom0", LATER, what)?;
+        let empty = self.instructions("ours", "dom0", "empty", what)?;
         Some((here / empty, format!("{what}, {state}")))
     }
 
