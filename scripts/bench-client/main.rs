@@ -8,6 +8,7 @@
 //!
 //! SERVER: `ours`, `null`, `xenstored` or `oxenstored`. CLIENT: `dom0` or `linux`. One line for each figure, with
 //! tabs in between: `=`, client, state of the store, what, unit, value; the median of so many rounds.
+//! The last line is `done` and the number of figures, since a line may be damaged on its way out of the machine.
 //! The unit `-` is for what could not be measured; the value says why. The second form writes down what a command asks
 //! of the xenstore.
 #![expect(clippy::print_stdout, reason = "a program whose results are lines")]
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
     let words = std::env::args().skip(1).collect::<Vec<_>>();
     let result = match &words[..] {
         [record, file, command, arguments @ ..] if record == "record" => {
-            record::record(file, command, arguments)
+            record::record(file, command, arguments).map(|()| 0)
         }
         [server, client, rounds, case, more @ ..] => match rounds.parse::<usize>() {
             Ok(rounds) => Bench::new(server, client, rounds.max(1))
@@ -37,8 +38,8 @@ fn main() -> ExitCode {
         _ => Err("the head of scripts/bench-client/main.rs says how to call this".to_owned()),
     };
     match result {
-        Ok(()) => {
-            println!("done");
+        Ok(count) => {
+            println!("done {count}");
             ExitCode::SUCCESS
         }
         Err(what) => {

@@ -24,6 +24,15 @@ pub(crate) const REQUESTS: [&str; 7] = [
     "WRITE until its event is read",
 ];
 
+/// A request in fewer words, for plots.
+pub(crate) fn short(request: &str) -> String {
+    match request {
+        TRANSACTION => "transaction".to_owned(),
+        "WRITE until its event is read" => "WRITE with event".to_owned(),
+        _ => request.split(',').next().unwrap_or(request).to_owned(),
+    }
+}
+
 pub(crate) const TRANSACTION: &str = "start, read, write, commit";
 
 /// What one figure is about: server, client, state of the store, request, unit.

@@ -1,6 +1,6 @@
 //! How the core's cost grows on the host.
 
-use crate::figures::{Figures, REQUESTS, commas, ratio};
+use crate::figures::{Figures, REQUESTS, commas, ratio, short};
 use crate::plot::{self, Series};
 use core::fmt::Write as _;
 
@@ -51,9 +51,10 @@ impl Figures {
     }
 
     pub(crate) fn growth_plot(&self) -> String {
+        let mut colour = 0..;
         let series = REQUESTS.map(|what| {
             let values = NODES.iter().map(|state| self.host(state, what)).collect();
-            Series { name: what.to_owned(), values }
+            Series { name: short(what), colour: colour.next().unwrap_or(0), values }
         });
         let names = NODES.map(str::to_owned);
         plot::lines(

@@ -31,7 +31,7 @@ const STATES: [&str; 7] = [
 ];
 
 /// What is measured as a whole: state, what, unit.
-const WHOLES: [(&str, &str, &str); 16] = [
+const WHOLES: [(&str, &str, &str); 19] = [
     ("20400 nodes", "fill, per WRITE", "instructions"),
     ("200000 nodes", "fill, per WRITE", "instructions"),
     ("20400 nodes", "RM of the tree", "instructions"),
@@ -40,8 +40,11 @@ const WHOLES: [(&str, &str, &str); 16] = [
     ("200000 nodes", "memory per node", "bytes"),
     ("32 guests at once", "WRITE and READ, per request", "instructions"),
     ("32 guests at once", "slowest over fastest", "ratio"),
+    ("32 guests at once", "WRITE and READ", "hypercalls"),
     ("creation of a guest", "all requests", "instructions"),
     ("creation of a guest", "requests", "count"),
+    ("creation of a guest", "requests that were refused", "count"),
+    ("creation of a guest", "per request", "hypercalls"),
     ("empty", "live update, longest wait of a reader", "instructions"),
     ("20400 nodes", "live update, longest wait of a reader", "instructions"),
     ("200000 nodes", "live update, longest wait of a reader", "instructions"),
@@ -60,9 +63,9 @@ fn shown(value: Option<f64>, unit: &str) -> String {
     }
 }
 
-/// The base requests of one client.
-fn base(figures: &Figures, client: &str, more: &[&str]) -> String {
-    let has_floor = figures.instructions("null", client, "empty", "READ").is_some();
+/// The base requests of one client in one state of the store.
+fn base(figures: &Figures, client: &str, state: &str, more: &[&str]) -> String {
+    let has_floor = figures.instructions("null", client, state, "READ").is_some();
     let servers = SERVERS.iter().filter(|(name, _)| has_floor || *name != "null");
     let servers = servers.copied().collect::<Vec<_>>();
     let mut text = "| request |".to_owned();
@@ -76,7 +79,7 @@ fn base(figures: &Figures, client: &str, more: &[&str]) -> String {
     text += &"---|".repeat(servers.len() + 3 + usize::from(has_floor));
     text.push('\n');
     for what in REQUESTS.iter().chain(more) {
-        let get = |server: &str| figures.instructions(server, client, "empty", what);
+        let get = |server: &str| figures.instructions(server, client, state, what);
         let _ = write!(text, "| {what} |");
         for (name, _) in &servers {
             let _ = write!(text, " {} |", shown(get(name), "instructions"));
@@ -85,7 +88,7 @@ fn base(figures: &Figures, client: &str, more: &[&str]) -> String {
             let _ = write!(text, " {} |", ratio(get("ours"), get("null")));
         }
         let pair = if matches!(*what, "WRITE new" | "RM") { "WRITE new and RM" } else { what };
-        let hypercalls = figures.get(["ours", "dom0", "empty", pair, "hypercalls"]);
+        let hypercalls = figures.get(["ours", "dom0", state, pair, "hypercalls"]);
         let is_measured = client == "dom0" || !REQUESTS.contains(what);
         let _ = writeln!(
             text,
@@ -189,9 +192,9 @@ fn replace(page: &str, mark: &str, text: &str) -> Result<String, String> {
 
 fn plots(figures: &Figures, docs: &Path) -> std::io::Result<()> {
     let series = |server: &str, values: Vec<Option<f64>>| {
-        let name =
-            SERVERS.iter().find(|(name, _)| *name == server).map_or(server, |(_, name)| name);
-        Series { name: name.to_owned(), values }
+        let colour = SERVERS.iter().position(|(name, _)| *name == server).unwrap_or(0);
+        let name = SERVERS[colour].1;
+        Series { name: name.to_owned(), colour, values }
     };
     let base = SERVERS.map(|(server, _)| {
         let get = |what: &&str| figures.instructions(server, "dom0", "empty", what);
@@ -203,7 +206,7 @@ fn plots(figures: &Figures, docs: &Path) -> std::io::Result<()> {
     });
     let names = REQUESTS.map(|what| match what {
         figures::TRANSACTION => "a quarter of a transaction".to_owned(),
-        what => what.to_owned(),
+        what => figures::short(what),
     });
     let title = "Instructions per request, one client in dom0, empty store";
     fs::write(docs.join("performance-base.svg"), plot::bars(title, &names, &base, None))?;
@@ -228,9 +231,11 @@ fn write(from: &Path, docs: &Path) -> Result<(), String> {
         fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let blocks = [
         ("goals", goals::table(&figures)),
-        ("dom0", base(&figures, "dom0", &[])),
-        ("linux", base(&figures, "linux", &[])),
-        ("test guest", base(&figures, "test guest", &["READ, ring always full"])),
+        ("dom0", base(&figures, "dom0", "empty", &[])),
+        ("linux", base(&figures, "linux", "empty", &[])),
+        ("linux, tree", base(&figures, "linux", "20400 nodes", &[])),
+        ("test guest", base(&figures, "test guest", "empty", &["READ, ring always full"])),
+        ("test guest, tree", base(&figures, "test guest", "20400 nodes", &[])),
         ("states", states(&figures)),
         ("wholes", wholes(&figures)),
         ("host", figures.growth_table()),

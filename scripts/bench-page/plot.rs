@@ -13,10 +13,17 @@ const BOTTOM: f64 = 60.0;
 const COLOURS: [&str; 8] =
     ["#9aa0a6", "#0b5cad", "#d9822b", "#4c9f70", "#8e44ad", "#c0392b", "#16a085", "#7f8c8d"];
 
-/// A series: its name, and a value for each place of the axis.
+/// A series: its name, its place among the colours, and a value for each place of the axis.
 pub(crate) struct Series {
     pub(crate) name: String,
+    pub(crate) colour: usize,
     pub(crate) values: Vec<Option<f64>>,
+}
+
+impl Series {
+    fn colour(&self) -> &'static str {
+        COLOURS[self.colour % COLOURS.len()]
+    }
 }
 
 /// A picture in the making.
@@ -29,7 +36,11 @@ impl Picture {
     fn new(title: &str, series: &[Series], log: bool) -> Self {
         let values = series.iter().flat_map(|series| series.values.iter().flatten());
         let highest = values.fold(0.0_f64, |highest, value| highest.max(*value)).max(1.0);
-        let highest = if log { 10_f64.powf(highest.log10().ceil()) } else { highest * 1.1 };
+        let power = 10_f64.powf(highest.log10().floor());
+        let steps: &[f64] =
+            if log { &[10.0] } else { &[1.0, 1.2, 1.6, 2.0, 2.4, 3.2, 4.0, 6.0, 8.0] };
+        let round = steps.iter().map(|step| step * power).find(|round| *round >= highest);
+        let highest = round.unwrap_or(power * 10.0);
         let mut picture = Self { svg: String::new(), highest };
         picture.add(format_args!(
             "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {HEIGHT}' font-family='sans-serif' \
@@ -106,7 +117,8 @@ pub(crate) fn bars(
         // Long names take two lines, in turn.
         let line = if names.len() > 5 && place % 2 == 1 { 32.0 } else { 16.0 };
         picture.text(x + group / 2.0, HEIGHT - BOTTOM + line, "middle", name);
-        for (n, (series, colour)) in series.iter().zip(COLOURS).enumerate() {
+        for (n, series) in series.iter().enumerate() {
+            let colour = series.colour();
             let Some(value) = series.values.get(place).copied().flatten() else { continue };
             let (left, top) = (x + group * 0.1 + width * n as f64, picture.y(value, lowest));
             let height = HEIGHT - BOTTOM - top;
@@ -127,7 +139,8 @@ pub(crate) fn lines(title: &str, names: &[String], series: &[Series]) -> String 
     for (place, name) in names.iter().enumerate() {
         picture.text(x(place), HEIGHT - BOTTOM + 16.0, "middle", name);
     }
-    for (series, colour) in series.iter().zip(COLOURS) {
+    for series in series {
+        let colour = series.colour();
         let mut points = String::new();
         for (place, value) in series.values.iter().enumerate() {
             if let Some(value) = value {

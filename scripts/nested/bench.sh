@@ -54,9 +54,8 @@ guests)
     wait_until_ready linux 1 || { guest_log linux; exit 1; }
     guest_patience=600
     guest_run linux "/bench-client $bench_server linux $rounds base" || exit 1
-    xl destroy linux
     if [ "$bench_server" = null ]; then
-        make_test_guest guest "role=bench=base-$rounds,flood-$((rounds * 50))"
+        make_test_guest guest "role=bench=base-$rounds-empty,flood-$((rounds * 50))"
         xl create -q /run/guests/guest.cfg || exit 1
         introduce guest
         wait_for 60 eval "guest_log guest | grep -q '^bench: ready'" || { guest_log guest; exit 1; }
@@ -64,6 +63,9 @@ guests)
     else
         start_test_guests guest
         client dom0 guest guest
+        client dom0 fill
+        guest_run linux "/bench-client $bench_server linux $rounds base 20400 nodes" || exit 1
+        client dom0 guest "guest 20400 nodes"
     fi
     ;;
 crowd)

@@ -3,11 +3,12 @@
 //!
 //! | order | what happens | printed |
 //! |---|---|---|
-//! | `base N` | the base requests, N of each, one after the other | `=` lines as of `scripts/bench-client` |
+//! | `base N STATE` | the base requests, N of each, one after the other | `=` lines as of `scripts/bench-client` |
 //! | `flood N` | N READs, the request ring always as full as it gets | as above |
 //! | `crowd N` | N times WRITE and READ, as other guests do now | `crowd: BEGIN END`, in Xen's nanoseconds |
 //!
-//! Orders may also stand behind the role: `role=bench=base-200,flood-10000`. Times are means: reading the clock costs so much here that it
+//! STATE is what dom0 has brought the store into, for those lines. Orders may also stand behind the role:
+//! `role=bench=base-200-empty,flood-10000`. Times are means: reading the clock costs so much here that it
 //! is read before and after all the requests of a kind.
 
 use crate::client::{Client, XS_READ, XS_WATCH_EVENT, XS_WRITE};
@@ -34,7 +35,8 @@ const BATCH: usize = 10;
 
 /// Serves until it is destroyed.
 pub(crate) fn serve(client: &mut Client, orders: &str) -> Result<(), String> {
-    let mut bench = Bench { client, bytes: Vec::new(), events: 0 };
+    let (bytes, state) = (Vec::new(), String::from("empty"));
+    let mut bench = Bench { client, bytes, events: 0, state };
     bench.ask(0, XS_WRITE, WRITE_NODE)?;
     bench.ask(0, XS_WATCH, b"/bench/order\0order\0")?;
     let mut last = bench.ask(0, XS_READ, ORDER)?;
@@ -60,16 +62,21 @@ struct Bench<'a> {
     bytes: Vec<u8>,
     /// Events since they were last counted.
     events: usize,
+    /// The state of the store.
+    state: String,
 }
 
 impl Bench<'_> {
     fn obey(&mut self, order: &str) -> Result<(), String> {
-        let mut words = order.split(' ');
+        let mut words = order.splitn(3, ' ');
         let name = words.next().unwrap_or("");
         let count =
             words.next().and_then(|word| word.parse().ok()).ok_or("an order without a number")?;
         match name {
-            "base" => self.base(count)?,
+            "base" => {
+                self.state = String::from(words.next().unwrap_or("empty"));
+                self.base(count)?;
+            }
             "flood" => self.flood(count)?,
             "crowd" => self.crowd(count)?,
             _ => return Err(format!("unknown order {order}")),
@@ -151,7 +158,8 @@ impl Bench<'_> {
     }
 
     fn report(&mut self, what: &str, instructions: u64) {
-        let line = format_args!("=\ttest guest\tempty\t{what}\tinstructions\t{instructions}");
+        let state = &self.state;
+        let line = format_args!("=\ttest guest\t{state}\t{what}\tinstructions\t{instructions}");
         self.client.say(line);
     }
 
