@@ -26,7 +26,11 @@ extern crate alloc;
 extern crate std;
 
 /// What an image calls itself, in its answers and in its file, where the brackets make it easy to find.
-pub const VERSION: &str = concat!("[xenstore-stubdom ", env!("CARGO_PKG_VERSION"), "]");
+pub const VERSION: &str = if cfg!(feature = "handover-1") {
+    concat!("[xenstore-stubdom ", env!("CARGO_PKG_VERSION"), ", hand-over 1]")
+} else {
+    concat!("[xenstore-stubdom ", env!("CARGO_PKG_VERSION"), "]")
+};
 
 pub mod proto;
 pub mod server;

@@ -236,6 +236,9 @@ impl<P: Platform> Server<P> {
         for count in &mut self.latency.0 {
             *count = fields.u64()?;
         }
+        if handover >= 2 {
+            self.unmeasured = fields.u32()?;
+        }
         self.past = Figures::read(fields)?;
         self.warned_of_unknown_states = fields.flag()?;
         let (generation, dropped) = (fields.u64()?, fields.u64()?);

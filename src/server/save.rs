@@ -5,7 +5,7 @@
 //! handles, addresses, capacities or the order of hash tables; so a successor that restored everything writes the
 //! same bytes again, and a digest of them proves it.
 //!
-//! The private part, version 1: `write_head`, `write_domains`, `write_causes`, then for each connection
+//! The private part: `write_head`, `write_domains`, `write_causes`, then for each connection
 //! `write_connection_fields` with the depths of its watches and the heads of its transactions, then the
 //! generation of each node, then what is known of each touched path.
 
@@ -181,7 +181,7 @@ impl<P: Platform> Server<P> {
         fields: &mut FieldWriter<'_, S>,
     ) -> Result<(), OutOfRoom> {
         fields.u32(handover)?;
-        self.write_head(fields)?;
+        self.write_head(handover, fields)?;
         self.write_domains(fields)?;
         self.write_causes(fields)?;
         let all = self.sorted_connections();
@@ -196,7 +196,11 @@ impl<P: Platform> Server<P> {
     }
 
     /// The passage, and the server's own fields.
-    fn write_head<S: Sink>(&self, fields: &mut FieldWriter<'_, S>) -> Result<(), OutOfRoom> {
+    fn write_head<S: Sink>(
+        &self,
+        handover: u32,
+        fields: &mut FieldWriter<'_, S>,
+    ) -> Result<(), OutOfRoom> {
         let passage = self.passage.as_ref();
         fields.u64(passage.map_or(0, |passage| passage.stopped_us))?;
         let requester = passage.and_then(|passage: &Passage| passage.requester);
@@ -215,6 +219,9 @@ impl<P: Platform> Server<P> {
         fields.i64(self.reserve.number())?;
         fields.count(self.latency.0.len())?;
         self.latency.0.into_iter().try_for_each(|count| fields.u64(count))?;
+        if handover >= 2 {
+            fields.u32(self.unmeasured)?;
+        }
         self.past.write(fields)?;
         fields.flag(self.warned_of_unknown_states)?;
         fields.u64(self.store.generation())?;

@@ -295,7 +295,11 @@ impl Watches {
     }
 }
 
+/// What a watch counts for besides its texts: a price, as [`NODE_BYTES`](super::tree::NODE_BYTES) is.
+const WATCH_BYTES: usize = 80;
+const _: () = assert!(size_of::<Watch>() <= WATCH_BYTES);
+
 /// What a watch counts for in the memory of its connection's domain.
 pub(super) fn watch_bytes(path: &[u8], token: &[u8]) -> usize {
-    path.len().saturating_add(token.len()).saturating_add(size_of::<Watch>())
+    path.len().saturating_add(token.len()).saturating_add(WATCH_BYTES)
 }
