@@ -458,6 +458,8 @@ fn too_long_a_request_closes_its_client_only() {
 #[test]
 fn a_second_server_leaves_the_first_alone_and_a_dead_one_is_replaced() {
     let mut server = Server::start("-E 20 --no-fork");
+    // The socket is there before the options are read; an answer comes after.
+    server.check();
     assert!(server.log().contains("option --no-fork has no effect"));
     let pid = fs::read_to_string(server.folder.join("pid")).unwrap();
     assert_eq!(pid.trim(), server.child.id().to_string());
