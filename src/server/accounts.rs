@@ -61,17 +61,18 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// Settles the accounts after messages to `receiver` were written or dropped.
-    pub(super) fn settle_released(&mut self, receiver: ConnId, released: Released) {
+    /// Settles the accounts after messages to `receiver` were written or dropped. Nothing of `released` is left then.
+    pub(super) fn settle_released(&mut self, receiver: ConnId, released: &mut Released) {
+        let expired = core::mem::take(&mut released.expired) as u64;
+        let bytes = core::mem::take(&mut released.bytes);
         if let Some(connection) = self.connections.get_mut(&receiver) {
-            if !connection.privileged && released.bytes > 0 {
-                self.store.refund(connection.domid, Quota::Memory, released.bytes);
+            if !connection.privileged && bytes > 0 {
+                self.store.refund(connection.domid, Quota::Memory, bytes);
             }
-            let expired = released.expired as u64;
             connection.figures.dropped_events =
                 connection.figures.dropped_events.saturating_add(expired);
         }
-        for cause in released.causes {
+        for cause in released.causes.drain(..) {
             self.drop_cause(cause);
         }
     }

@@ -274,7 +274,7 @@ impl<P: Platform> Server<P> {
                 self.platform.notify(port);
             }
         }
-        self.settle_released(id, released);
+        self.settle_released(id, &mut released);
         self.mark_ready(id);
     }
 
@@ -471,7 +471,7 @@ impl<P: Platform> Server<P> {
         }
         let mut released = Released::default();
         connection.forget_messages(&mut released);
-        self.settle_released(id, released);
+        self.settle_released(id, &mut released);
         Some(connection)
     }
 }

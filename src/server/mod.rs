@@ -64,7 +64,7 @@ use hashbrown::HashMap;
 use log::{LineBudget, Switches};
 use options::Options;
 use platform::Platform;
-use queue::CauseId;
+use queue::{CauseId, Released};
 use rate::Reserve;
 use stats::Latency;
 use update::{Passage, Upload};
@@ -92,6 +92,8 @@ pub struct Server<P: Platform> {
     ready: VecDeque<ConnId>,
     /// Connections served since the last look before sleeping.
     served: Vec<ConnId>,
+    /// Scratch space.
+    released: Released,
     /// Connections that are not read because they, or the server, have no memory left.
     short_of_memory: Vec<ConnId>,
     /// What idle domains leave to busy ones in the write-rate limit.
@@ -170,6 +172,7 @@ impl<P: Platform> Server<P> {
             causes: HashMap::with_hasher(FixedState::with_seed(seed)),
             ready: VecDeque::new(),
             served: Vec::new(),
+            released: Released::default(),
             short_of_memory: Vec::new(),
             reserve: Reserve::default(),
             timers: BTreeSet::new(),

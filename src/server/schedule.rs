@@ -25,6 +25,12 @@ const EVENTS_PER_PASS: usize = 4096;
 /// One of so many requests is measured: reading the clock may cost more than the request itself.
 pub(super) const MEASURED_OF: u32 = 64;
 
+/// Causes for which room is kept from one message sent to the next.
+const RELEASED_KEPT: usize = 64;
+
+/// Connections for whose list room is kept from one pass to the next.
+const SERVED_KEPT: usize = 64;
+
 /// How often all rings are looked at, for clients that forget to signal; only while awake anyway.
 const RESCAN_MS: u64 = 1000;
 
@@ -165,12 +171,17 @@ impl<P: Platform> Server<P> {
 
     /// The last look before sleeping.
     fn look_again(&mut self) {
-        for id in core::mem::take(&mut self.served) {
+        let mut served = core::mem::take(&mut self.served);
+        for id in served.drain(..) {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
             connection.was_served = false;
             if connection.has_work() {
                 self.mark_ready(id);
             }
+        }
+        // The room for a crowd is given back; what a few need is kept.
+        if served.capacity() <= SERVED_KEPT {
+            self.served = served;
         }
         if !self.ready.is_empty() {
             return;
@@ -191,7 +202,7 @@ impl<P: Platform> Server<P> {
         if connection.is_connected() {
             let mut released = Released::default();
             connection.queue.expire(now_ms, &mut released);
-            self.settle_released(id, released);
+            self.settle_released(id, &mut released);
             if let Err(fault) = self.exchange(id) {
                 self.blame(id, fault);
             }
@@ -234,9 +245,12 @@ impl<P: Platform> Server<P> {
         if !connection.is_connected() {
             return Ok(());
         }
-        let mut released = Released::default();
+        let mut released = core::mem::take(&mut self.released);
         let result = connection.send(&mut released);
-        self.settle_released(id, released);
+        self.settle_released(id, &mut released);
+        if released.causes.capacity() <= RELEASED_KEPT {
+            self.released = released;
+        }
         result
     }
 
@@ -365,7 +379,7 @@ impl<P: Platform> Server<P> {
             self.ports.remove(&port);
             self.platform.unbind(port);
         }
-        self.settle_released(id, released);
+        self.settle_released(id, &mut released);
         self.drop_upload_of(id, "its connection was given up");
         self.store.disconnect(id);
         self.set_timer(id);

@@ -5,6 +5,7 @@
 
 use super::quota::{Quota, Quotas};
 use crate::proto::id::DomId;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::hash::Hash;
 use foldhash::fast::FixedState;
@@ -49,72 +50,102 @@ impl Domain {
     }
 }
 
-/// All tracked domains.
+/// Places for 256 domains whose domids follow each other.
+type Page = [Option<Box<Domain>>; 256];
+
+/// All tracked domains. Every request looks several of them up, so a domid is a place and not a key.
 #[derive(Debug)]
 pub(super) struct Domains {
-    map: HashMap<DomId, Domain, FixedState>,
+    /// By the upper half of the domid; a page is there if one of its domains is.
+    pages: [Option<Box<Page>>; 256],
     pub(super) privileged: DomId,
     /// The limits that a domain starts with.
     pub(super) initial: Quotas,
     hasher: FixedState,
 }
 
+/// The page of a domid and the place in it.
+fn place(domid: DomId) -> (usize, usize) {
+    let [low, high] = domid.0.to_le_bytes();
+    (usize::from(high), usize::from(low))
+}
+
 impl Domains {
     pub(super) fn new(seed: u64, privileged: DomId, initial: Quotas) -> Self {
         let hasher = FixedState::with_seed(seed);
-        let mut domains =
-            Self { map: HashMap::with_hasher(hasher.clone()), privileged, initial, hasher };
+        let pages = [const { None }; 256];
+        let mut domains = Self { pages, privileged, initial, hasher };
         domains.learn(privileged);
         domains
     }
 
     pub(super) fn learn(&mut self, domid: DomId) {
         let (quotas, hasher) = (self.initial, self.hasher.clone());
-        self.map.entry(domid).or_insert_with(|| Domain {
-            quotas,
-            used: Quotas::ZERO,
-            peak: Quotas::ZERO,
-            queued: 0,
-            owned: HashSet::with_hasher(hasher.clone()),
-            lists: HashSet::with_hasher(hasher),
+        let (page, at) = place(domid);
+        let Some(page) = self.pages.get_mut(page) else { return };
+        let page = page.get_or_insert_with(|| Box::new([const { None }; 256]));
+        let Some(slot) = page.get_mut(at) else { return };
+        slot.get_or_insert_with(|| {
+            Box::new(Domain {
+                quotas,
+                used: Quotas::ZERO,
+                peak: Quotas::ZERO,
+                queued: 0,
+                owned: HashSet::with_hasher(hasher.clone()),
+                lists: HashSet::with_hasher(hasher),
+            })
         });
     }
 
+    #[inline]
     pub(super) fn get(&self, domid: DomId) -> Option<&Domain> {
-        self.map.get(&domid)
+        let (page, at) = place(domid);
+        self.pages.get(page)?.as_ref()?.get(at)?.as_deref()
     }
 
+    #[inline]
     pub(super) fn get_mut(&mut self, domid: DomId) -> Option<&mut Domain> {
-        self.map.get_mut(&domid)
+        let (page, at) = place(domid);
+        self.pages.get_mut(page)?.as_mut()?.get_mut(at)?.as_deref_mut()
     }
 
-    pub(super) fn remove(&mut self, domid: DomId) -> Option<Domain> {
-        let domain = self.map.remove(&domid);
-        give_room_back(&mut self.map);
-        domain
+    pub(super) fn remove(&mut self, domid: DomId) {
+        let (number, at) = place(domid);
+        let Some(slot) = self.pages.get_mut(number) else { return };
+        let Some(page) = slot else { return };
+        if let Some(domain) = page.get_mut(at) {
+            *domain = None;
+        }
+        if page.iter().all(Option::is_none) {
+            *slot = None;
+        }
     }
 
     /// Every tracked domain, ascending.
     pub(super) fn ids(&self) -> Vec<DomId> {
-        let mut ids: Vec<DomId> = self.map.keys().copied().collect();
-        ids.sort_unstable();
-        ids
+        let domids = (0..=u16::MAX).map(DomId);
+        let pages = self.pages.iter().enumerate().filter(|(_, page)| page.is_some());
+        let first = |number: usize| number.saturating_mul(256);
+        let of_page = |(number, _)| domids.clone().skip(first(number)).take(256);
+        pages.flat_map(of_page).filter(|domid| self.get(*domid).is_some()).collect()
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&DomId, &mut Domain)> {
-        self.map.iter_mut()
+    /// Every tracked domain.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Domain> {
+        let pages = self.pages.iter_mut().flatten();
+        pages.flat_map(|page| page.iter_mut().flatten().map(|domain| &mut **domain))
     }
 
     /// Adds to what a domain uses. An untracked domain holds nothing, so it is ignored.
     pub(super) fn charge(&mut self, domid: DomId, quota: Quota, amount: usize) {
-        if let Some(domain) = self.map.get_mut(&domid) {
+        if let Some(domain) = self.get_mut(domid) {
             domain.charge(quota, amount);
         }
     }
 
     /// Takes back a charge.
     pub(super) fn refund(&mut self, domid: DomId, quota: Quota, amount: usize) {
-        if let Some(domain) = self.map.get_mut(&domid) {
+        if let Some(domain) = self.get_mut(domid) {
             let amount = u32::try_from(amount).unwrap_or(u32::MAX);
             domain.used.set(quota, domain.used.get(quota).saturating_sub(amount));
         }

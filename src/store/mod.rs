@@ -214,7 +214,7 @@ impl Store {
 
     /// Forgets the most that every domain ever used: from now on it is what it uses now.
     pub fn reset_peaks(&mut self) {
-        for (_, domain) in self.tree.domains.iter_mut() {
+        for domain in self.tree.domains.iter_mut() {
             domain.peak = domain.used;
         }
     }

@@ -392,7 +392,8 @@ impl Session<'_> {
             }
             Sight::Live(handle) => {
                 self.tree.set_value(handle, value);
-                let above = self.parent_list(path.bytes());
+                let above = self.tree.node(handle).and_then(|node| self.tree.node(node.parent));
+                let above = above.map_or(NIL, |above| above.list);
                 self.bell.ring(self.tree, path.bytes(), Class::Subtree, &[list, above]);
             }
         }
