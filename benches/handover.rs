@@ -7,7 +7,7 @@
 //! valgrind --tool=callgrind --toggle-collect='*::restore_all' target/release/deps/handover-* 20400 once
 //! ```
 //!
-//! `once` leaves out the rounds. The steps are `save_all`, `damage`, `restore_all`, `digest_again`.
+//! `once` leaves out the rounds. The steps are `save_all`, `restore_all`, `digest_again`.
 
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
@@ -25,7 +25,7 @@ const GROUP: usize = 200;
 const ROUNDS: usize = 7;
 
 /// The names of the steps, in their order.
-const STEPS: [&str; 4] = ["save", "look for damage", "restore", "digest again"];
+const STEPS: [&str; 3] = ["save", "restore", "digest again"];
 
 fn write(simulation: &mut Simulation, client: &mut Client, path: &str, value: &str) {
     let payload = format!("{path}\0{value}");
@@ -53,11 +53,6 @@ fn save_all(server: &mut Server<SimPlatform>) -> Offer<Region> {
 }
 
 #[inline(never)]
-fn damage(offer: &Offer<Region>) -> u64 {
-    Digest::of(&offer.region.bytes)
-}
-
-#[inline(never)]
 fn restore_all(world: &World, offer: &Offer<Region>) -> Server<SimPlatform> {
     let (stream, private) = offer.region.bytes.split_at(offer.stream_len);
     Server::restore(world.successor(), "", stream, private).expect("it can be restored")
@@ -68,8 +63,8 @@ fn digest_again(server: &Server<SimPlatform>) -> u64 {
     server.digest().expect("it can be written again")
 }
 
-/// The times of the four steps.
-fn hand_over(simulation: &mut Simulation) -> [Duration; 4] {
+/// The times of the three steps.
+fn hand_over(simulation: &mut Simulation) -> [Duration; 3] {
     let mut last = Instant::now();
     let mut step = || {
         let now = Instant::now();
@@ -77,15 +72,15 @@ fn hand_over(simulation: &mut Simulation) -> [Duration; 4] {
     };
     let offer = save_all(&mut simulation.server);
     let save = step();
-    let digest = damage(&offer);
-    let look = step();
+    let digest = Digest::of(&offer.region.bytes);
+    step();
     let new = restore_all(&simulation.world, &offer);
     let restore = step();
     assert_eq!(black_box(digest_again(&new)), digest);
     let again = step();
     new.abandon();
     simulation.server.stay("only a measurement");
-    [save, look, restore, again]
+    [save, restore, again]
 }
 
 fn main() {
@@ -94,7 +89,7 @@ fn main() {
     let nodes = arguments.iter().find_map(|word| word.parse().ok()).unwrap_or(20_400_usize);
     let rounds = if arguments.iter().any(|word| word == "once") { 1 } else { ROUNDS };
     let mut simulation = filled(nodes);
-    let mut best = [Duration::MAX; 4];
+    let mut best = [Duration::MAX; 3];
     for _ in 0..rounds {
         for (best, now) in best.iter_mut().zip(hand_over(&mut simulation)) {
             *best = now.min(*best);
