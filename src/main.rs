@@ -72,13 +72,18 @@ mod image {
         let server = server.map_err(|why| format!("the new image cannot take over: {why}"));
         let server = server.and_then(|server| {
             fail_on_purpose(fault);
-            match server.digest() {
-                Ok(digest) if digest == handover.digest() && fault != "digest" => Ok(server),
-                Ok(_) => Err(String::from(
+            let why = match server.digest() {
+                Ok(digest) if digest == handover.digest() && fault != "digest" => {
+                    return Ok(server);
+                }
+                Ok(_) => String::from(
                     "the new image did not understand everything: the digest of its state differs",
-                )),
-                Err(why) => Err(format!("the new image cannot write its state: {why}")),
-            }
+                ),
+                Err(why) => format!("the new image cannot write its state: {why}"),
+            };
+            // Not dropped: that would unmap the rings, which are the old image's.
+            server.abandon();
+            Err(why)
         });
         let mut server = server.unwrap_or_else(|why| {
             // The digest of the state finds damage, too, so whether that is the cause is asked only now.
