@@ -41,8 +41,8 @@ start_test_guests() {
     done
 }
 
-# With the first program that uses the store, a request takes dom0's kernel some 3,000 to 6,000 instructions less than with
-# every later one (seen; it seems to be its allocator, which is still tidy). So that all figures are of later ones:
+# With the first program that uses the store, a request takes some 3,000 to 6,000 instructions less than with every later one;
+# why is not known. So that all figures are of later ones:
 /nested/bench-client "$bench_server" dom0 "$rounds" base >/dev/null || exit 1
 
 case $case in
