@@ -123,11 +123,13 @@ impl Domains {
 
     /// Every tracked domain, ascending.
     pub(super) fn ids(&self) -> Vec<DomId> {
-        let domids = (0..=u16::MAX).map(DomId);
-        let pages = self.pages.iter().enumerate().filter(|(_, page)| page.is_some());
-        let first = |number: usize| number.saturating_mul(256);
-        let of_page = |(number, _)| domids.clone().skip(first(number)).take(256);
-        pages.flat_map(of_page).filter(|domid| self.get(*domid).is_some()).collect()
+        let mut ids = Vec::new();
+        for (high, page) in (0..=u8::MAX).zip(&self.pages) {
+            let domains = (0..=u8::MAX).zip(page.iter().flat_map(|page| page.iter()));
+            let there = domains.filter(|(_, domain)| domain.is_some());
+            ids.extend(there.map(|(low, _)| DomId(u16::from_le_bytes([low, high]))));
+        }
+        ids
     }
 
     /// Every tracked domain.

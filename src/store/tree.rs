@@ -462,11 +462,12 @@ impl Tree {
         }
     }
 
-    /// Frees a value that was taken out of its node.
+    /// Frees a value that was taken out of its node; how long it was.
     #[inline]
-    fn drop_value(&mut self, value: &Value) {
-        if let Value::Long(handle) = value {
-            self.long.remove(*handle);
+    fn drop_value(&mut self, value: &Value) -> usize {
+        match value {
+            Value::Short { len, .. } => usize::from(*len),
+            Value::Long(handle) => self.long.remove(*handle).map_or(0, |value| value.len()),
         }
     }
 
@@ -524,11 +525,7 @@ impl Tree {
         node.set_generation(generation);
         let old = core::mem::replace(&mut node.value, value);
         let list = node.list;
-        let old_len = match &old {
-            Value::Short { len, .. } => usize::from(*len),
-            Value::Long(handle) => self.long.get(*handle).map_or(0, |value| value.len()),
-        };
-        self.drop_value(&old);
+        let old_len = self.drop_value(&old);
         let owner = self.owner(list);
         self.domains.refund(owner, super::quota::Quota::Memory, old_len);
         self.domains.charge(owner, super::quota::Quota::Memory, new);
