@@ -1,6 +1,6 @@
 # Twenty guests that do all they can to the server at once: an honest guest and dom0 go on, and when the twenty
 # are gone, nothing of them is left.
-# nested-xen: --memory 16 --timeout 600
+# nested-xen: --memory 16 --timeout 900
 . /lib/nested.sh
 
 [ -e /guest/test-guest ] || {
@@ -8,12 +8,12 @@
     finish
 }
 
-# Those that spin do so for two minutes, and start last: so they are all at it while the honest ones work.
-busy="racing=120 scribble=120 storm=120 endless=120"
+# Those that spin do so until they are told, so they are all at it while the honest ones work.
+busy="racing scribble storm endless"
 roles="bad-index oversize half=8 half=100 crash greedy mute $busy"
 
 # One emulated processor for all of them: a program that starts in the honest guest takes seconds.
-guest_patience=120
+guest_patience=300
 
 # hostile_guest NAME ROLE: builds one that stays when it has ended, and does not start it yet.
 hostile_guest() {
@@ -24,6 +24,9 @@ hostile_guest() {
 
 # All but crash end by themselves and judge themselves; that one is judged from here only.
 judges="bad-index oversize half=8 half=100 greedy mute $busy"
+
+# tell NAME: types on its console.
+tell() { echo stop >"$(xenstore-read "/local/domain/$(guest_domid "$1")/console/tty")"; }
 
 has_verdict() { guest_log "$1" | grep -q '^verdict: '; }
 
@@ -78,9 +81,12 @@ check "xenstore-control check" xenstore-control check
 echo "this took $(($(seconds) - start)) s"
 still=0
 for role in $busy; do
-    for copy in a b; do has_verdict "h-$(file_name "$role")-$copy" || still=$((still + 1)); done
+    for copy in a b; do has_verdict "h-$role-$copy" || still=$((still + 1)); done
 done
 equal "those that spin were at it all the time" 8 $still
+for role in $busy; do
+    for copy in a b; do check "h-$role-$copy is told to end" tell "h-$role-$copy"; done
+done
 
 step "verdicts"
 for role in $judges; do

@@ -6,14 +6,12 @@ use crate::roles::{idle, read_name};
 use alloc::format;
 use alloc::string::String;
 use xenstore_stubdom::proto::ring::{RingPage, Word};
+use xenstore_stubdom::xen::console;
 use xenstore_stubdom::xen::traps::{Fault, provoke};
 
 const XS_MKDIR: u32 = 12;
 pub(crate) const XS_TRANSACTION_START: u32 = 6;
 pub(crate) const XS_WATCH: u32 = 4;
-
-/// How long the roles without an end go on, if nothing is said.
-const BUSY_S: u64 = 8;
 
 /// How long a request ring has to stay full for the server to count as having stopped reading.
 const STUCK_MS: u64 = 3000;
@@ -26,20 +24,16 @@ pub(crate) fn play(client: &mut Client, role: &str) -> Result<(), String> {
     if let Some(len) = role.strip_prefix("half=") {
         return half(client, len.parse().map_err(|_| format!("unknown role \"{role}\""))?);
     }
-    let (name, seconds) = match role.split_once('=') {
-        None => (role, BUSY_S),
-        Some((name, text)) => (name, text.parse().map_err(|_| format!("unknown role \"{role}\""))?),
-    };
-    match name {
+    match role {
         "crash" => {
             half(client, 40)?;
             client.sleep(500);
             provoke(Fault::Panic)
         }
-        "racing" => racing(client, seconds),
-        "scribble" => scribble(client, seconds),
-        "storm" => storm(client, seconds),
-        "endless" => endless(client, seconds),
+        "racing" => racing(client),
+        "scribble" => scribble(client),
+        "storm" => storm(client),
+        "endless" => endless(client),
         "greedy" => greedy(client),
         "mute" => mute(client),
         _ => Err(format!("unknown role \"{role}\"")),
@@ -58,10 +52,13 @@ impl Noise {
     }
 }
 
-/// Repeats something until the time is over.
-fn busy(client: &mut Client, seconds: u64, mut act: impl FnMut(&mut Client)) {
-    let end = client.machine.now_ms() + seconds * 1000;
-    while client.machine.now_ms() < end {
+/// Repeats something until dom0 types on the console. Not through the store, which such a guest cannot read, and
+/// not for a time, which is too short for whoever watches on a slow machine.
+fn busy(client: &mut Client, mut act: impl FnMut(&mut Client)) -> Result<(), String> {
+    if client.machine.hear_console().is_none() {
+        return Err(String::from("no PV console"));
+    }
+    while console::read(&mut [0; 16]) == 0 {
         for _ in 0..20 {
             act(client);
         }
@@ -71,6 +68,7 @@ fn busy(client: &mut Client, seconds: u64, mut act: impl FnMut(&mut Client)) {
         let soon = client.machine.now_ms() + 1;
         client.machine.wait(Some(soon));
     }
+    Ok(())
 }
 
 /// The first bytes of an honest request.
@@ -79,11 +77,11 @@ fn half(client: &mut Client, len: usize) -> Result<(), String> {
     client.send(&request[..len.min(request.len())])
 }
 
-fn racing(client: &mut Client, seconds: u64) -> Result<(), String> {
+fn racing(client: &mut Client) -> Result<(), String> {
     read_name(client)?;
     let mut noise = Noise(1);
     let words = [Word::ReqProd, Word::ReqCons, Word::RspCons, Word::RspProd];
-    busy(client, seconds, |client| {
+    busy(client, |client| {
         let word = words[noise.next() as usize % words.len()];
         // Mostly indices that are possible, so that the ring is not given up at the first look.
         let base = client.word(Word::ReqCons);
@@ -93,14 +91,13 @@ fn racing(client: &mut Client, seconds: u64) -> Result<(), String> {
         if noise.next() % 20 == 0 {
             client.signal();
         }
-    });
-    Ok(())
+    })
 }
 
-fn scribble(client: &mut Client, seconds: u64) -> Result<(), String> {
+fn scribble(client: &mut Client) -> Result<(), String> {
     read_name(client)?;
     let mut noise = Noise(7);
-    busy(client, seconds, |client| {
+    busy(client, |client| {
         let offset = noise.next() as usize % 4096;
         let bytes = noise.next().to_le_bytes();
         let len = (noise.next() % 5) as usize;
@@ -108,20 +105,19 @@ fn scribble(client: &mut Client, seconds: u64) -> Result<(), String> {
         if noise.next() % 20 == 0 {
             client.signal();
         }
-    });
-    Ok(())
+    })
 }
 
-fn storm(client: &mut Client, seconds: u64) -> Result<(), String> {
-    busy(client, seconds, |client| client.signal());
+fn storm(client: &mut Client) -> Result<(), String> {
+    busy(client, |client| client.signal())?;
     read_name(client)
 }
 
 /// Requests of full length, as fast as they are taken; replies are thrown away.
-fn endless(client: &mut Client, seconds: u64) -> Result<(), String> {
+fn endless(client: &mut Client) -> Result<(), String> {
     let request = [&header(XS_READ, 1, 4096)[..], &[b'a'; 4096]].concat();
     let mut at = 0;
-    busy(client, seconds, |client| {
+    busy(client, |client| {
         let sent = client.push(&request[at..]);
         at = (at + sent) % request.len();
         let prod = client.word(Word::RspProd);
@@ -129,7 +125,7 @@ fn endless(client: &mut Client, seconds: u64) -> Result<(), String> {
         if sent == 0 {
             client.signal();
         }
-    });
+    })?;
     client.send(&request[at..])?;
     // The replies to what is still under way have to pass first.
     client.sleep(STUCK_MS);

@@ -20,11 +20,12 @@
 //! | `endless` | sends requests of full length without a pause, and reads what comes | as above |
 //! | `greedy` | takes watches, transactions and nodes until they are refused | they are refused, reading works |
 //! | `mute` | never reads and goes on sending | the server stops reading; then it stays |
-//! | `storm=60` | that and the like of `racing`, `scribble` and `endless`: for so many seconds | as above |
 //! | `bench` | requests as dom0 orders them, with their times ([`bench`]) | never |
 //! | `idle` | nothing | never: it stays until it is destroyed |
 //! | `heap` | takes memory until there is none, checks and returns it, twice | the second round gets as much |
 //! | `fault=KIND` | `panic`, `read-only`, `execute`, `stack` or `null` | never: it crashes with a report |
+//!
+//! `racing`, `scribble`, `storm` and `endless` go on until dom0 types on their console.
 //!
 //! The last line on the console is the verdict: `verdict: pass` or `verdict: fail: reason`.
 
