@@ -248,10 +248,17 @@ impl transcript::Stage for Stage {
     }
 
     fn printed(&mut self, text: &str) -> Result<Option<bool>, Stop> {
-        let log = self.server.log();
-        let found = log.get(self.log_from..).is_some_and(|new| new.contains(text));
-        self.log_from = log.len();
-        Ok(Some(found))
+        // What it says while it starts may come later than its socket.
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let log = self.server.log();
+            let found = log.get(self.log_from..).is_some_and(|new| new.contains(text));
+            if found || Instant::now() > end {
+                self.log_from = log.len();
+                return Ok(Some(found));
+            }
+            sleep(Duration::from_millis(5));
+        }
     }
 
     fn end(&mut self) -> Result<(), Stop> {

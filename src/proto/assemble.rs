@@ -49,23 +49,44 @@ impl Assembler {
         }
     }
 
+    /// Takes the next of `available` bytes, as many as are wanted: `copy` puts them into their place, in the order in
+    /// which they come. Returns whether the request is complete.
+    ///
+    /// # Errors
+    /// [`Oversize`] as for [`wanted`](Self::wanted), also after a header has been completed by these bytes.
+    pub fn fill(
+        &mut self,
+        available: usize,
+        mut copy: impl FnMut(&mut [u8]),
+    ) -> Result<bool, Oversize> {
+        let mut left = available;
+        loop {
+            let wanted = self.wanted()?;
+            let len = wanted.min(left);
+            if len == 0 {
+                return Ok(wanted == 0);
+            }
+            left = left.saturating_sub(len);
+            if self.header_len < HEADER_SIZE {
+                let end = self.header_len.saturating_add(len);
+                copy(self.header.get_mut(self.header_len..end).unwrap_or(&mut []));
+                self.header_len = end;
+            } else {
+                let start = self.payload.len();
+                self.payload.resize(start.saturating_add(len), 0);
+                copy(self.payload.get_mut(start..).unwrap_or(&mut []));
+            }
+        }
+    }
+
     /// Takes the next bytes; never more than [`wanted`](Self::wanted) said, the rest is ignored.
     ///
     /// # Errors
-    /// [`Oversize`] as for `wanted`, after a header has been completed by these bytes.
+    /// [`Oversize`] as for `wanted`, also after a header has been completed by these bytes.
     pub fn push(&mut self, bytes: &[u8]) -> Result<(), Oversize> {
         let wanted = self.wanted()?;
         let bytes = bytes.get(..wanted).unwrap_or(bytes);
-        if self.header_len < HEADER_SIZE {
-            for (to, from) in self.header.iter_mut().skip(self.header_len).zip(bytes) {
-                *to = *from;
-            }
-            self.header_len = self.header_len.saturating_add(bytes.len()).min(HEADER_SIZE);
-            self.wanted()?;
-        } else {
-            self.payload.extend_from_slice(bytes);
-        }
-        Ok(())
+        self.fill(bytes.len(), |room| room.copy_from_slice(bytes)).map(drop)
     }
 
     /// The complete request, if it is.

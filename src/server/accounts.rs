@@ -1,13 +1,15 @@
 //! Who is charged for what waits in queues.
 //!
 //! * The receiver of a message pays for its bytes until it has read it or it has been dropped.
-//! * The sender of a request has one unit outstanding until its reply and all events that it caused have been
-//!   read or dropped. So nobody can make the server queue without bound for others.
+//! * The sender of a request has one unit outstanding as long as its reply or an event that it caused waits in a
+//!   queue. So nobody can make the server queue without bound for others. A reply that goes into the ring at once,
+//!   as most do, is never charged.
 //!
 //! Nothing is charged for privileged domains ("C xenstored 4.22 behaviour").
 
 use super::Server;
 use super::connection::Suspension;
+use super::dispatch::Asker;
 use super::platform::Platform;
 use super::queue::{CauseId, Released};
 use crate::proto::id::ConnId;
@@ -19,29 +21,39 @@ use crate::store::quota::Quota;
 pub(super) struct Cause {
     /// Who asked. If that connection is gone, so is its account.
     pub(super) connection: ConnId,
-    /// How many messages wait, and one for the request while it is being handled.
+    /// How many messages wait.
     pub(super) waiting: usize,
 }
 
+/// The request that is being handled, as what makes messages wait.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    cause: CauseId,
+    connection: ConnId,
+}
+
 impl<P: Platform> Server<P> {
-    /// Starts charging for a request of this connection; `None` if it is privileged.
-    pub(super) fn open_cause(&mut self, id: ConnId) -> Option<CauseId> {
-        let connection = self.connections.get(&id)?;
-        if connection.privileged {
+    /// Gives the request of an asker a number; `None` if nothing is charged for it.
+    pub(super) fn name_cause(&mut self, asker: Asker) -> Option<Asked> {
+        if asker.privileged {
             return None;
         }
-        self.store.charge(connection.domid, Quota::Outstanding, 1);
         let cause = CauseId(self.next_cause);
         self.next_cause = self.next_cause.wrapping_add(1);
-        self.causes.insert(cause, Cause { connection: id, waiting: 1 });
-        Some(cause)
+        Some(Asked { cause, connection: asker.id })
     }
 
-    /// One more message waits because of this request.
-    pub(super) fn hold_cause(&mut self, cause: Option<CauseId>) {
-        if let Some(cause) = cause.and_then(|cause| self.causes.get_mut(&cause)) {
+    /// One more message waits because of this request, for which the first one is charged.
+    pub(super) fn hold_cause(&mut self, asked: Option<Asked>) -> Option<CauseId> {
+        let Asked { cause: id, connection } = asked?;
+        if let Some(cause) = self.causes.get_mut(&id) {
             cause.waiting = cause.waiting.saturating_add(1);
+            return Some(id);
         }
+        let domid = self.connections.get(&connection)?.domid;
+        self.store.charge(domid, Quota::Outstanding, 1);
+        self.causes.insert(id, Cause { connection, waiting: 1 });
+        Some(id)
     }
 
     /// One thing less waits because of this request.

@@ -8,11 +8,9 @@ use super::rate::WriteCredit;
 use crate::proto::assemble::{Assembler, Oversize};
 use crate::proto::handover::{FieldReader, FieldWriter, Short};
 use crate::proto::id::{DomId, EvtchnPort};
-use crate::proto::ring::{
-    self, BadIndices, RING_SIZE, Requests, Responses, RingError, RingPage, Word,
-};
+use crate::proto::ring::{self, BadIndices, Requests, Responses, RingError, RingPage, Word};
 use crate::proto::stream::{OutOfRoom, Sink};
-use crate::proto::wire::{HEADER_SIZE, features};
+use crate::proto::wire::{HEADER_SIZE, Header, features};
 
 /// How often impossible indices are looked at again before they cost the connection: the firmware of an HVM
 /// guest zeroes the four words one by one, and the server may look just then.
@@ -211,7 +209,8 @@ impl<R: RingPage> Connection<R> {
     pub(super) fn receive(&mut self) -> Result<bool, Fault> {
         let mut pass = Requests::open(&self.ring)?;
         let was_empty = self.assembler.is_empty();
-        match Self::assemble(&mut self.assembler, &self.ring, &mut pass) {
+        let Self { assembler, ring, .. } = self;
+        match assembler.fill(pass.available(), |room| _ = pass.take(ring, room)) {
             Ok(is_complete) => {
                 self.must_notify |= pass.close(&mut self.ring);
                 Ok(is_complete)
@@ -225,23 +224,20 @@ impl<R: RingPage> Connection<R> {
         }
     }
 
-    fn assemble(
-        assembler: &mut Assembler,
-        ring: &R,
-        pass: &mut Requests,
-    ) -> Result<bool, Oversize> {
-        let mut buffer = [0; RING_SIZE as usize];
-        loop {
-            let wanted = assembler.wanted()?.min(buffer.len());
-            if wanted == 0 {
-                return Ok(true);
-            }
-            let taken = pass.take(ring, buffer.get_mut(..wanted).unwrap_or(&mut []));
-            if taken == 0 {
-                return Ok(false);
-            }
-            assembler.push(buffer.get(..taken).unwrap_or(&[]))?;
+    /// Writes a message at once if none waits and it fits whole; `false` if not.
+    pub(super) fn put_whole(&mut self, header: Header, payload: &[u8]) -> bool {
+        if !self.queue.is_empty() {
+            return false;
         }
+        // Indices that make no sense are found out when the queue is written.
+        let Ok(mut pass) = Responses::open(&self.ring) else { return false };
+        if pass.space() < payload.len().saturating_add(HEADER_SIZE) {
+            return false;
+        }
+        pass.put(&mut self.ring, &header.to_bytes());
+        pass.put(&mut self.ring, payload);
+        self.must_notify |= pass.close(&mut self.ring);
+        true
     }
 
     /// Writes waiting messages until all are written or the ring is full to its last byte.

@@ -8,20 +8,24 @@
 //! own too (XSA-425): it holds no reference to one, and whoever goes on afterwards looks it up again.
 
 use super::Server;
+use super::accounts::Asked;
 use super::memory;
 use super::platform::Platform;
-use super::queue::{CauseId, MESSAGE_OVERHEAD, Payload};
+use super::queue::{MESSAGE_OVERHEAD, Payload};
 use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, DomId, TxId};
 use crate::proto::request::{Grammar, Request};
 use crate::proto::wire::{Header, Kind, PAYLOAD_MAX};
-use crate::store::Caller;
 use crate::store::quota::Quota;
+use crate::store::{Caller, Level};
 use alloc::borrow::Cow;
 use alloc::vec::Vec;
 
 /// Replies up to this size are never refused for memory.
 const SHORT_REPLY: usize = 16;
+
+/// Bytes of a reply for which room is kept from one request to the next.
+const REPLY_KEPT: usize = 256;
 
 /// Events for which room is kept from one request to the next.
 const EVENTS_KEPT: usize = 32;
@@ -120,42 +124,41 @@ impl<P: Platform> Server<P> {
         let mut assembler = core::mem::take(&mut connection.assembler);
         if let Some((header, payload)) = assembler.complete() {
             connection.figures.received(payload.len());
-            let cause = self.open_cause(id);
-            let answer = self.answer(id, header, payload);
+            let asker = Asker {
+                id,
+                req_id: header.req_id,
+                tx: TxId(header.tx_id),
+                domid: connection.domid,
+                privileged: connection.privileged,
+                features: connection.features,
+            };
+            let asked = self.name_cause(asker);
+            let answer = self.answer(asker, header.kind, payload);
             self.trace_answer(id, header, &answer);
-            self.deliver_events(cause);
-            self.queue_answer(id, header, answer, cause);
-            if let Some(cause) = cause {
-                self.drop_cause(cause);
-            }
+            self.deliver_events(asked);
+            self.queue_answer(id, header, answer, asked);
         }
         assembler.clear();
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.assembler = assembler;
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.assembler = assembler;
+        if !connection.privileged {
+            let domid = connection.domid;
+            self.watch_soft_memory(id, domid);
         }
-        self.watch_soft_memory(id);
     }
 
     /// Checks a request in the order that clients know, and has it handled.
-    fn answer(&mut self, id: ConnId, header: Header, payload: &[u8]) -> Answer {
-        let kind = Kind::from_number(header.kind)
+    fn answer(&mut self, asker: Asker, kind: u32, payload: &[u8]) -> Answer {
+        let kind = Kind::from_number(kind)
             .filter(|kind| !matches!(kind, Kind::WatchEvent | Kind::Error))
             .ok_or(XsError::ENOSYS)?;
-        let connection = self.connections.get(&id).ok_or(XsError::EIO)?;
-        let asker = Asker {
-            id,
-            req_id: header.req_id,
-            tx: TxId(header.tx_id),
-            domid: connection.domid,
-            privileged: connection.privileged,
-            features: connection.features,
-        };
         self.trace_request(asker, kind, payload);
         if is_privileged_only(kind) && !asker.privileged {
             return Err(XsError::EACCES);
         }
         let ignores_tx = matches!(kind, Kind::Watch | Kind::Unwatch);
-        if !ignores_tx && asker.tx != TxId::NONE && !self.store.has_transaction(id, asker.tx) {
+        if !ignores_tx && asker.tx != TxId::NONE && !self.store.has_transaction(asker.id, asker.tx)
+        {
             return Err(XsError::ENOENT);
         }
         let grammar = Grammar { features: asker.features, privileged: asker.privileged };
@@ -192,13 +195,13 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// Queues the reply to a request.
+    /// Writes the reply to a request, or queues it.
     pub(super) fn queue_answer(
         &mut self,
         id: ConnId,
         header: Header,
         answer: Answer,
-        cause: Option<CauseId>,
+        asked: Option<Asked>,
     ) {
         let (answer, first_event) = match answer {
             Ok(Reply::Later) => return,
@@ -225,23 +228,55 @@ impl<P: Platform> Server<P> {
             Err(error) => (Kind::Error.number(), Cow::Borrowed(error_payload(error))),
         };
         connection.figures.queued(payload.len());
+        let len = u32::try_from(payload.len()).unwrap_or(0);
+        let header = Header { kind, len, ..header };
+        if first_event.is_none() && connection.put_whole(header, &payload) {
+            self.keep_reply_room(payload);
+            return;
+        }
+        self.queue_reply(id, header, payload, asked);
+        if let Some(event) = first_event {
+            self.deliver(id, event, asked);
+        }
+    }
+
+    /// Queues a reply that does not fit into the ring, or has others before it.
+    fn queue_reply(&mut self, id: ConnId, header: Header, payload: Payload, asked: Option<Asked>) {
+        let cause = self.hold_cause(asked);
+        // As large as what is charged, and not as large as the scratch space.
+        let exact = match &payload {
+            Cow::Borrowed(text) => Cow::Borrowed(*text),
+            Cow::Owned(bytes) => Cow::Owned(Vec::from(bytes.as_slice())),
+        };
+        self.keep_reply_room(payload);
+        let Some(connection) = self.connections.get_mut(&id) else { return };
         if !connection.privileged {
-            let cost = payload.len().saturating_add(MESSAGE_OVERHEAD);
+            let cost = exact.len().saturating_add(MESSAGE_OVERHEAD);
             self.store.charge(connection.domid, Quota::Memory, cost);
         }
-        let len = u32::try_from(payload.len()).unwrap_or(0);
-        connection.queue.push_reply(Header { kind, len, ..header }, payload, cause);
-        self.hold_cause(cause);
-        if let Some(event) = first_event {
-            self.deliver(id, event, cause);
+        connection.queue.push_reply(header, exact, cause);
+    }
+
+    /// Scratch space for a reply.
+    pub(super) fn reply_room(&mut self) -> Vec<u8> {
+        core::mem::take(&mut self.reply)
+    }
+
+    /// Keeps the room of a reply for the next one.
+    pub(super) fn keep_reply_room(&mut self, reply: Payload) {
+        if let Cow::Owned(mut room) = reply
+            && room.capacity() <= REPLY_KEPT
+        {
+            room.clear();
+            self.reply = room;
         }
     }
 
     /// Queues the events that the store has gathered.
-    pub(super) fn deliver_events(&mut self, cause: Option<CauseId>) {
+    pub(super) fn deliver_events(&mut self, asked: Option<Asked>) {
         let mut events = core::mem::take(self.store.events());
         for event in events.drain(..) {
-            self.deliver(event.conn, event.payload, cause);
+            self.deliver(event.conn, event.payload, asked);
         }
         // A burst's worth of memory is given back.
         *self.store.events() = if events.capacity() > EVENTS_KEPT { Vec::new() } else { events };
@@ -255,7 +290,7 @@ impl<P: Platform> Server<P> {
     }
 
     /// Queues one event.
-    fn deliver(&mut self, id: ConnId, payload: Vec<u8>, cause: Option<CauseId>) {
+    fn deliver(&mut self, id: ConnId, payload: Vec<u8>, asked: Option<Asked>) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         if !connection.is_connected()
             || payload.len() > PAYLOAD_MAX
@@ -276,9 +311,11 @@ impl<P: Platform> Server<P> {
         if !connection.privileged {
             self.store.charge(connection.domid, Quota::Memory, cost);
         }
-        // Most are read at once; the others get their deadline when it has been tried.
-        connection.queue.push_event(payload, cause, None);
-        self.hold_cause(cause);
+        let cause = self.hold_cause(asked);
+        if let Some(connection) = self.connections.get_mut(&id) {
+            // Most are read at once; the others get their deadline when it has been tried.
+            connection.queue.push_event(payload, cause, None);
+        }
         self.mark_ready(id);
     }
 
@@ -293,16 +330,13 @@ impl<P: Platform> Server<P> {
     }
 
     /// Warns, without consequences, about a domain that makes the server hold much.
-    fn watch_soft_memory(&mut self, id: ConnId) {
-        let Some(connection) = self.connections.get(&id).filter(|c| !c.privileged) else { return };
-        if !self.store.allows(connection.domid, Quota::Memory, 0) {
-            self.guest_log(id, format_args!("holds more memory than it may"));
-            return;
-        }
-        let Some((used, _)) = self.store.usage(connection.domid, Quota::Memory) else { return };
-        let soft = self.store.quota(Some(connection.domid), Quota::SoftMemory).unwrap_or(0);
-        if soft != 0 && used > soft {
-            self.guest_log(id, format_args!("holds {used} bytes, the soft limit is {soft}"));
+    fn watch_soft_memory(&mut self, id: ConnId, domid: DomId) {
+        match self.store.memory_level(domid) {
+            Level::Fine => {}
+            Level::Soft { used, limit } => {
+                self.guest_log(id, format_args!("holds {used} bytes, the soft limit is {limit}"));
+            }
+            Level::Over => self.guest_log(id, format_args!("holds more memory than it may")),
         }
     }
 

@@ -12,6 +12,7 @@ use crate::proto::wire::features;
 use crate::store::perms::{Access, Entry};
 use crate::store::quota::Quota;
 use crate::store::{Caller, Store};
+use alloc::borrow::Cow;
 use alloc::vec::Vec;
 
 /// A number as the text of a reply.
@@ -22,28 +23,33 @@ fn number(value: u32) -> Reply {
     Reply::Data(text)
 }
 
-/// A reply's payload as the store writes it.
-fn data(
-    store: &mut Store,
-    read: impl FnOnce(&mut Store, &mut Vec<u8>) -> Result<(), XsError>,
-) -> Answer {
-    let mut reply = Vec::new();
-    read(store, &mut reply)?;
-    Ok(Reply::Data(reply))
-}
-
 impl<P: Platform> Server<P> {
+    /// A reply's payload as the store writes it.
+    fn data(
+        &mut self,
+        read: impl FnOnce(&mut Store, &mut Vec<u8>) -> Result<(), XsError>,
+    ) -> Answer {
+        let mut reply = self.reply_room();
+        match read(&mut self.store, &mut reply) {
+            Ok(()) => Ok(Reply::Data(reply)),
+            Err(error) => {
+                self.keep_reply_room(Cow::Owned(reply));
+                Err(error)
+            }
+        }
+    }
+
     /// Carries out a request that passed the checks common to all.
     pub(super) fn handle(&mut self, asker: Asker, request: &Request<'_>) -> Answer {
         let caller = asker.caller();
         let store = &mut self.store;
         match *request {
-            Request::Directory { path } => data(store, |s, out| s.directory(caller, path, out)),
+            Request::Directory { path } => self.data(|s, out| s.directory(caller, path, out)),
             Request::DirectoryPart { path, offset } => {
-                data(store, |s, out| s.directory_part(caller, path, offset, out))
+                self.data(|s, out| s.directory_part(caller, path, offset, out))
             }
-            Request::Read { path } => data(store, |s, out| s.read(caller, path, out)),
-            Request::GetPerms { path } => data(store, |s, out| s.get_perms(caller, path, out)),
+            Request::Read { path } => self.data(|s, out| s.read(caller, path, out)),
+            Request::GetPerms { path } => self.data(|s, out| s.get_perms(caller, path, out)),
             Request::Write { path, value } => done(store.write(caller, path, value)),
             Request::Mkdir { path } => done(store.mkdir(caller, path)),
             Request::Rm { path } => done(store.rm(caller, path)),

@@ -94,6 +94,7 @@ pub struct Server<P: Platform> {
     served: Vec<ConnId>,
     /// Scratch space.
     released: Released,
+    reply: Vec<u8>,
     /// Connections that are not read because they, or the server, have no memory left.
     short_of_memory: Vec<ConnId>,
     /// What idle domains leave to busy ones in the write-rate limit.
@@ -173,6 +174,7 @@ impl<P: Platform> Server<P> {
             ready: VecDeque::new(),
             served: Vec::new(),
             released: Released::default(),
+            reply: Vec::new(),
             short_of_memory: Vec::new(),
             reserve: Reserve::default(),
             timers: BTreeSet::new(),

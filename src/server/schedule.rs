@@ -8,12 +8,13 @@
 //! the next. An idle server sleeps without any deadline.
 
 use super::Server;
-use super::connection::{Fault, Suspension, Verdict};
+use super::connection::{Connection, Fault, Suspension, Verdict};
 use super::memory;
 use super::platform::{Event, Platform};
 use super::queue::Released;
 use crate::proto::id::ConnId;
-use crate::proto::ring::RingError;
+use crate::proto::ring::{self, RingError};
+use crate::store::Store;
 use crate::store::quota::Quota;
 
 /// How many requests of one connection are handled before the others have their turn.
@@ -199,15 +200,19 @@ impl<P: Platform> Server<P> {
         let now_ms = self.now_ms;
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.is_ready = false;
+        let mut is_fine = false;
         if connection.is_connected() {
-            let mut released = Released::default();
-            connection.queue.expire(now_ms, &mut released);
-            self.settle_released(id, &mut released);
-            if let Err(fault) = self.exchange(id) {
-                self.blame(id, fault);
+            if connection.queue.earliest_ms().is_some_and(|earliest| earliest <= now_ms) {
+                let mut released = Released::default();
+                connection.queue.expire(now_ms, &mut released);
+                self.settle_released(id, &mut released);
+            }
+            match self.exchange(id) {
+                Ok(()) => is_fine = true,
+                Err(fault) => self.blame(id, fault),
             }
         }
-        self.conclude(id);
+        self.conclude(id, is_fine);
     }
 
     /// Writes what waits, handles requests, writes what they gave.
@@ -233,16 +238,12 @@ impl<P: Platform> Server<P> {
                 break;
             }
         }
-        self.send(id)?;
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.trust();
-        }
-        Ok(())
+        self.send(id)
     }
 
     fn send(&mut self, id: ConnId) -> Result<(), Fault> {
         let Some(connection) = self.connections.get_mut(&id) else { return Ok(()) };
-        if !connection.is_connected() {
+        if !connection.is_connected() || connection.queue.is_empty() {
             return Ok(());
         }
         let mut released = core::mem::take(&mut self.released);
@@ -255,11 +256,24 @@ impl<P: Platform> Server<P> {
     }
 
     fn read_request(&mut self, id: ConnId) -> Result<Read, Fault> {
-        let suspension = self.suspension(id);
         let Some(connection) = self.connections.get_mut(&id) else { return Ok(Read::Nothing) };
         if !connection.is_connected() {
             return Ok(Read::Nothing);
         }
+        if !ring::has_requests(&connection.ring) {
+            // There is nothing that could be kept from being read. Who is short of memory stays in the list.
+            connection.suspension =
+                connection.suspension.filter(|suspension| *suspension == Suspension::Memory);
+            return Ok(Read::Nothing);
+        }
+        if connection.suspension.is_none()
+            && !connection.credit.is_in_debt()
+            && Self::obstacle(connection, &mut self.platform, &self.store).is_none()
+        {
+            return Ok(if connection.receive()? { Read::Complete } else { Read::Nothing });
+        }
+        let suspension = self.suspension(id);
+        let Some(connection) = self.connections.get_mut(&id) else { return Ok(Read::Nothing) };
         let before = core::mem::replace(&mut connection.suspension, suspension);
         let domid = connection.domid;
         if suspension == Some(Suspension::Memory) && before != suspension {
@@ -280,20 +294,9 @@ impl<P: Platform> Server<P> {
     fn suspension(&mut self, id: ConnId) -> Option<Suspension> {
         let guests = self.guests();
         let connection = self.connections.get_mut(&id)?;
-        if !memory::can_read(&mut self.platform) {
-            return Some(Suspension::Memory);
-        }
-        if connection.privileged {
-            return None;
-        }
-        if !self.store.allows(connection.domid, Quota::Outstanding, 1) {
-            return Some(Suspension::Outstanding);
-        }
-        if !self.store.allows(connection.domid, Quota::Memory, 1) {
-            return Some(Suspension::Memory);
-        }
-        if !connection.credit.is_in_debt() {
-            return None;
+        let obstacle = Self::obstacle(connection, &mut self.platform, &self.store);
+        if obstacle.is_some() || connection.privileged || !connection.credit.is_in_debt() {
+            return obstacle;
         }
         let now_ms = self.read_clock();
         let connection = self.connections.get_mut(&id)?;
@@ -301,10 +304,31 @@ impl<P: Platform> Server<P> {
         until.map(Suspension::Rate)
     }
 
-    /// After a connection was served, or could not be: signal, timer, place in the lists.
-    fn conclude(&mut self, id: ConnId) {
-        self.date_events(id);
+    /// The part of [`suspension`](Self::suspension) for which the time does not matter.
+    fn obstacle(
+        connection: &Connection<P::Ring>,
+        platform: &mut P,
+        store: &Store,
+    ) -> Option<Suspension> {
+        let allows = |quota| store.allows(connection.domid, quota, 1);
+        if !memory::can_read(platform) {
+            Some(Suspension::Memory)
+        } else if connection.privileged || allows(Quota::Outstanding) && allows(Quota::Memory) {
+            None
+        } else if !allows(Quota::Outstanding) {
+            Some(Suspension::Outstanding)
+        } else {
+            Some(Suspension::Memory)
+        }
+    }
+
+    /// After a connection was served, or could not be: signal, timer, place in the lists. `is_fine` says that
+    /// all indices made sense.
+    fn conclude(&mut self, id: ConnId, is_fine: bool) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
+        if is_fine {
+            connection.trust();
+        }
         if core::mem::take(&mut connection.must_notify) {
             if let Some(port) = connection.port {
                 self.platform.notify(port);
@@ -314,7 +338,12 @@ impl<P: Platform> Server<P> {
             connection.was_served = true;
             self.served.push(id);
         }
-        self.set_timer(id);
+        if connection.queue.has_undated() {
+            self.date_events(id);
+            self.set_timer(id);
+        } else if connection.next_look_ms() != connection.wake_at_ms {
+            self.set_timer(id);
+        }
     }
 
     /// Says until when the events wait that a guest has not been able to read at once.

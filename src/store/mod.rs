@@ -68,6 +68,22 @@ pub struct Caller {
     pub tx: TxId,
 }
 
+/// How much memory the server holds for a domain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Level {
+    /// Less than its limits say.
+    Fine,
+    /// So many bytes, more than the limit at which the administrator is warned.
+    Soft {
+        /// Bytes held.
+        used: u32,
+        /// The limit.
+        limit: u32,
+    },
+    /// More than it may have.
+    Over,
+}
+
 /// The two special names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Special {
@@ -100,6 +116,8 @@ pub struct Store {
     transactions: HashMap<(ConnId, TxId), Transaction, FixedState>,
     events: Vec<Event>,
     found: Vec<Match>,
+    /// Scratch space for the path of a request.
+    spelling: Vec<u8>,
     headroom: usize,
     dropped: u64,
     seed: u64,
@@ -131,6 +149,7 @@ impl Store {
             transactions: HashMap::with_hasher(hasher),
             events: Vec::new(),
             found: Vec::new(),
+            spelling: Vec::new(),
             headroom: usize::MAX,
             dropped: 0,
             seed,
@@ -216,6 +235,20 @@ impl Store {
     pub fn reset_peaks(&mut self) {
         for domain in self.tree.domains.iter_mut() {
             domain.peak = domain.used;
+        }
+    }
+
+    /// How much memory is held for a domain, by its limits.
+    #[must_use]
+    pub fn memory_level(&self, domid: DomId) -> Level {
+        let Some(domain) = self.tree.domains.get(domid) else { return Level::Fine };
+        let used = domain.used.get(Quota::Memory);
+        if !domain.quotas.allows(Quota::Memory, used as usize) {
+            Level::Over
+        } else if !domain.quotas.allows(Quota::SoftMemory, used as usize) {
+            Level::Soft { used, limit: domain.quotas.get(Quota::SoftMemory) }
+        } else {
+            Level::Fine
         }
     }
 
@@ -359,8 +392,7 @@ impl Store {
         path: &[u8],
         reply: &mut Vec<u8>,
     ) -> Result<(), XsError> {
-        let path = self.path(caller.conn, path, Names::Ordinary)?;
-        self.session(caller)?.directory(&path, reply)
+        self.at(caller, path, Names::Ordinary, |session, path| session.directory(path, reply))
     }
 
     /// DIRECTORY_PART, from byte `offset` of the list on; an offset outside of it is its end.
@@ -374,8 +406,9 @@ impl Store {
         offset: i64,
         reply: &mut Vec<u8>,
     ) -> Result<(), XsError> {
-        let path = self.path(caller.conn, path, Names::Ordinary)?;
-        self.session(caller)?.directory_part(&path, offset, reply)
+        self.at(caller, path, Names::Ordinary, |session, path| {
+            session.directory_part(path, offset, reply)
+        })
     }
 
     /// READ.
@@ -388,8 +421,7 @@ impl Store {
         path: &[u8],
         reply: &mut Vec<u8>,
     ) -> Result<(), XsError> {
-        let path = self.path(caller.conn, path, Names::Ordinary)?;
-        self.session(caller)?.read(&path, reply)
+        self.at(caller, path, Names::Ordinary, |session, path| session.read(path, reply))
     }
 
     /// GET_PERMS.
@@ -402,8 +434,7 @@ impl Store {
         path: &[u8],
         reply: &mut Vec<u8>,
     ) -> Result<(), XsError> {
-        let path = self.path(caller.conn, path, Names::OrSpecial)?;
-        self.session(caller)?.get_perms(&path, reply)
+        self.at(caller, path, Names::OrSpecial, |session, path| session.get_perms(path, reply))
     }
 
     /// WRITE.
@@ -411,8 +442,7 @@ impl Store {
     /// # Errors
     /// `EINVAL`, `EACCES`; `ENOSPC` or `ENOMEM` where a quota or memory refuses.
     pub fn write(&mut self, caller: Caller, path: &[u8], value: &[u8]) -> Result<(), XsError> {
-        let path = self.path(caller.conn, path, Names::Ordinary)?;
-        self.session(caller)?.write(&path, value)
+        self.at(caller, path, Names::Ordinary, |session, path| session.write(path, value))
     }
 
     /// MKDIR.
@@ -420,8 +450,7 @@ impl Store {
     /// # Errors
     /// As [`write`](Self::write).
     pub fn mkdir(&mut self, caller: Caller, path: &[u8]) -> Result<(), XsError> {
-        let path = self.path(caller.conn, path, Names::Ordinary)?;
-        self.session(caller)?.mkdir(&path)
+        self.at(caller, path, Names::Ordinary, |session, path| session.mkdir(path))
     }
 
     /// RM.
@@ -429,8 +458,7 @@ impl Store {
     /// # Errors
     /// `EINVAL`, also for `/`; `EACCES`; `ENOENT` if not even the node above exists.
     pub fn rm(&mut self, caller: Caller, path: &[u8]) -> Result<(), XsError> {
-        let path = self.path(caller.conn, path, Names::Ordinary)?;
-        self.session(caller)?.rm(&path)
+        self.at(caller, path, Names::Ordinary, |session, path| session.rm(path))
     }
 
     /// The first check of SET_PERMS: whether the caller may set that many entries.
@@ -463,8 +491,7 @@ impl Store {
             Some(_) => {}
             None => return Err(XsError::EINVAL),
         }
-        let path = self.path(caller.conn, path, Names::OrSpecial)?;
-        self.session(caller)?.set_perms(&path, &entries)
+        self.at(caller, path, Names::OrSpecial, |session, path| session.set_perms(path, &entries))
     }
 
     /// WATCH. The server queues the reply, then the first event: the path as spelled and the token.
@@ -657,13 +684,26 @@ impl Store {
     /// The canonical form of a path that a connection spelled.
     fn path(&self, conn: ConnId, raw: &[u8], names: Names) -> Result<Path, XsError> {
         let party = self.party(conn).ok_or(XsError::EINVAL)?;
-        let domain = self.tree.domains.get(party.domid).filter(|_| !party.privileged);
-        let max = domain.map_or(0, |domain| domain.quotas.get(Quota::PathMax));
-        Path::new(raw, names, party.domid, max)
+        Path::new(Vec::new(), raw, names, party.domid, self.path_max(&party))
     }
 
-    fn session(&mut self, caller: Caller) -> Result<Session<'_>, XsError> {
+    /// The longest path of a party; 0 for any.
+    fn path_max(&self, party: &Party) -> u32 {
+        let domain = self.tree.domains.get(party.domid).filter(|_| !party.privileged);
+        domain.map_or(0, |domain| domain.quotas.get(Quota::PathMax))
+    }
+
+    /// Does something with a path that a connection spelled.
+    fn at(
+        &mut self,
+        caller: Caller,
+        raw: &[u8],
+        names: Names,
+        act: impl FnOnce(&mut Session<'_>, &Path) -> Result<(), XsError>,
+    ) -> Result<(), XsError> {
         let party = self.party(caller.conn).ok_or(XsError::EINVAL)?;
+        let max = self.path_max(&party);
+        let path = Path::new(core::mem::take(&mut self.spelling), raw, names, party.domid, max)?;
         let tx = match caller.tx {
             TxId::NONE => None,
             id => Some(self.transactions.get_mut(&(caller.conn, id)).ok_or(XsError::ENOENT)?),
@@ -676,7 +716,9 @@ impl Store {
             headroom: &mut self.headroom,
             dropped: &mut self.dropped,
         };
-        Ok(Session { tree: &mut self.tree, bell, party, tx })
+        let result = act(&mut Session { tree: &mut self.tree, bell, party, tx }, &path);
+        self.spelling = path.into_room();
+        result
     }
 
     fn tree_and_bell(&mut self) -> (&mut Tree, Bell<'_>) {

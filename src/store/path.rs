@@ -2,11 +2,15 @@
 
 use crate::proto::error::XsError;
 use crate::proto::id::DomId;
+use crate::proto::text::push_decimal;
 use alloc::vec::Vec;
 use core::fmt::Write;
 
 /// The directory of a domain; relative paths of its connections start here.
 const DOMAINS: &[u8] = b"/local/domain/";
+
+/// Bytes of a path for which room is kept.
+const ROOM_KEPT: usize = 256;
 
 /// Whether `@introduceDomain` and its like are welcome.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,7 +30,7 @@ pub(super) struct Path {
 }
 
 impl Path {
-    /// Brings a client's spelling into canonical form. `domid` says where relative paths start and
+    /// Brings a client's spelling into canonical form, in `room`, whose bytes do not matter. `domid` says where relative paths start and
     /// `max` is the longest path allowed, 0 for any: the directory of a domain in front does not
     /// count, so that a guest may use the same names whatever its domid is.
     ///
@@ -35,27 +39,37 @@ impl Path {
     ///
     /// # Errors
     /// `EINVAL` for everything that is not a path.
-    pub(super) fn new(raw: &[u8], names: Names, domid: DomId, max: u32) -> Result<Self, XsError> {
-        let mut bytes = Vec::with_capacity(raw.len().saturating_add(24));
+    pub(super) fn new(
+        room: Vec<u8>,
+        raw: &[u8],
+        names: Names,
+        domid: DomId,
+        max: u32,
+    ) -> Result<Self, XsError> {
+        let mut bytes = room;
+        bytes.clear();
+        bytes.reserve(raw.len().saturating_add(24));
         let special = raw.first() == Some(&b'@');
-        if special && names == Names::Ordinary || !raw.iter().copied().all(is_legal) {
+        if special && names == Names::Ordinary || !is_spelled_well(raw) {
             return Err(XsError::EINVAL);
         }
         if raw.first() != Some(&b'/') && !special {
             bytes.extend_from_slice(DOMAINS);
-            let _infallible = write!(Text(&mut bytes), "{domid}/");
+            push_decimal(&mut bytes, u64::from(domid.0));
+            bytes.push(b'/');
         }
         let home = bytes.len();
         bytes.extend_from_slice(raw);
-        let ends_in_slash = bytes.last() == Some(&b'/') && bytes.len() > 1;
-        if ends_in_slash || bytes.windows(2).any(|pair| pair == b"//") {
-            return Err(XsError::EINVAL);
-        }
         let counted = below_domain(&bytes).len();
         if max != 0 && counted > max as usize {
             return Err(XsError::EINVAL);
         }
         Ok(Self { bytes, home })
+    }
+
+    /// The room for another one, unless it is too large to be kept.
+    pub(super) fn into_room(self) -> Vec<u8> {
+        if self.bytes.capacity() <= ROOM_KEPT { self.bytes } else { Vec::new() }
     }
 
     /// The canonical path.
@@ -69,25 +83,47 @@ impl Path {
     }
 }
 
-/// Whether a byte may stand in a path.
-pub(super) fn is_legal(byte: u8) -> bool {
-    LEGAL.get(usize::from(byte)).is_some_and(|legal| *legal)
+/// Whether a path has legal bytes only, is not empty, has no slash at its end (but for `/`) and no two in a row.
+fn is_spelled_well(raw: &[u8]) -> bool {
+    // Without a branch for each byte: whether there was an illegal one, or two slashes in a row.
+    let (mut before, mut faults) = (0, 0);
+    for byte in raw {
+        let class = class(*byte);
+        faults |= class & ILLEGAL | class & before;
+        before = class;
+    }
+    faults == 0 && !raw.is_empty() && (before != SLASH || raw.len() == 1)
 }
 
-/// The answer for each byte.
+/// Whether a byte may stand in a path.
+pub(super) fn is_legal(byte: u8) -> bool {
+    class(byte) != ILLEGAL
+}
+
+/// What a byte is in a path: [`SLASH`], [`ILLEGAL`], or 0 for what names are made of.
+fn class(byte: u8) -> u8 {
+    CLASSES.get(usize::from(byte)).copied().unwrap_or(ILLEGAL)
+}
+
+const SLASH: u8 = 1;
+const ILLEGAL: u8 = 2;
+
+/// The class of each byte.
 #[expect(
     clippy::indexing_slicing,
     reason = "evaluated by the compiler, which would not panic but complain"
 )]
-static LEGAL: [bool; 256] = {
-    let mut legal = [false; 256];
+static CLASSES: [u8; 256] = {
+    let mut classes = [ILLEGAL; 256];
     let mut byte = u8::MAX;
     while byte > 0 {
-        legal[byte as usize] =
-            byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'/' | b'_' | b'@');
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'@') {
+            classes[byte as usize] = 0;
+        }
         byte = byte.wrapping_sub(1);
     }
-    legal
+    classes[b'/' as usize] = SLASH;
+    classes
 };
 
 /// Whether this is one component of a path.
@@ -132,7 +168,27 @@ pub(super) fn name(path: &[u8]) -> &[u8] {
 
 /// The components of an absolute path, from the root down.
 pub(super) fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    path.split(|byte| *byte == b'/').filter(|component| !component.is_empty())
+    let mut rest = path.strip_prefix(b"/").unwrap_or(path);
+    core::iter::from_fn(move || {
+        let (name, behind) = rest.split_at_checked(name_len(rest)).unwrap_or((rest, &[]));
+        rest = behind.get(1..).unwrap_or(&[]);
+        (!name.is_empty()).then_some(name)
+    })
+}
+
+/// Bytes in front of the first slash. It looks at 8 at a time: most names are no longer.
+fn name_len(path: &[u8]) -> usize {
+    let Some(word) = path.first_chunk() else {
+        return path.iter().position(|byte| *byte == b'/').unwrap_or(path.len());
+    };
+    let word = u64::from_le_bytes(*word) ^ u64::from_le_bytes([b'/'; 8]);
+    // Below the lowest byte that is 0 now, nothing borrows.
+    let zeros = word.wrapping_sub(0x0101_0101_0101_0101) & !word & 0x8080_8080_8080_8080;
+    if zeros != 0 {
+        return (zeros.trailing_zeros() / 8) as usize;
+    }
+    let rest = path.get(8..).unwrap_or(&[]);
+    rest.iter().position(|byte| *byte == b'/').map_or(path.len(), |at| at.saturating_add(8))
 }
 
 /// A path and all paths above it, from the bottom up.
@@ -165,7 +221,7 @@ mod tests {
     use alloc::vec;
 
     fn canonical(raw: &[u8], names: Names) -> Result<Vec<u8>, XsError> {
-        Path::new(raw, names, DomId(7), 2048).map(|path| path.bytes().to_vec())
+        Path::new(Vec::new(), raw, names, DomId(7), 2048).map(|path| path.bytes().to_vec())
     }
 
     #[test]

@@ -190,7 +190,7 @@ impl<'a> Restoring<'a> {
         let conn = watch.conn;
         let party =
             store.party(conn).ok_or_else(|| format!("a watch of no connection ({})", conn.0))?;
-        let path = Path::new(watch.path, Names::OrSpecial, party.domid, 0)
+        let path = Path::new(Vec::new(), watch.path, Names::OrSpecial, party.domid, 0)
             .map_err(|_| format!("a watch of domain {} on no path", party.domid))?;
         if store.watches.find(conn, path.bytes(), watch.token).is_some() {
             return Err(format!("a watch of domain {} is there twice", party.domid));
@@ -390,7 +390,7 @@ impl<'a> Restoring<'a> {
         unfilled.left = unfilled.left.saturating_sub(1);
         let key = (unfilled.conn, unfilled.tx);
         // Whatever else was touched was spelled by `Path`.
-        if Path::new(node.path, Names::OrSpecial, DomId(0), 0).is_err()
+        if Path::new(Vec::new(), node.path, Names::OrSpecial, DomId(0), 0).is_err()
             || !matches!(node.path.first(), Some(b'/' | b'@'))
         {
             return refused("this is no path");

@@ -57,18 +57,25 @@ impl SharedPage {
     /// Copies bytes out, as many as fit and exist.
     pub fn read(&self, offset: usize, into: &mut [u8]) {
         let len = into.len().min(PAGE_SIZE.saturating_sub(offset));
+        let head = head_len(offset, len);
+        let (head, rest) = into[..len].split_at_mut(head);
+        let mut chunks = rest.chunks_exact_mut(CHUNK);
         let mut at = offset;
-        for part in parts(offset, &mut into[..len]) {
+        for byte in head {
+            *byte = self.read_byte(at);
+            at += 1;
+        }
+        for chunk in &mut chunks {
             // SAFETY: `at` advances by what was copied and stays below the clipped end.
             let from = unsafe { self.base.add(at) };
-            if let Ok(chunk) = <&mut [u8; CHUNK]>::try_from(&mut *part) {
-                // SAFETY: inside the page; `parts` makes long parts start at a multiple of 8.
-                *chunk = unsafe { from.cast::<u64>().read_volatile() }.to_le_bytes();
-            } else {
-                // SAFETY: inside the page; the other parts are single bytes.
-                part[0] = unsafe { from.read_volatile() };
-            }
-            at += part.len();
+            // SAFETY: inside the page, and behind the head `at` is a multiple of 8.
+            let word = unsafe { from.cast::<u64>().read_volatile() };
+            chunk.copy_from_slice(&word.to_le_bytes());
+            at += CHUNK;
+        }
+        for byte in chunks.into_remainder() {
+            *byte = self.read_byte(at);
+            at += 1;
         }
     }
 
@@ -99,6 +106,14 @@ impl SharedPage {
         }
     }
 
+    /// Loads one byte.
+    fn read_byte(&self, at: usize) -> u8 {
+        // SAFETY: both callers stay below the end of the page.
+        let from = unsafe { self.base.add(at) };
+        // SAFETY: inside the page.
+        unsafe { from.read_volatile() }
+    }
+
     /// Stores one byte.
     fn write_byte(&mut self, at: usize, byte: u8) {
         // SAFETY: both callers stay below the end of the page.
@@ -111,14 +126,6 @@ impl SharedPage {
 /// Bytes in front of the first multiple of [`CHUNK`].
 fn head_len(offset: usize, len: usize) -> usize {
     (offset.next_multiple_of(CHUNK) - offset).min(len)
-}
-
-/// Cuts a slice that goes with the page from `offset` on into single bytes and aligned chunks.
-fn parts(offset: usize, slice: &mut [u8]) -> impl Iterator<Item = &mut [u8]> {
-    let (head, rest) = slice.split_at_mut(head_len(offset, slice.len()));
-    let middle = rest.len() / CHUNK * CHUNK;
-    let (middle, tail) = rest.split_at_mut(middle);
-    head.chunks_mut(1).chain(middle.chunks_exact_mut(CHUNK)).chain(tail.chunks_mut(1))
 }
 
 /// Bytes of a ring that a copy may touch from an offset on.

@@ -94,22 +94,17 @@ mod image {
         /// Takes what is in the ring, answers it, and says whether there was anything to do.
         fn pass(&mut self, platform: &XenPlatform) -> bool {
             let mut pass = Requests::open(&self.page).expect("the indices");
-            let mut piece = [0; 1024];
-            loop {
-                let wanted = self.assembler.wanted().expect("the lengths").min(piece.len());
-                let taken = pass.take(&self.page, &mut piece[..wanted]);
-                self.assembler.push(&piece[..taken]).expect("the lengths");
-                if self.assembler.complete().is_some() {
-                    let assembler = core::mem::take(&mut self.assembler);
-                    if let Some((header, payload)) = assembler.complete() {
-                        self.answer(platform, header, payload);
-                    }
-                    self.assembler = assembler;
-                    self.assembler.clear();
-                } else if taken == 0 {
-                    break;
+            let mut assembler = core::mem::take(&mut self.assembler);
+            while assembler
+                .fill(pass.available(), |room| _ = pass.take(&self.page, room))
+                .expect("the lengths")
+            {
+                if let Some((header, payload)) = assembler.complete() {
+                    self.answer(platform, header, payload);
                 }
+                assembler.clear();
             }
+            self.assembler = assembler;
             let has_taken = pass.close(&mut self.page);
             let mut pass = Responses::open(&self.page).expect("the indices");
             let put = pass.put(&mut self.page, &self.out);

@@ -207,7 +207,16 @@ impl Model {
                 }
                 Seen::Changed(..) => rest = self.scan(&seen[seen.len() - rest.len() - 1..])?,
                 Seen::Scan => rest = self.scan_all(rest, true)?,
-                Seen::Look => rest = self.scan_all(rest, false)?,
+                Seen::Look => {
+                    // The successor answers whoever asked for it before it looks.
+                    while let Some((first @ (Seen::Put(..) | Seen::Clock(_)), _)) =
+                        rest.split_first()
+                    {
+                        self.judge(core::slice::from_ref(first))?;
+                        rest = &rest[1..];
+                    }
+                    rest = self.scan_all(rest, false)?;
+                }
                 Seen::Clock(now_ms) => self.now_ms = *now_ms,
                 Seen::GaveUp(..)
                 | Seen::Emptied(_)
