@@ -606,7 +606,7 @@ impl Store {
                     tree.node(node).map_or(table::NIL, |node| node.list),
                     session::parent_list(tree, &news.path),
                 ),
-                tree::Found::Node(_) | tree::Found::Above(_) => (table::NIL, table::NIL),
+                tree::Found::Node(_) | tree::Found::Above { .. } => (table::NIL, table::NIL),
             };
             bell.ring(tree, &news.path, news.class, &[news.old_list, now, above]);
             tree.release_list(news.old_list);

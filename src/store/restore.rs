@@ -322,7 +322,7 @@ impl<'a> Restoring<'a> {
         // Only others' streams have another order.
         let parent = match self.store.tree.find(stem) {
             Found::Node(handle) if !self.closed && stem.first() == Some(&b'/') => handle,
-            Found::Node(_) | Found::Above(_) => return None,
+            Found::Node(_) | Found::Above { .. } => return None,
         };
         let name_handle = self.store.tree.intern_checked(name)?;
         Some(Place { parent, name, name_handle })

@@ -27,6 +27,41 @@ enum Sight {
     Copied(u32),
 }
 
+/// What there is on the way to a path.
+#[derive(Clone, Copy, Debug)]
+enum Spot<'a> {
+    /// The node.
+    There(Sight),
+    /// Nodes are missing.
+    Missing(Gap<'a>),
+}
+
+/// The nodes that are missing on the way to a path, its own and perhaps some above it.
+#[derive(Clone, Copy, Debug)]
+struct Gap<'a> {
+    /// The nearest node above that exists; of a special name this is the root.
+    above: Sight,
+    path: &'a [u8],
+    /// How many bytes of the path lead to the node above: 0 for the root.
+    there: usize,
+}
+
+impl<'a> Gap<'a> {
+    /// The names of the nodes, from the top down.
+    fn names(self) -> impl Iterator<Item = &'a [u8]> {
+        path::components(self.path.get(self.there..).unwrap_or(&[]))
+    }
+
+    /// Their paths, likewise.
+    fn levels(self) -> impl Iterator<Item = &'a [u8]> {
+        let mut end = self.there;
+        self.names().map(move |name| {
+            end = end.saturating_add(name.len()).saturating_add(1);
+            self.path.get(..end).unwrap_or(self.path)
+        })
+    }
+}
+
 /// The parts of a node that requests ask for.
 #[derive(Clone, Copy, Debug)]
 struct View<'a> {
@@ -118,19 +153,17 @@ impl Session<'_> {
 
     /// Sets a value; makes the node, and all that are missing above it, if there is none.
     pub(super) fn write(&mut self, path: &Path, value: &[u8]) -> Result<(), XsError> {
-        match self.permitted(path.bytes(), Access::Write) {
-            Ok(sight) => self.replace(sight, path, value),
-            Err(XsError::ENOENT) => self.create(path, value),
-            Err(error) => Err(error),
+        match self.spot(path.bytes(), Access::Write)? {
+            Spot::There(sight) => self.replace(sight, path, value),
+            Spot::Missing(gap) => self.create(gap, value),
         }
     }
 
     /// Makes a node with an empty value unless there is one.
     pub(super) fn mkdir(&mut self, path: &Path) -> Result<(), XsError> {
-        match self.permitted(path.bytes(), Access::Write) {
-            Ok(_) => Ok(()),
-            Err(XsError::ENOENT) => self.create(path, &[]),
-            Err(error) => Err(error),
+        match self.spot(path.bytes(), Access::Write)? {
+            Spot::There(_) => Ok(()),
+            Spot::Missing(gap) => self.create(gap, &[]),
         }
     }
 
@@ -138,13 +171,10 @@ impl Session<'_> {
     /// directly above exists.
     pub(super) fn rm(&mut self, path: &Path) -> Result<(), XsError> {
         let path = path.bytes();
-        let sight = match self.permitted(path, Access::Write) {
-            Ok(sight) => sight,
-            Err(XsError::ENOENT) => {
-                let above = path::parent(path).unwrap_or(b"/");
-                return self.look(above)?.map(|_| ()).ok_or(XsError::ENOENT);
-            }
-            Err(error) => return Err(error),
+        let sight = match self.spot(path, Access::Write)? {
+            Spot::There(sight) => sight,
+            Spot::Missing(gap) if gap.names().nth(1).is_none() => return Ok(()),
+            Spot::Missing(_) => return Err(XsError::ENOENT),
         };
         if path == b"/" {
             return Err(XsError::EINVAL);
@@ -185,7 +215,7 @@ impl Session<'_> {
             (Sight::Live(handle), _) => {
                 self.tree.retain_list(old);
                 self.tree.set_list(handle, list);
-                let above = self.parent_list(path);
+                let above = parent_list(self.tree, path);
                 self.bell.ring(self.tree, path, Class::Subtree, &[old, list, above]);
                 self.tree.release_list(old);
             }
@@ -205,38 +235,51 @@ impl Session<'_> {
         }
         match self.tree.find(path) {
             Found::Node(handle) => Ok(Some(Sight::Live(handle))),
-            Found::Above(_) => Ok(None),
+            Found::Above { .. } => Ok(None),
         }
     }
 
-    /// The node at a path, if the caller has this access to it.
+    /// The node at a path.
     ///
     /// # Errors
-    /// `EACCES` if not; `ENOENT` if there is none, but only to a caller who has this access to the
-    /// nearest node above, so that nobody learns what exists where he may not look.
+    /// As [`spot`](Self::spot), and `ENOENT` if there is none.
     fn permitted(&mut self, path: &[u8], wanted: Access) -> Result<Sight, XsError> {
-        if let Some(sight) = self.look(path)? {
-            let allowed = self.rights(sight)?.access.includes(wanted);
-            return allowed.then_some(sight).ok_or(XsError::EACCES);
+        match self.spot(path, wanted)? {
+            Spot::There(sight) => Ok(sight),
+            Spot::Missing(_) => Err(XsError::ENOENT),
         }
-        let above = self.nearest(path)?;
-        let allowed = self.rights(above)?.access.includes(wanted);
-        Err(if allowed { XsError::ENOENT } else { XsError::EACCES })
     }
 
-    /// The nearest node above a path where there is none. Above a special name this is the root.
-    fn nearest(&mut self, path: &[u8]) -> Result<Sight, XsError> {
+    /// What there is at a path.
+    ///
+    /// # Errors
+    /// `EACCES` if the caller has not this access to it, or if there is none, to the nearest node above: nobody
+    /// learns what exists where he may not look.
+    fn spot<'a>(&mut self, path: &'a [u8], wanted: Access) -> Result<Spot<'a>, XsError> {
+        let spot = self.walk(path)?;
+        let (Spot::There(sight) | Spot::Missing(Gap { above: sight, .. })) = spot;
+        let allowed = self.rights(sight)?.access.includes(wanted);
+        allowed.then_some(spot).ok_or(XsError::EACCES)
+    }
+
+    /// The way to a path. In a transaction that is an access to each node that is looked at.
+    fn walk<'a>(&mut self, path: &'a [u8]) -> Result<Spot<'a>, XsError> {
+        let missing = |above, there| Spot::Missing(Gap { above, path, there });
         if self.tx.is_none() {
-            return match self.tree.find(path) {
-                Found::Node(handle) | Found::Above(handle) => Ok(Sight::Live(handle)),
-            };
+            return Ok(match self.tree.find(path) {
+                Found::Node(handle) => Spot::There(Sight::Live(handle)),
+                Found::Above { node, there } => missing(Sight::Live(node), there),
+            });
+        }
+        if let Some(sight) = self.look(path)? {
+            return Ok(Spot::There(sight));
         }
         for above in path::upwards(path).skip(1) {
             if let Some(sight) = self.look(above)? {
-                return Ok(sight);
+                return Ok(missing(sight, if above == b"/" { 0 } else { above.len() }));
             }
         }
-        self.look(b"/")?.ok_or(XsError::EIO)
+        Ok(missing(self.look(b"/")?.ok_or(XsError::EIO)?, 0))
     }
 
     fn view(&self, sight: Sight) -> Result<View<'_>, XsError> {
@@ -401,33 +444,20 @@ impl Session<'_> {
     }
 
     /// Makes a node and all that are missing above it: all of them or none.
-    fn create(&mut self, path: &Path, value: &[u8]) -> Result<(), XsError> {
-        let path = path.bytes();
-        let above = self.nearest(path)?;
-        // All levels below it are missing. Looking for each would cost the square of the depth; in a transaction
-        // it has to be, for each is an access.
-        let there = match above {
-            Sight::Live(handle) => self.tree.path(handle).len(),
-            Sight::Copied(_) => 0,
-        };
-        let mut missing = Vec::new();
-        for level in path::upwards(path) {
-            if level.len() <= there || there == 0 && self.look(level)?.is_some() {
-                break;
-            }
-            missing.push(level);
-        }
-        let parent_list = self.view(above)?.list;
+    fn create(&mut self, gap: Gap<'_>, value: &[u8]) -> Result<(), XsError> {
+        let above_list = self.view(gap.above)?.list;
         let creator = (!self.party.privileged).then_some(self.party.domid);
-        let list = self.tree.inherit(parent_list, creator);
-        let checked = self.check_create(above, list, &missing, value);
-        let made = self.spoiled(checked).map(|()| match above {
-            Sight::Live(handle) => self.create_live(handle, list, &missing, value),
-            Sight::Copied(_) => self.create_copied(list, &missing, value),
+        let list = self.tree.inherit(above_list, creator);
+        let count = gap.names().count();
+        let checked = self.check_create(gap, count, list, value);
+        let made = self.spoiled(checked).map(|()| match gap.above {
+            Sight::Live(handle) => self.create_live(handle, gap, count, list, value),
+            Sight::Copied(_) => self.create_copied(gap, count, list, value),
         });
         if made.is_ok() && self.tx.is_none() {
-            let above = self.parent_list(path);
-            self.bell.ring(self.tree, path, Class::Subtree, &[list, above]);
+            // All but the first are below a node that was made just now.
+            let parent_list = if count == 1 { above_list } else { list };
+            self.bell.ring(self.tree, gap.path, Class::Subtree, &[list, parent_list]);
         }
         self.tree.release_list(list);
         made
@@ -436,9 +466,9 @@ impl Session<'_> {
     /// Whether the caller may make these nodes: their number, their sizes, that of the node above.
     fn check_create(
         &self,
-        above: Sight,
+        gap: Gap<'_>,
+        count: usize,
         list: u32,
-        missing: &[&[u8]],
         value: &[u8],
     ) -> Result<(), XsError> {
         if self.party.privileged {
@@ -447,37 +477,37 @@ impl Session<'_> {
         let domid = self.party.domid;
         let pending = self.tx.as_ref().map_or(0, |tx| tx.delta(domid));
         let used = self.tree.domains.get(domid).map_or(0, |domain| domain.used.get(Quota::Nodes));
-        let count = i64::from(used).saturating_add(pending);
-        let count = usize::try_from(count).unwrap_or(0).saturating_add(missing.len());
-        if !self.within(Quota::Nodes, count) {
+        let owned = i64::from(used).saturating_add(pending);
+        let owned = usize::try_from(owned).unwrap_or(0).saturating_add(count);
+        if !self.within(Quota::Nodes, owned) {
             return Err(XsError::ENOSPC);
         }
-        let mut child = 0;
+        let view = self.view(gap.above)?;
+        let mut above = (view.list, view.value.len(), view.children_bytes);
         let mut bytes = value.len();
-        for (place, level) in missing.iter().enumerate() {
-            let value = if place == 0 { value.len() } else { 0 };
-            self.check_size(list, value, child)?;
-            child = entry_bytes(path::name(level)) as usize;
+        for name in gap.names() {
+            let child = entry_bytes(name) as usize;
+            let (list_above, value_above, children_above) = above;
+            self.check_size(list_above, value_above, children_above.saturating_add(child))?;
+            above = (list, 0, 0);
             bytes = bytes.saturating_add(NODE_BYTES).saturating_add(child);
         }
-        let view = self.view(above)?;
-        let children_bytes = view.children_bytes.saturating_add(child);
-        self.check_size(view.list, view.value.len(), children_bytes)?;
+        self.check_size(list, value.len(), 0)?;
         let allowed = self.tree.domains.allows(domid, Quota::Memory, bytes);
         allowed.then_some(()).ok_or(XsError::ENOMEM)
     }
 
-    fn create_live(&mut self, above: u32, list: u32, missing: &[&[u8]], value: &[u8]) {
+    fn create_live(&mut self, above: u32, gap: Gap<'_>, count: usize, list: u32, value: &[u8]) {
         let mut parent = above;
-        for (left, level) in (0..missing.len()).rev().zip(missing.iter().rev()) {
+        for (left, name) in (0..count).rev().zip(gap.names()) {
             let value = if left == 0 { value } else { &[] };
             self.tree.retain_list(list);
-            parent = self.tree.create(parent, path::name(level), value, list);
+            parent = self.tree.create(parent, name, value, list);
         }
     }
 
-    fn create_copied(&mut self, list: u32, missing: &[&[u8]], value: &[u8]) {
-        for (left, level) in (0..missing.len()).rev().zip(missing.iter().rev()) {
+    fn create_copied(&mut self, gap: Gap<'_>, count: usize, list: u32, value: &[u8]) {
+        for (left, level) in (0..count).rev().zip(gap.levels()) {
             let Some(at) = self.tx.as_ref().and_then(|tx| tx.find(level)) else { continue };
             let before = self.transaction_bytes(at);
             let value = if left == 0 { value } else { &[] };
@@ -561,11 +591,6 @@ impl Session<'_> {
         }
         Ok(order)
     }
-
-    /// The permissions of the live node directly above a path; those of the root for a special name.
-    fn parent_list(&self, path: &[u8]) -> u32 {
-        parent_list(self.tree, path)
-    }
 }
 
 /// The permissions of the live node directly above a path; those of the root for a special name, and
@@ -578,7 +603,7 @@ pub(super) fn parent_list(tree: &Tree, path: &[u8]) -> u32 {
     };
     match above {
         Found::Node(handle) => tree.node(handle).map_or(NIL, |node| node.list),
-        Found::Above(_) => NIL,
+        Found::Above { .. } => NIL,
     }
 }
 

@@ -157,7 +157,7 @@ impl Transaction {
     pub(super) fn touch(&mut self, tree: &mut Tree, path: &[u8]) -> u32 {
         let live = match tree.find(path) {
             Found::Node(handle) if !self.is_below_missing(path) => Some(handle),
-            Found::Node(_) | Found::Above(_) => None,
+            Found::Node(_) | Found::Above { .. } => None,
         };
         let live = live.and_then(|handle| tree.node(handle).map(|node| (handle, node)));
         let (base, now) = live.map_or((None, None), |(handle, node)| {

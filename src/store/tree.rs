@@ -219,8 +219,13 @@ pub(super) struct Place<'a> {
 pub(super) enum Found {
     /// The node.
     Node(u32),
-    /// There is none; this is the nearest one above that exists.
-    Above(u32),
+    /// There is none.
+    Above {
+        /// The nearest one above that exists.
+        node: u32,
+        /// How many bytes of the path lead to it: 0 for the root.
+        there: usize,
+    },
 }
 
 #[derive(Debug)]
@@ -339,14 +344,15 @@ impl Tree {
         match path {
             b"@introduceDomain" => Found::Node(self.special[0]),
             b"@releaseDomain" => Found::Node(self.special[1]),
-            [b'@', ..] => Found::Above(ROOT),
+            [b'@', ..] => Found::Above { node: ROOT, there: 0 },
             _ => {
-                let mut at = ROOT;
+                let (mut at, mut there) = (ROOT, 0_usize);
                 for name in path::components(path) {
                     match self.child(at, name) {
                         Some(child) => at = child,
-                        None => return Found::Above(at),
+                        None => return Found::Above { node: at, there },
                     }
+                    there = there.saturating_add(name.len()).saturating_add(1);
                 }
                 Found::Node(at)
             }

@@ -184,7 +184,7 @@ impl Transaction {
         if is_set(INTACT) {
             let found = match tree.find(node.path) {
                 Found::Node(handle) => tree.node(handle).map(|found| (handle, found)),
-                Found::Above(_) => None,
+                Found::Above { .. } => None,
             };
             let (handle, found) =
                 found.ok_or("a node that a transaction has touched is missing")?;
