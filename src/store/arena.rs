@@ -87,6 +87,8 @@ impl<T> Arena<T> {
     }
 
     /// Puts a record into the first chunk with room, and returns its handle.
+    // So that a record is made where it stays.
+    #[inline(always)]
     pub(super) fn insert(&mut self, record: T) -> u32 {
         if self.open == NIL {
             self.add_chunk();

@@ -275,8 +275,9 @@ impl<'a> Restoring<'a> {
         let tree = &mut self.store.tree;
         let fixed = match node.path {
             b"/" => Some((0_usize, ROOT)),
-            name => special(name)
+            name @ [b'@', ..] => special(name)
                 .and_then(|place| Some((place.saturating_add(1), *tree.special.get(place)?))),
+            _ => None,
         };
         if let Some((place, handle)) = fixed {
             match self.fixed.get_mut(place) {

@@ -99,6 +99,8 @@ impl Store {
         let Some(root) = self.tree.node(ROOT) else { return Ok(()) };
         write_node(&self.tree, b"/", root, writer)?;
         let mut here = Vec::new();
+        // Neighbours mostly have the same permissions.
+        let (mut list, mut perms) = (root.list, Perms::from(self.tree.entries(root.list)));
         // The nodes above the last one written, with the lengths of their paths.
         let mut above = Vec::from([(ROOT, 0)]);
         for (handle, node) in self.tree.below(ROOT) {
@@ -111,8 +113,13 @@ impl Store {
             }
             here.push(b'/');
             here.extend_from_slice(self.tree.name(node));
-            write_node(&self.tree, &here, node, writer)?;
-            if self.tree.family(node).first != super::table::NIL {
+            if node.list != list {
+                (list, perms) = (node.list, Perms::from(self.tree.entries(node.list)));
+            }
+            let value = self.tree.value(node);
+            // Every name was looked at when it came.
+            writer.named_node(&stream::Node { path: &here, value, perms, pending: None })?;
+            if node.has_children() {
                 above.push((handle, here.len()));
             }
         }
@@ -206,7 +213,6 @@ fn write_node<S: Sink>(
     writer: &mut stream::Writer<S>,
 ) -> Result<(), WriteError> {
     let perms = Perms::from(tree.entries(node.list));
-    // Every name was looked at when it came.
     writer.named_node(&stream::Node { path, value: tree.value(node), perms, pending: None })
 }
 

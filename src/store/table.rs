@@ -117,6 +117,8 @@ impl<T: Record> Table<T> {
     }
 
     /// As [`insert`](Self::insert), for a record whose hash is known.
+    // So that a record is made where it stays.
+    #[inline(always)]
     pub(super) fn insert_hashed(&mut self, hash: u64, mut record: T) -> u32 {
         if self.records.len() >= self.buckets {
             self.split();

@@ -103,6 +103,10 @@ impl Node {
         node
     }
 
+    pub(super) fn has_children(&self) -> bool {
+        self.family != NIL
+    }
+
     /// Changes whenever the value, the permissions or the list of children do; never the same twice.
     pub(super) fn generation(&self) -> u64 {
         let [low, high] = self.generation;
@@ -428,6 +432,7 @@ impl Tree {
     }
 
     /// Makes the node the last child of its parent.
+    #[inline]
     fn link(&mut self, parent: u32, name: &[u8], handle: u32) {
         let Some(above) = self.nodes.get_mut(parent) else { return };
         if above.family == NIL {

@@ -395,9 +395,9 @@ impl Drop for Slot {
 }
 
 /// Pages that a hand-over is going to need, as far as can be told before it: the image's slot, the new heap, and a
-/// region, which is smaller than the heap that it describes.
+/// region, which has the whole path of each node and is seldom more than twice as large as the heap that it describes.
 pub(super) fn pages_wanted() -> usize {
-    SLOT_SIZE / PAGE_SIZE + TRIAL_PAGES + 2 * memory::heap().used.div_ceil(PAGE_SIZE)
+    SLOT_SIZE / PAGE_SIZE + TRIAL_PAGES + 3 * memory::heap().used.div_ceil(PAGE_SIZE)
 }
 
 /// What the machine knows and the region does not say.

@@ -49,6 +49,10 @@ const TABLE_RESERVE: usize = 8;
 /// Pages asked of Xen at a time.
 const CHUNK: usize = 64;
 
+/// Chunks that are populated with each piece of an image that comes: about 100 MiB by its end, in steps that keep
+/// nobody waiting for long.
+const CHUNKS_PREPARED: usize = 4;
+
 /// Entries of a memory map that are looked at.
 const MAP_MAX: u32 = 32;
 
@@ -563,12 +567,14 @@ pub(super) fn want_free(pages: usize) -> bool {
     true
 }
 
-/// Populates one chunk more, if fewer than `pages` frames are free.
+/// Populates some chunks more, as long as fewer than `pages` frames are free.
 pub(super) fn prepare(pages: usize) {
     let mut memory = MEMORY.lock();
-    if memory.frames.free() < pages {
+    for _ in 0..CHUNKS_PREPARED {
         // Where there is no more, the hand-over will say so.
-        let _ = memory.populate();
+        if memory.frames.free() >= pages || memory.populate() == 0 {
+            return;
+        }
     }
 }
 
