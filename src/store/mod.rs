@@ -716,7 +716,8 @@ impl Store {
             headroom: &mut self.headroom,
             dropped: &mut self.dropped,
         };
-        let result = act(&mut Session { tree: &mut self.tree, bell, party, tx }, &path);
+        let result =
+            act(&mut Session { conn: caller.conn, tree: &mut self.tree, bell, party, tx }, &path);
         self.spelling = path.into_room();
         result
     }

@@ -13,7 +13,7 @@ use super::transaction::{Below, Transaction};
 use super::tree::{Found, NODE_BYTES, ROOT, Tree, entry_bytes};
 use super::watch::Class;
 use crate::proto::error::XsError;
-use crate::proto::id::DomId;
+use crate::proto::id::{ConnId, DomId};
 use crate::proto::wire::PAYLOAD_MAX;
 use alloc::vec::Vec;
 use core::fmt::Write;
@@ -74,6 +74,7 @@ struct View<'a> {
 /// A request in progress.
 #[derive(Debug)]
 pub(super) struct Session<'a> {
+    pub(super) conn: ConnId,
     pub(super) tree: &'a mut Tree,
     pub(super) bell: Bell<'a>,
     pub(super) party: Party,
@@ -226,17 +227,11 @@ impl Session<'_> {
 
     // Seeing.
 
-    /// What is at a canonical path. In a transaction this is an access.
+    /// What the transaction sees at a canonical path, which is an access.
     fn look(&mut self, path: &[u8]) -> Result<Option<Sight>, XsError> {
-        if self.tx.is_some() {
-            let at = self.touch(path)?;
-            let there = self.tx.as_ref().and_then(|tx| tx.get(at)?.now.as_ref()).is_some();
-            return Ok(there.then_some(Sight::Copied(at)));
-        }
-        match self.tree.find(path) {
-            Found::Node(handle) => Ok(Some(Sight::Live(handle))),
-            Found::Above { .. } => Ok(None),
-        }
+        let at = self.touch(path)?;
+        let there = self.tx.as_ref().and_then(|tx| tx.get(at)?.now.as_ref()).is_some();
+        Ok(there.then_some(Sight::Copied(at)))
     }
 
     /// The node at a path.
@@ -266,7 +261,7 @@ impl Session<'_> {
     fn walk<'a>(&mut self, path: &'a [u8]) -> Result<Spot<'a>, XsError> {
         let missing = |above, there| Spot::Missing(Gap { above, path, there });
         if self.tx.is_none() {
-            return Ok(match self.tree.find(path) {
+            return Ok(match self.tree.find_for(self.conn, path) {
                 Found::Node(handle) => Spot::There(Sight::Live(handle)),
                 Found::Above { node, there } => missing(Sight::Live(node), there),
             });

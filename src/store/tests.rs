@@ -130,6 +130,22 @@ fn values_and_directories() {
 }
 
 #[test]
+fn where_a_client_looked_last_may_be_gone() {
+    let mut w = World::new();
+    w.write(DOM0, 0, "/a/b/c", "old").unwrap();
+    assert_eq!(w.read(DOM0, 0, "/a/b/c").unwrap(), "old");
+    // Nodes take the places of those that are gone.
+    w.rm(DOM0, 0, "/a").unwrap();
+    w.write(DOM0, 0, "/x/y/c", "another").unwrap();
+    assert_eq!(w.read(DOM0, 0, "/a/b/c"), Err(XsError::ENOENT));
+    w.write(DOM0, 0, "/a/b/c", "new").unwrap();
+    assert_eq!(w.read(DOM0, 0, "/a/b/c").unwrap(), "new");
+    w.rm(DOM0, 0, "/x/y/c").unwrap();
+    w.rm(DOM0, 0, "/x/y").unwrap();
+    assert_eq!(w.read(DOM0, 0, "/x/y/c"), Err(XsError::ENOENT));
+}
+
+#[test]
 fn existence_is_hidden_where_the_caller_may_not_look() {
     let mut w = World::new();
     w.write(B, 0, "secret", "x").unwrap();
