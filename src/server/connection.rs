@@ -24,7 +24,7 @@ const DOUBT_PAUSE_MS: u64 = 10;
 /// How often a ring is looked at for the rest of a request: about a microsecond. Linux puts the header of a request
 /// into the ring, signals, and then puts the payload there. If the server slept meanwhile, that would take another
 /// signal, and another one back.
-const LOOKS_FOR_REST: u32 = 100;
+const LOOKS_FOR_REST: u32 = 600;
 
 /// What is wrong with a ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -269,10 +269,7 @@ impl<R: RingPage> Connection<R> {
     /// Whether the rest of a request that has begun to come is there, or comes while it is being looked for.
     pub(super) fn rest_comes(&mut self) -> bool {
         core::mem::take(&mut self.is_cut)
-            && (0..LOOKS_FOR_REST).any(|_| {
-                core::hint::spin_loop();
-                ring::has_requests(&self.ring)
-            })
+            && (0..LOOKS_FOR_REST).any(|_| ring::has_requests(&self.ring))
     }
 
     /// For the look before sleeping: whether the client did something that no signal may announce.
