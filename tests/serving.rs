@@ -50,35 +50,6 @@ fn the_first_domain_gets_exactly_one_event_and_an_idle_server_sleeps_for_good() 
 }
 
 #[test]
-fn the_rest_of_a_request_is_looked_for_before_the_sleep() {
-    let (mut simulation, mut dom0) = Simulation::start("");
-    let mut guest = introduce(&mut simulation, &mut dom0, 7);
-    simulation.settle();
-    let page = guest.page().clone();
-    let before = simulation.world.signals(DomId(7));
-    let (bytes, _) = guest.request(GET_DOMAIN_PATH, 0, b"7\0");
-    let (header, payload) = bytes.split_at(16);
-    // The payload comes without a signal, while the server looks.
-    assert_eq!(guest.write(header), header.len());
-    let mut index = page.word(Word::ReqProd);
-    for byte in payload {
-        page.put_request(index, *byte);
-        index = index.wrapping_add(1);
-    }
-    page.ambush(40, Word::ReqProd, index);
-    assert!(matches!(simulation.pass(), Pass::Idle(_)));
-    assert_eq!(count_replies(&mut guest), 1);
-    assert_eq!(simulation.world.signals(DomId(7)), before + 1, "for the request and its reply");
-    // It does not look for ever.
-    let (bytes, _) = guest.request(GET_DOMAIN_PATH, 0, b"7\0");
-    assert_eq!(guest.write(&bytes[..16]), 16);
-    assert!(matches!(simulation.pass(), Pass::Idle(_)));
-    assert_eq!(guest.write(&bytes[16..]), bytes.len() - 16);
-    assert!(matches!(simulation.pass(), Pass::Idle(_)));
-    assert_eq!(count_replies(&mut guest), 1);
-}
-
-#[test]
 fn requests_that_wait_in_the_first_ring_at_the_start_are_served() {
     let world = xenstore_stubdom::sim::World::new();
     let port = world.create(DomId(0));

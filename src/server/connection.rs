@@ -8,9 +8,7 @@ use super::rate::WriteCredit;
 use crate::proto::assemble::{Assembler, Oversize};
 use crate::proto::handover::{FieldReader, FieldWriter, Short};
 use crate::proto::id::{DomId, EvtchnPort};
-use crate::proto::ring::{
-    self, BadIndices, RING_SIZE, Requests, Responses, RingError, RingPage, Word,
-};
+use crate::proto::ring::{self, BadIndices, Requests, Responses, RingError, RingPage, Word};
 use crate::proto::stream::{OutOfRoom, Sink};
 use crate::proto::wire::{HEADER_SIZE, Header, features};
 
@@ -20,11 +18,6 @@ const DOUBT_TRIES: u32 = 5;
 
 /// The pause before each of those looks.
 const DOUBT_PAUSE_MS: u64 = 10;
-
-/// How often a ring is looked at for the rest of a request: about a microsecond. Linux puts the header of a request
-/// into the ring, signals, and then puts the payload there. If the server slept meanwhile, that would take another
-/// signal, and another one back.
-const LOOKS_FOR_REST: u32 = 600;
 
 /// What is wrong with a ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -168,8 +161,6 @@ pub(super) struct Connection<R> {
     doubt: Option<Doubt>,
     /// The peer has to be told that bytes were taken or put.
     pub(super) must_notify: bool,
-    /// Part of a request has come just now, and the rest may be on its way.
-    is_cut: bool,
     /// It is in the list of connections to be served.
     pub(super) is_ready: bool,
     /// It has been served since the last look before sleeping.
@@ -198,7 +189,6 @@ impl<R: RingPage> Connection<R> {
             state: State::Connected,
             doubt: None,
             must_notify: false,
-            is_cut: false,
             is_ready: false,
             was_served: false,
             suspension: None,
@@ -220,13 +210,9 @@ impl<R: RingPage> Connection<R> {
         let mut pass = Requests::open(&self.ring)?;
         let was_empty = self.assembler.is_empty();
         let Self { assembler, ring, .. } = self;
-        let available = pass.available();
-        match assembler.fill(available, |room| _ = pass.take(ring, room)) {
+        match assembler.fill(pass.available(), |room| _ = pass.take(ring, room)) {
             Ok(is_complete) => {
-                let has_taken = pass.close(&mut self.ring);
-                self.must_notify |= has_taken;
-                // Who has filled the ring waits for room.
-                self.is_cut = has_taken && !is_complete && available < RING_SIZE as usize;
+                self.must_notify |= pass.close(&mut self.ring);
                 Ok(is_complete)
             }
             // What cannot be followed is not taken from the ring either.
@@ -264,12 +250,6 @@ impl<R: RingPage> Connection<R> {
         queue.write(|bytes| pass.put(ring, bytes), released);
         self.must_notify |= pass.close(ring);
         Ok(())
-    }
-
-    /// Whether the rest of a request that has begun to come is there, or comes while it is being looked for.
-    pub(super) fn rest_comes(&mut self) -> bool {
-        core::mem::take(&mut self.is_cut)
-            && (0..LOOKS_FOR_REST).any(|_| ring::has_requests(&self.ring))
     }
 
     /// For the look before sleeping: whether the client did something that no signal may announce.

@@ -219,9 +219,7 @@ impl<P: Platform> Server<P> {
     fn exchange(&mut self, id: ConnId) -> Result<(), Fault> {
         self.send(id)?;
         let mut budget = REQUESTS_PER_PASS;
-        while self.read_request(id)? == Read::Complete
-            || self.rest_comes(id) && self.read_request(id)? == Read::Complete
-        {
+        while self.read_request(id)? == Read::Complete {
             match self.unmeasured.checked_sub(1) {
                 Some(unmeasured) => {
                     self.unmeasured = unmeasured;
@@ -290,12 +288,6 @@ impl<P: Platform> Server<P> {
         }
         let Some(connection) = self.connections.get_mut(&id) else { return Ok(Read::Nothing) };
         Ok(if connection.receive()? { Read::Complete } else { Read::Nothing })
-    }
-
-    /// Whether the rest of a request comes that has begun to. Nobody else waits meanwhile.
-    fn rest_comes(&mut self, id: ConnId) -> bool {
-        self.ready.is_empty()
-            && self.connections.get_mut(&id).is_some_and(|connection| connection.rest_comes())
     }
 
     /// Why a ring must not be read now.
