@@ -29,19 +29,23 @@ pub fn only_string(payload: &[u8]) -> Option<&[u8]> {
 pub fn has_nul(bytes: &[u8]) -> bool {
     let mut rest = bytes;
     while let Some((word, more)) = rest.split_first_chunk() {
-        if has_zero(*word) {
+        if first_zero(*word).is_some() {
             return true;
         }
         rest = more;
     }
     // The last word overlaps the one before.
-    bytes.last_chunk().map_or_else(|| rest.contains(&0), |word| has_zero(*word))
+    bytes.last_chunk().map_or_else(|| rest.contains(&0), |word| first_zero(*word).is_some())
 }
 
-/// Whether one of the bytes is 0: only then a borrow reaches a top bit that was clear.
-fn has_zero(word: [u8; 8]) -> bool {
+/// The place of the first byte that is 0: only then a borrow reaches a top bit that was clear.
+#[inline]
+#[must_use]
+pub fn first_zero(word: [u8; 8]) -> Option<usize> {
     let word = u64::from_le_bytes(word);
-    word.wrapping_sub(0x0101_0101_0101_0101) & !word & 0x8080_8080_8080_8080 != 0
+    let zeros = word.wrapping_sub(0x0101_0101_0101_0101) & !word & 0x8080_8080_8080_8080;
+    // Above a byte that is 0 there may be false ones, below the first there is none.
+    (zeros != 0).then_some((zeros.trailing_zeros() / 8) as usize)
 }
 
 /// The first `N` strings of a payload that holds at least so many.

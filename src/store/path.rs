@@ -2,7 +2,7 @@
 
 use crate::proto::error::XsError;
 use crate::proto::id::DomId;
-use crate::proto::text::push_decimal;
+use crate::proto::text::{first_zero, push_decimal};
 use alloc::vec::Vec;
 use core::fmt::Write;
 
@@ -30,9 +30,9 @@ pub(super) struct Path {
 }
 
 impl Path {
-    /// Brings a client's spelling into canonical form, in `room`, whose bytes do not matter. `domid` says where relative paths start and
-    /// `max` is the longest path allowed, 0 for any: the directory of a domain in front does not
-    /// count, so that a guest may use the same names whatever its domid is.
+    /// Brings a client's spelling into canonical form, in `room`, whose bytes do not matter. `domid` says where
+    /// relative paths start and `max` is the longest path allowed, 0 for any: the directory of a domain in front
+    /// does not count, so that a guest may use the same names whatever its domid is.
     ///
     /// Source: `docs/misc/xenstore.txt`, "Communication with xenstore is via..." on valid
     /// characters and relative paths.
@@ -168,10 +168,14 @@ pub(super) fn name(path: &[u8]) -> &[u8] {
 
 /// The components of an absolute path, from the root down.
 pub(super) fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = path.strip_prefix(b"/").unwrap_or(path);
+    let mut rest = path;
     core::iter::from_fn(move || {
-        let (name, behind) = rest.split_at_checked(name_len(rest)).unwrap_or((rest, &[]));
-        rest = behind.get(1..).unwrap_or(&[]);
+        // More than one in a row only where others spelled the path.
+        while let [b'/', behind @ ..] = rest {
+            rest = behind;
+        }
+        let name;
+        (name, rest) = rest.split_at_checked(name_len(rest)).unwrap_or((rest, &[]));
         (!name.is_empty()).then_some(name)
     })
 }
@@ -181,11 +185,8 @@ fn name_len(path: &[u8]) -> usize {
     let Some(word) = path.first_chunk() else {
         return path.iter().position(|byte| *byte == b'/').unwrap_or(path.len());
     };
-    let word = u64::from_le_bytes(*word) ^ u64::from_le_bytes([b'/'; 8]);
-    // Below the lowest byte that is 0 now, nothing borrows.
-    let zeros = word.wrapping_sub(0x0101_0101_0101_0101) & !word & 0x8080_8080_8080_8080;
-    if zeros != 0 {
-        return (zeros.trailing_zeros() / 8) as usize;
+    if let Some(slash) = first_zero(word.map(|byte| byte ^ b'/')) {
+        return slash;
     }
     let rest = path.get(8..).unwrap_or(&[]);
     rest.iter().position(|byte| *byte == b'/').map_or(path.len(), |at| at.saturating_add(8))
@@ -270,5 +271,7 @@ mod tests {
         assert_eq!(upwards(b"@x/1").count(), 1);
         assert_eq!((name(path), name(b"/a")), (&b"d"[..], &b"a"[..]));
         assert_eq!((components(path).count(), components(b"/").count()), (3, 0));
+        let odd = components(b"//a//longer-than-eight/b/");
+        assert_eq!(odd.collect::<Vec<_>>(), [&b"a"[..], b"longer-than-eight", b"b"]);
     }
 }
