@@ -313,12 +313,12 @@ impl<P: Platform> Server<P> {
         let allows = |quota| store.allows(connection.domid, quota, 1);
         if !memory::can_read(platform) {
             Some(Suspension::Memory)
-        } else if connection.privileged || allows(Quota::Outstanding) && allows(Quota::Memory) {
+        } else if connection.privileged {
             None
         } else if !allows(Quota::Outstanding) {
             Some(Suspension::Outstanding)
         } else {
-            Some(Suspension::Memory)
+            (!allows(Quota::Memory)).then_some(Suspension::Memory)
         }
     }
 

@@ -97,10 +97,10 @@ impl Store {
     /// As the writer.
     pub fn write_nodes<S: Sink>(&self, writer: &mut stream::Writer<S>) -> Result<(), WriteError> {
         let Some(root) = self.tree.node(ROOT) else { return Ok(()) };
-        write_node(&self.tree, b"/", root, writer)?;
-        let mut here = Vec::new();
         // Neighbours mostly have the same permissions.
         let (mut list, mut perms) = (root.list, Perms::from(self.tree.entries(root.list)));
+        write_node(&self.tree, b"/", root, perms, writer)?;
+        let mut here = Vec::new();
         // The nodes above the last one written, with the lengths of their paths.
         let mut above = Vec::from([(ROOT, 0)]);
         for (handle, node) in self.tree.below(ROOT) {
@@ -116,16 +116,15 @@ impl Store {
             if node.list != list {
                 (list, perms) = (node.list, Perms::from(self.tree.entries(node.list)));
             }
-            let value = self.tree.value(node);
-            // Every name was looked at when it came.
-            writer.named_node(&stream::Node { path: &here, value, perms, pending: None })?;
+            write_node(&self.tree, &here, node, perms, writer)?;
             if node.has_children() {
                 above.push((handle, here.len()));
             }
         }
         for (name, handle) in SPECIAL.into_iter().zip(self.tree.special) {
             if let Some(node) = self.tree.node(handle) {
-                write_node(&self.tree, name, node, writer)?;
+                let perms = Perms::from(self.tree.entries(node.list));
+                write_node(&self.tree, name, node, perms, writer)?;
             }
         }
         Ok(())
@@ -210,9 +209,10 @@ fn write_node<S: Sink>(
     tree: &Tree,
     path: &[u8],
     node: &Node,
+    perms: Perms<'_>,
     writer: &mut stream::Writer<S>,
 ) -> Result<(), WriteError> {
-    let perms = Perms::from(tree.entries(node.list));
+    // Every name was looked at when it came.
     writer.named_node(&stream::Node { path, value: tree.value(node), perms, pending: None })
 }
 
