@@ -5,10 +5,11 @@
 //!
 //! ```text
 //!     main.rs ──► xen ──┐
-//!                       ├──► server ──► store ──► proto
+//!                       ├──► server ──► store ──► proto ──► mem
 //!     tests ───► sim ───┘
 //! ```
 //!
+//! * [`mem`]: what memory costs. No state.
 //! * [`proto`]: bytes. Wire messages, ring arithmetic, record stream. No state, no I/O.
 //! * [`store`]: state. Nodes, permissions, transactions, watches, quotas. No I/O, no clock.
 //! * [`server`]: who, when, how much. Connections, dispatch, domains, CONTROL, live update. Talks to the world
@@ -32,6 +33,7 @@ pub const VERSION: &str = if cfg!(feature = "handover-1") {
     concat!("[xenstore-stubdom ", env!("CARGO_PKG_VERSION"), "]")
 };
 
+pub mod mem;
 pub mod proto;
 pub mod server;
 #[cfg(not(target_os = "none"))]

@@ -11,40 +11,10 @@
 //! Here is only the arithmetic on memory that the heap has been given; where more comes from is
 //! in `memory`.
 
-use super::layout::PAGE_SIZE;
+use crate::mem::classes::{PAGE_SIZE, SIZES, SLAB_HEADER, SMALL_ALIGN, blocks_per_slab, class_of};
 use core::alloc::Layout;
 use core::ptr::{NonNull, null_mut};
 use linked_list_allocator::Heap as Holes;
-
-/// Block sizes of the classes: multiples of 16, so that every block is aligned for all but the
-/// rarest types. From 256 on they are what 13, 11, 10 ... 2 blocks per slab allow.
-const SIZES: [usize; 21] = [
-    16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 304, 368, 400, 496, 576, 672, 800, 1008,
-    2032,
-];
-
-/// The largest block that comes from a slab.
-const SMALL_MAX: usize = SIZES[SIZES.len() - 1];
-
-/// Alignment of every block in a slab.
-const SMALL_ALIGN: usize = 16;
-
-/// Bytes at the start of a slab that describe it.
-const HEADER: usize = 32;
-
-/// The class for each size in units of 16 bytes, rounded up.
-const CLASS_OF: [u8; SMALL_MAX / 16 + 1] = {
-    let mut table = [0; SMALL_MAX / 16 + 1];
-    let (mut units, mut class) = (0, 0);
-    while units < table.len() {
-        if units * 16 > SIZES[class as usize] {
-            class += 1;
-        }
-        table[units] = class;
-        units += 1;
-    }
-    table
-};
 
 /// The start of a slab.
 #[repr(C)]
@@ -59,7 +29,7 @@ struct Slab {
     /// Blocks that have been handed out at least once; those behind are not in `free`.
     fresh: u16,
 }
-const _: () = assert!(size_of::<Slab>() <= HEADER && HEADER % SMALL_ALIGN == 0);
+const _: () = assert!(size_of::<Slab>() <= SLAB_HEADER && SLAB_HEADER % SMALL_ALIGN == 0);
 
 const SLAB: Layout = match Layout::from_size_align(PAGE_SIZE, PAGE_SIZE) {
     Ok(layout) => layout,
@@ -85,11 +55,8 @@ impl core::fmt::Debug for Heap {
 }
 
 /// The class of a layout, if it is small.
-fn class_of(layout: Layout) -> Option<usize> {
-    if layout.size() > SMALL_MAX || layout.align() > SMALL_ALIGN {
-        return None;
-    }
-    CLASS_OF.get(layout.size().div_ceil(16)).map(|&class| usize::from(class))
+fn small_class(layout: Layout) -> Option<usize> {
+    if layout.align() > SMALL_ALIGN { None } else { class_of(layout.size()) }
 }
 
 /// What a large block really takes: whole pages.
@@ -153,7 +120,7 @@ impl Heap {
 
     /// A block for `layout`, or null if there is none.
     pub fn allocate(&mut self, layout: Layout) -> *mut u8 {
-        let block = match class_of(layout) {
+        let block = match small_class(layout) {
             Some(class) => self.allocate_small(class).inspect(|_| self.used += SIZES[class]),
             None => whole_pages(layout).and_then(|pages| {
                 let block = self.holes.allocate_first_fit(pages).ok();
@@ -168,7 +135,7 @@ impl Heap {
     /// # Safety
     /// `block` came from [`Self::allocate`] of this heap with the same layout, and is not used any more.
     pub unsafe fn free(&mut self, block: *mut u8, layout: Layout) {
-        if let Some(class) = class_of(layout) {
+        if let Some(class) = small_class(layout) {
             self.used -= SIZES[class];
             // SAFETY: a block of this class, by contract.
             unsafe { self.free_small(block, class) };
@@ -190,7 +157,7 @@ impl Heap {
         let header = unsafe { &mut *slab };
         let block = header.free;
         let block = if block.is_null() {
-            let offset = HEADER + usize::from(header.fresh) * SIZES[class];
+            let offset = SLAB_HEADER + usize::from(header.fresh) * SIZES[class];
             header.fresh += 1;
             // SAFETY: a slab in `open` has room, so the block lies inside the page.
             unsafe { slab.cast::<u8>().add(offset) }
@@ -200,7 +167,7 @@ impl Heap {
             block
         };
         header.used += 1;
-        if usize::from(header.used) == capacity(class) {
+        if usize::from(header.used) == blocks_per_slab(class) {
             self.unlink(slab, class);
         }
         NonNull::new(block)
@@ -229,7 +196,7 @@ impl Heap {
         // SAFETY: the block is free now, large enough for an address and aligned.
         unsafe { block.cast::<*mut u8>().write(header.free) };
         header.free = block;
-        let was_full = usize::from(header.used) == capacity(class);
+        let was_full = usize::from(header.used) == blocks_per_slab(class);
         header.used -= 1;
         let is_empty = header.used == 0;
         if was_full {
@@ -286,11 +253,6 @@ impl Default for Heap {
     }
 }
 
-/// Blocks per slab of a class.
-const fn capacity(class: usize) -> usize {
-    (PAGE_SIZE - HEADER) / SIZES[class]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -318,15 +280,9 @@ mod tests {
     }
 
     #[test]
-    fn every_small_size_has_the_smallest_class_that_fits() {
-        for size in 0..=SMALL_MAX {
-            let class = class_of(Layout::from_size_align(size, 1).unwrap()).unwrap();
-            assert!(SIZES[class] >= size);
-            assert!(class == 0 || SIZES[class - 1] < size, "{size}");
-        }
-        assert_eq!(class_of(Layout::from_size_align(SMALL_MAX + 1, 1).unwrap()), None);
-        assert_eq!(class_of(Layout::from_size_align(16, 32).unwrap()), None);
-        assert!((0..SIZES.len()).all(|c| capacity(c) >= 2 && SIZES[c] % SMALL_ALIGN == 0));
+    fn blocks_with_a_rare_alignment_are_not_small() {
+        assert_eq!(small_class(Layout::from_size_align(16, 16).unwrap()), Some(0));
+        assert_eq!(small_class(Layout::from_size_align(16, 32).unwrap()), None);
     }
 
     #[test]
