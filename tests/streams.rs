@@ -211,7 +211,7 @@ impl Pool {
         };
         let text = (0..70_000).map(|_| byte(1)).collect();
         let bytes = (0..70_000).map(|_| byte(0)).collect::<Vec<_>>();
-        let letters = [b'n', b'r', b'w', b'b'];
+        let letters = *b"nrwb";
         let entries = (0..70_000).map(|_| Entry {
             stale: random.one_in(3),
             ..entry(random.pick(&letters), u16::try_from(random.below(65_536)).unwrap())

@@ -26,14 +26,21 @@ as_root() {
 
 can_be_root() { [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null || { command -v sudo >/dev/null && [ -t 0 ]; }; }
 
-# A fresh machine or container has no package lists; the Xen packages being unknown is how that shows.
+# Everything that is made lies below target/nested; a run as root may have left that to root.
+need_own_folder() {
+    mkdir -p "$nested" 2>/dev/null && [ -w "$nested" ] ||
+        setup_failed "$nested cannot be written to by $(id -un); is it of a run as another user?"
+}
+
+need_apt() { command -v apt-get >/dev/null || setup_failed "$1 (only Debian and Ubuntu are supported)"; }
+
+# A fresh machine or container has no package lists.
 need_package_lists() {
-    [ -n "$(xen_version)" ] && return
-    can_be_root || setup_failed "no Xen package is known here; run: sudo apt-get update"
+    [ -z "$(find /var/lib/apt/lists -maxdepth 1 -name '*_Packages*' -print -quit 2>/dev/null)" ] || return 0
+    need_apt "there are no package lists here"
+    can_be_root || setup_failed "there are no package lists here; please run: sudo apt-get update"
     say "fetching package lists (apt-get update)"
     quietly as_root apt-get -q update
-    [ -n "$(xen_version)" ] ||
-        setup_failed "this distribution's package lists name no xen-hypervisor-*-amd64 (on Ubuntu it is in universe)"
 }
 
 # need_host_packages COMMAND=PACKAGES...: installs the packages whose command is missing.
@@ -44,10 +51,13 @@ need_host_packages() {
         command -v "${pair%%=*}" >/dev/null || missing+=(${pair#*=})
     done
     [ ${#missing[@]} = 0 ] && return
-    command -v apt-get >/dev/null || setup_failed "needed and not found: ${missing[*]} (only Debian and Ubuntu are supported)"
+    need_apt "needed and not found: ${missing[*]}"
     can_be_root || setup_failed "please run: sudo apt-get install --no-install-recommends ${missing[*]}"
     say "installing on this machine: ${missing[*]}"
     quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get -q update
+    local removed
+    removed=$(apt-get -q -s install --no-install-recommends "${missing[@]}" 2>/dev/null | awk '$1 == "Remv" { print $2 }' | xargs) || true
+    [ -z "$removed" ] || say "apt-get removes for that: $removed"
     quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends "${missing[@]}"
 }
 
@@ -220,7 +230,7 @@ build_images() {
 
 # Everything that scripts/nested-xen needs. Several may run at once; one prepares, the others wait.
 setup_nested() {
-    mkdir -p "$nested"
+    need_own_folder
     [ "$(uname -m)" = x86_64 ] || setup_failed "an x86-64 machine is needed; this is $(uname -m)"
     exec 9>"$nested/lock"
     flock 9

@@ -242,41 +242,42 @@ unsafe fn is_equal(a: *const u8, b: *const u8, n: usize) -> bool {
 #[cfg(target_os = "none")]
 mod calls {
     use core::cmp::Ordering;
+    use core::ffi::{c_int, c_void};
 
     /// # Safety
     /// `n` bytes can be read at `from` and written at `to`.
     #[unsafe(no_mangle)]
-    unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, n: usize) -> *mut u8 {
+    unsafe extern "C" fn memcpy(to: *mut c_void, from: *const c_void, n: usize) -> *mut c_void {
         // SAFETY: by contract.
-        unsafe { super::copy(to, from, n) };
+        unsafe { super::copy(to.cast(), from.cast(), n) };
         to
     }
 
     /// # Safety
     /// As `memcpy`; the blocks may overlap.
     #[unsafe(no_mangle)]
-    unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, n: usize) -> *mut u8 {
+    unsafe extern "C" fn memmove(to: *mut c_void, from: *const c_void, n: usize) -> *mut c_void {
         // SAFETY: by contract.
-        unsafe { super::copy(to, from, n) };
+        unsafe { super::copy(to.cast(), from.cast(), n) };
         to
     }
 
     /// # Safety
     /// `n` bytes can be written at `to`.
     #[unsafe(no_mangle)]
-    unsafe extern "C" fn memset(to: *mut u8, byte: i32, n: usize) -> *mut u8 {
+    unsafe extern "C" fn memset(to: *mut c_void, byte: c_int, n: usize) -> *mut c_void {
         let [byte, ..] = byte.to_le_bytes();
         // SAFETY: by contract.
-        unsafe { super::fill(to, byte, n) };
+        unsafe { super::fill(to.cast(), byte, n) };
         to
     }
 
     /// # Safety
     /// `n` bytes can be read at `a` and at `b`.
     #[unsafe(no_mangle)]
-    unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, n: usize) -> i32 {
+    unsafe extern "C" fn memcmp(a: *const c_void, b: *const c_void, n: usize) -> c_int {
         // SAFETY: by contract.
-        match unsafe { super::difference(a, b, n) }.map(|(a, b)| a.cmp(&b)) {
+        match unsafe { super::difference(a.cast(), b.cast(), n) }.map(|(a, b)| a.cmp(&b)) {
             None | Some(Ordering::Equal) => 0,
             Some(Ordering::Less) => -1,
             Some(Ordering::Greater) => 1,
@@ -286,9 +287,9 @@ mod calls {
     /// # Safety
     /// As `memcmp`.
     #[unsafe(no_mangle)]
-    unsafe extern "C" fn bcmp(a: *const u8, b: *const u8, n: usize) -> i32 {
+    unsafe extern "C" fn bcmp(a: *const c_void, b: *const c_void, n: usize) -> c_int {
         // SAFETY: by contract.
-        i32::from(!unsafe { super::is_equal(a, b, n) })
+        i32::from(!unsafe { super::is_equal(a.cast(), b.cast(), n) })
     }
 }
 

@@ -159,8 +159,8 @@ impl Bench<'_> {
 
     fn report(&mut self, what: &str, instructions: u64) {
         let state = &self.state;
-        let line = format_args!("=\ttest guest\t{state}\t{what}\tinstructions\t{instructions}");
-        self.client.say(line);
+        self.client
+            .say(format_args!("=\ttest guest\t{state}\t{what}\tinstructions\t{instructions}"));
     }
 
     fn base(&mut self, rounds: usize) -> Result<(), String> {
