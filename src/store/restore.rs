@@ -11,12 +11,12 @@ use super::perms::{Entry, Party};
 use super::quota::{Quota, Quotas};
 use super::save::special;
 use super::table::NIL;
-use super::transaction::Transaction;
+use super::transaction::{Transaction, Unfilled};
 use super::tree::{Found, Place, ROOT, Tree, node_bytes};
 use super::watch::{Watches, watch_bytes};
 use super::{Store, give_room_back};
 use crate::proto::handover::FieldReader;
-use crate::proto::id::{ConnId, DomId, TxId};
+use crate::proto::id::{ConnId, DomId};
 use crate::proto::stream;
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -27,15 +27,6 @@ use hashbrown::HashSet;
 
 /// What does not fit together, as a sentence.
 type Refusal = String;
-
-/// A transaction whose touched paths are still to come.
-#[derive(Debug)]
-struct Unfilled {
-    conn: ConnId,
-    tx: TxId,
-    /// How many.
-    left: usize,
-}
 
 /// The most nodes that an owner is told of at once.
 const RUN_MAX: usize = 64;
@@ -69,9 +60,9 @@ impl Run {
 /// A store that is being put together.
 #[derive(Debug)]
 pub struct Restoring<'a> {
-    store: Store,
+    pub(super) store: Store,
     /// Domains are known beforehand; otherwise whoever is named becomes known.
-    closed: bool,
+    pub(super) closed: bool,
     /// The path of the node made last.
     here: &'a [u8],
     /// That node and those above it, with the lengths of their paths.
@@ -79,14 +70,14 @@ pub struct Restoring<'a> {
     /// The permissions of that node, as they came, as they are, and their handle with a use.
     perms: stream::Perms<'a>,
     entries: Vec<Entry>,
-    list: u32,
+    pub(super) list: u32,
     /// Uses of `list` that were given away and are not counted yet: they come in rows.
     uses: u32,
     /// Which of the root and the special nodes have come.
     fixed: [bool; 3],
     newest: u64,
     run: Run,
-    unfilled: VecDeque<Unfilled>,
+    pub(super) unfilled: VecDeque<Unfilled>,
 }
 
 impl<'a> Restoring<'a> {
@@ -202,39 +193,6 @@ impl<'a> Restoring<'a> {
         Ok(())
     }
 
-    /// An open transaction. Without fields it is one that cannot commit.
-    ///
-    /// # Errors
-    /// It belongs to nobody or is there twice, or its fields are damaged.
-    pub fn transaction(
-        &mut self,
-        transaction: stream::Transaction,
-        fields: Option<&mut FieldReader<'_>>,
-    ) -> Result<(), Refusal> {
-        let stream::Transaction { conn, tx } = transaction;
-        let seed = self.store.seed;
-        let state = self.store.conns.get_mut(&conn);
-        let state = state.ok_or_else(|| format!("a transaction of no connection ({})", conn.0))?;
-        if tx == TxId::NONE || !state.open.insert(tx) {
-            return Err(format!(
-                "transaction {} of domain {} is there twice",
-                tx.0, state.party.domid
-            ));
-        }
-        let domid = state.party.domid;
-        let (new, left) = match fields {
-            Some(fields) => Transaction::restore(tx, seed, fields)?,
-            None => {
-                state.last_tx = state.last_tx.max(tx.0);
-                (Transaction::new(tx, seed), 0)
-            }
-        };
-        self.store.transactions.insert((conn, tx), new);
-        self.store.tree.domains.charge(domid, Quota::Transactions, 1);
-        self.unfilled.push_back(Unfilled { conn, tx, left });
-        Ok(())
-    }
-
     /// A node as everybody sees it. Without a generation it gets a new one.
     ///
     /// # Errors
@@ -332,7 +290,7 @@ impl<'a> Restoring<'a> {
     /// Makes `list` the handle of these permissions, and gives the caller a use of it. `false` if they name
     /// somebody whom they cannot.
     #[inline]
-    fn take_list(&mut self, perms: stream::Perms<'a>) -> bool {
+    pub(super) fn take_list(&mut self, perms: stream::Perms<'a>) -> bool {
         let fine = perms.is_written_as(&self.perms) || self.read_list(perms);
         if fine {
             self.uses = self.uses.saturating_add(1);
@@ -341,7 +299,7 @@ impl<'a> Restoring<'a> {
     }
 
     /// Counts the uses of `list` that were given away since the last time.
-    fn count_uses(&mut self) {
+    pub(super) fn count_uses(&mut self) {
         let uses = core::mem::take(&mut self.uses);
         self.store.tree.retain_uses(self.list, uses);
     }
@@ -368,67 +326,6 @@ impl<'a> Restoring<'a> {
         }
         self.perms = perms;
         true
-    }
-
-    /// A path that a transaction has touched. The transactions are filled in the order of their announcement.
-    ///
-    /// # Errors
-    /// It does not fit, or its fields are damaged.
-    pub fn touched(
-        &mut self,
-        node: &stream::Node<'a>,
-        fields: &mut FieldReader<'_>,
-    ) -> Result<(), Refusal> {
-        self.complete()?;
-        let refused =
-            |what: &str| Err(format!("node {} in a transaction: {what}", node.path.escape_ascii()));
-        let (Some(unfilled), Some(pending)) = (self.unfilled.front_mut(), node.pending) else {
-            return refused("no transaction wants it");
-        };
-        if (unfilled.conn, unfilled.tx) != (pending.conn, pending.tx) {
-            return refused("it is another one's turn");
-        }
-        unfilled.left = unfilled.left.saturating_sub(1);
-        let key = (unfilled.conn, unfilled.tx);
-        // Whatever else was touched was spelled by `Path`.
-        if Path::new(Vec::new(), node.path, Names::OrSpecial, DomId(0), 0).is_err()
-            || !matches!(node.path.first(), Some(b'/' | b'@'))
-        {
-            return refused("this is no path");
-        }
-        let list = if node.perms.is_empty() {
-            NIL
-        } else if self.take_list(node.perms) {
-            self.count_uses();
-            self.list
-        } else {
-            return refused("its permissions name a domain that is not known");
-        };
-        let Store { tree, transactions, .. } = &mut self.store;
-        let Some(tx) = transactions.get_mut(&key) else {
-            return refused("no transaction wants it");
-        };
-        tx.restore_touched(tree, node, list, fields)
-    }
-
-    /// Closes the transactions that have all they touched.
-    fn complete(&mut self) -> Result<(), Refusal> {
-        while let Some(Unfilled { conn, tx, left: 0 }) = self.unfilled.front() {
-            let Store { tree, transactions, conns, .. } = &mut self.store;
-            if let Some(done) = transactions.get_mut(&(*conn, *tx)) {
-                if self.closed {
-                    done.complete(tree)?;
-                } else {
-                    done.doom(tree);
-                }
-                let bytes = done.bytes;
-                if let Some(conn) = conns.get(conn) {
-                    tree.domains.charge(conn.party.domid, Quota::Memory, bytes);
-                }
-            }
-            self.unfilled.pop_front();
-        }
-        Ok(())
     }
 
     /// The store. `generation` is the latest one given out, `None` if they were new, and `dropped` the number of

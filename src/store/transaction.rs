@@ -23,7 +23,13 @@
 //!
 //! Everybody else is free at all times: requests outside transactions never fail because of one.
 
+mod books;
 mod handover;
+mod restore;
+mod save;
+mod session;
+
+pub(super) use restore::Unfilled;
 
 use super::bytes::Bytes;
 use super::path;
