@@ -4,6 +4,7 @@
 use xenstore_stubdom::proto::handover::{Digest, HANDOVER};
 use xenstore_stubdom::proto::id::DomId;
 use xenstore_stubdom::proto::ring::Word;
+use xenstore_stubdom::proto::sentence::Sentence;
 use xenstore_stubdom::proto::stream::Version;
 use xenstore_stubdom::proto::wire::{Header, Kind};
 use xenstore_stubdom::server::Server;
@@ -279,11 +280,11 @@ fn region(simulation: &mut Simulation) -> (Vec<u8>, usize) {
     (offer.region.bytes, offer.stream_len)
 }
 
-fn restore(simulation: &Simulation, all: &[u8], stream_len: usize) -> Result<u64, String> {
+fn restore(simulation: &Simulation, all: &[u8], stream_len: usize) -> Result<u64, Sentence> {
     let (stream, private) = all.split_at(stream_len);
     let new = Server::restore(simulation.world.successor(), "", stream, private)?;
     let digest = new.digest();
-    new.check()?;
+    new.check().map_err(|findings| Sentence::from(findings.as_str()))?;
     new.abandon();
     digest
 }

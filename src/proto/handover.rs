@@ -7,8 +7,8 @@
 //!
 //! Both parts are read as untrusted bytes: every length is checked before it is used.
 
+use super::sentence::Sentence;
 use super::stream::{OutOfRoom, Sink};
-use alloc::string::String;
 use core::ops::RangeInclusive;
 
 /// The versions of the private part that this program reads; it writes any of them.
@@ -24,7 +24,7 @@ const NEWEST: u32 = if cfg!(feature = "handover-1") { 1 } else { 2 };
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Short;
 
-impl From<Short> for String {
+impl From<Short> for Sentence {
     fn from(_: Short) -> Self {
         Self::from("the private part ends too early")
     }

@@ -21,6 +21,7 @@ use super::memory;
 use super::platform::Platform;
 use crate::proto::error::XsError;
 use crate::proto::handover::Digest;
+use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{DepthLayout, Version};
 use crate::proto::text::push_base64;
 use alloc::string::String;
@@ -95,17 +96,17 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    fn take_dump(&mut self, version: Version) -> Result<Vec<u8>, String> {
+    fn take_dump(&mut self, version: Version) -> Result<Vec<u8>, Sentence> {
         // The layout that others read.
         let depths = DepthLayout::Xen;
         if !memory::can_save(&mut self.platform, self.connections.len()) {
-            return Err(String::from("there is not enough memory to write the state down"));
+            return Err(Sentence::from("there is not enough memory to write the state down"));
         }
         let len = self.dump(version, depths, &mut Digest::default())?;
         let mut stream = Vec::new();
         if !memory::can_upload(&mut self.platform, len) || stream.try_reserve_exact(len).is_err() {
             let free = self.platform.heap().free;
-            return Err(alloc::format!(
+            return Err(sentence!(
                 "there is not enough memory for a dump of {len} bytes: {free} are free; give the domain \
                  a larger maxmem"
             ));

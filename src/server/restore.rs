@@ -16,12 +16,12 @@ use super::update::{Passage, Requester};
 use crate::proto::assemble::Assembler;
 use crate::proto::handover::{FieldReader, HANDOVER, Short};
 use crate::proto::id::{ConnId, DomId, EvtchnPort, TxId};
+use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{self, Endpoint, Record, Version};
 use crate::store::quota::{Quota, Quotas};
 use crate::store::{Party, Restoring};
 use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
-use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -40,7 +40,7 @@ const CAUSE_FIELDS: usize = 12;
 const NODE_LEN: usize = 32;
 
 /// What does not fit together, as a sentence.
-type Refusal = String;
+type Refusal = Sentence;
 
 /// What the head says of the store.
 struct StoreHead {
@@ -75,7 +75,7 @@ impl Seen {
         if self.room < bytes {
             let room = bytes.saturating_add(STEP);
             if !platform.reserve(room.saturating_add(Restoring::MARGIN)) {
-                return Err(String::from("there is not enough memory to take everything over"));
+                return Err(Sentence::from("there is not enough memory to take everything over"));
             }
             self.room = room;
         }
@@ -98,7 +98,7 @@ impl<P: Platform> Server<P> {
         command_line: &str,
         stream: &[u8],
         private: &[u8],
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Sentence> {
         if private.is_empty() {
             let mut server = Self::new(platform, command_line);
             return server.revive(stream).map(|()| server);
@@ -125,7 +125,7 @@ impl<P: Platform> Server<P> {
         let handover = fields.u32()?;
         if !HANDOVER.contains(&handover) {
             let (first, last) = (HANDOVER.start(), HANDOVER.end());
-            return Err(format!(
+            return Err(sentence!(
                 "the private part is of version {handover}, this image reads {first} to {last}"
             ));
         }
@@ -149,18 +149,18 @@ impl<P: Platform> Server<P> {
             self.take_in(&record.map_err(damaged)?, &mut fields, &mut new, &mut seen)?;
         }
         if !fields.is_empty() {
-            return Err(String::from("the private part is longer than the stream"));
+            return Err(Sentence::from("the private part is longer than the stream"));
         }
         self.store = new.finish(Some(head.generation), head.dropped)?;
         self.count_causes()?;
         self.compare(&accounts)?;
         if seen.last.is_some_and(|last| last.0 >= self.next_connection) {
-            return Err(String::from("the number of the next connection is in use"));
+            return Err(Sentence::from("the number of the next connection is in use"));
         }
         let mut findings = String::new();
         self.check_connections(&mut findings);
         match findings.lines().next() {
-            Some(first) => Err(String::from(first)),
+            Some(first) => Err(Sentence::from(first)),
             None => Ok(()),
         }
     }
@@ -186,7 +186,7 @@ impl<P: Platform> Server<P> {
                 Ok(())
             }
             Record::Unknown(unknown) => {
-                Err(format!("the stream has a record of type {}, which is unknown", unknown.kind))
+                Err(sentence!("the stream has a record of type {}, which is unknown", unknown.kind))
             }
         }
     }
@@ -231,7 +231,7 @@ impl<P: Platform> Server<P> {
         self.next_rescan_ms = fields.u64()?;
         self.reserve = Reserve::from_number(fields.i64()?);
         if fields.count(8)? != self.latency.0.len() {
-            return Err(String::from("the histogram of request times has another size"));
+            return Err(Sentence::from("the histogram of request times has another size"));
         }
         for count in &mut self.latency.0 {
             *count = fields.u64()?;
@@ -266,7 +266,7 @@ impl<P: Platform> Server<P> {
             let (domid, domain) = read_domain(fields)?;
             let is_next = accounts.last().is_none_or(|last| last.domid < domid);
             if !is_next || !domid.is_ordinary() {
-                return Err(format!("domain {domid} is out of order"));
+                return Err(sentence!("domain {domid} is out of order"));
             }
             new.domain(domid, read_quotas(fields)?);
             let peak = read_quotas(fields)?;
@@ -274,7 +274,7 @@ impl<P: Platform> Server<P> {
             self.domains.insert(domid, domain);
         }
         if !self.domains.contains_key(&self.privileged) {
-            return Err(String::from("the privileged domain is missing"));
+            return Err(Sentence::from("the privileged domain is missing"));
         }
         Ok(accounts)
     }
@@ -290,7 +290,7 @@ impl<P: Platform> Server<P> {
         for _ in 0..count {
             let (id, connection) = (fields.u64()?, ConnId(fields.u32()?));
             if last >= Some(id) || id >= self.next_cause {
-                return Err(String::from("the unfinished requests are out of order"));
+                return Err(Sentence::from("the unfinished requests are out of order"));
             }
             last = Some(id);
             self.causes.insert(CauseId(id), Cause { connection, waiting: 0 });
@@ -307,9 +307,9 @@ impl<P: Platform> Server<P> {
     ) -> Result<(), Refusal> {
         let id = record.id;
         let Endpoint::Ring { domid, target, port } = record.endpoint else {
-            return Err(format!("connection {} is no ring", id.0));
+            return Err(sentence!("connection {} is no ring", id.0));
         };
-        let wrong = |what: &str| Err(format!("the connection of domain {domid}: {what}"));
+        let wrong = |what: &str| Err(sentence!("the connection of domain {domid}: {what}"));
         let (token, has_port, last_tx) = (fields.u64()?, fields.flag()?, fields.u32()?);
         if seen.last >= Some(id) || !seen.tokens.insert(token) {
             return wrong("it is there twice");
@@ -324,7 +324,7 @@ impl<P: Platform> Server<P> {
         }
         let adopted = self.platform.adopt_ring(domid, token);
         let ring = adopted
-            .map_err(|error| format!("domain {domid}: its ring cannot be taken over: {error}"))?;
+            .map_err(|error| sentence!("domain {domid}: its ring cannot be taken over: {error}"))?;
         // From here on it is the server's, which does not unmap it if something is wrong.
         let seed = self.platform.hash_seed();
         let port = has_port.then_some(port);
@@ -351,7 +351,7 @@ impl<P: Platform> Server<P> {
         made.privileged = privileged;
         made.read_fields(fields)?;
         made.assembler = Assembler::restore(record.input)
-            .ok_or_else(|| format!("the request that domain {domid} has begun is damaged"))?;
+            .ok_or_else(|| sentence!("the request that domain {domid} has begun is damaged"))?;
         let causes = &mut self.causes;
         made.queue =
             Queue::restore(self.platform.hash_seed(), record.output, fields, |cause, len| {
@@ -367,12 +367,12 @@ impl<P: Platform> Server<P> {
                 Ok(())
             })?;
         if usize::from(record.partial) != made.queue.partial() {
-            return Err(format!("the message that domain {domid} is being sent is damaged"));
+            return Err(sentence!("the message that domain {domid} is being sent is damaged"));
         }
         if made.is_connected() || made.queue.is_empty() && made.assembler.is_empty() {
             Ok(())
         } else {
-            Err(format!("something waits for domain {domid}, whose ring was given up"))
+            Err(sentence!("something waits for domain {domid}, whose ring was given up"))
         }
     }
 
@@ -380,7 +380,7 @@ impl<P: Platform> Server<P> {
     fn count_causes(&mut self) -> Result<(), Refusal> {
         for cause in self.causes.values() {
             if cause.waiting == 0 {
-                return Err(String::from("an unfinished request waits for nothing"));
+                return Err(Sentence::from("an unfinished request waits for nothing"));
             }
             if let Some(connection) = self.connections.get(&cause.connection) {
                 self.store.charge(connection.domid, Quota::Outstanding, 1);
@@ -397,11 +397,13 @@ impl<P: Platform> Server<P> {
                 let (found, said) = (found.get(quota), used.get(quota));
                 if found != said {
                     let name = quota.name();
-                    return Err(format!("domain {domid}: {name}: {found} came, {said} were said"));
+                    return Err(sentence!(
+                        "domain {domid}: {name}: {found} came, {said} were said"
+                    ));
                 }
             }
             if !self.store.set_peak(*domid, *peak) {
-                return Err(format!("domain {domid} uses more than it ever did"));
+                return Err(sentence!("domain {domid} uses more than it ever did"));
             }
         }
         Ok(())
@@ -409,7 +411,7 @@ impl<P: Platform> Server<P> {
 }
 
 fn damaged(error: stream::StreamError) -> Refusal {
-    format!("the stream is damaged: {error}")
+    sentence!("the stream is damaged: {error}")
 }
 
 fn read_quotas(fields: &mut FieldReader<'_>) -> Result<Quotas, Short> {
@@ -426,7 +428,7 @@ fn read_domain(fields: &mut FieldReader<'_>) -> Result<(DomId, Domain), Refusal>
         0 => Identity::Unknown,
         1 => Identity::Unique(fields.u64()?),
         2 => Identity::Traits { handle: fields.array()?, cpu_time: fields.u64()? },
-        _ => return Err(format!("domain {domid} is described in an unknown way")),
+        _ => return Err(sentence!("domain {domid} is described in an unknown way")),
     };
     let features = fields.u32()?;
     let connection = fields.maybe_u32()?.map(ConnId);

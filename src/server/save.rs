@@ -16,12 +16,11 @@ use super::platform::{Identity, Platform};
 use super::update::Passage;
 use crate::proto::handover::{Digest, FieldWriter, HANDOVER};
 use crate::proto::id::{ConnId, DomId, EvtchnPort};
+use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{
     self, Buffered, DepthLayout, Endpoint, OutOfRoom, Sink, Version, WriteError,
 };
 use crate::store::quota::{Quota, Quotas};
-use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 
 /// Whom a stream is for.
@@ -48,17 +47,18 @@ impl<P: Platform> Server<P> {
         version: Version,
         handover: u32,
         sink: &mut S,
-    ) -> Result<usize, String> {
+    ) -> Result<usize, Sentence> {
         if !HANDOVER.contains(&handover) {
-            return Err(format!("version {handover} of the private part is unknown here"));
+            return Err(sentence!("version {handover} of the private part is unknown here"));
         }
         let sink = &mut Buffered::new(sink);
         let written = self.write_stream(version, DepthLayout::Document, Scope::Successor, sink);
         let written = written.and_then(|len| sink.flush().map(|()| len).map_err(WriteError::from));
-        let stream_len = written.map_err(|error| format!("the state was not written: {error}"))?;
+        let stream_len =
+            written.map_err(|error| sentence!("the state was not written: {error}"))?;
         let private = self.write_private(handover, &mut FieldWriter(sink));
         private.and_then(|()| sink.flush()).map_err(|OutOfRoom| {
-            String::from("the state was not written: no room for the private part")
+            Sentence::from("the state was not written: no room for the private part")
         })?;
         Ok(stream_len)
     }
@@ -73,16 +73,16 @@ impl<P: Platform> Server<P> {
         version: Version,
         depths: DepthLayout,
         sink: &mut S,
-    ) -> Result<usize, String> {
+    ) -> Result<usize, Sentence> {
         let written = self.write_stream(version, depths, Scope::Anybody, sink);
-        written.map_err(|error| format!("the state was not written: {error}"))
+        written.map_err(|error| sentence!("the state was not written: {error}"))
     }
 
     /// The digest of what [`save`](Self::save) writes, in the versions in which this instance got it.
     ///
     /// # Errors
     /// As there.
-    pub fn digest(&self) -> Result<u64, String> {
+    pub fn digest(&self) -> Result<u64, Sentence> {
         let mut digest = Digest::default();
         let passage = self.passage.as_ref();
         let stream = passage.map_or(Version::Two, |passage| passage.stream);

@@ -32,6 +32,7 @@ pub use world::{Region, SimPlatform, World};
 
 use crate::proto::handover::Digest;
 use crate::proto::id::DomId;
+use crate::proto::sentence::Sentence;
 use crate::proto::wire::Kind;
 use crate::server::{Offer, Pass, Server};
 use alloc::string::String;
@@ -136,7 +137,7 @@ impl Simulation {
     ///
     /// # Errors
     /// Why it failed; then the old one goes on.
-    pub fn hand_over(&mut self) -> Result<(), String> {
+    pub fn hand_over(&mut self) -> Result<(), Sentence> {
         match self.server.leave().and_then(|offer| self.trial(&offer)) {
             Ok(new) => {
                 core::mem::replace(&mut self.server, new).abandon();
@@ -156,7 +157,7 @@ impl Simulation {
     ///
     /// # Errors
     /// Why it failed before.
-    pub fn fail_to_hand_over(&mut self) -> Result<(), String> {
+    pub fn fail_to_hand_over(&mut self) -> Result<(), Sentence> {
         let result = self.server.leave().and_then(|offer| self.trial(&offer));
         let result = result.map(Server::abandon);
         self.server.stay("it was to fail");
@@ -164,16 +165,17 @@ impl Simulation {
     }
 
     /// A successor on trial.
-    fn trial(&self, offer: &Offer<Region>) -> Result<Server<SimPlatform>, String> {
+    fn trial(&self, offer: &Offer<Region>) -> Result<Server<SimPlatform>, Sentence> {
         let all = &offer.region.bytes;
         let (stream, private) = all.split_at(offer.stream_len);
-        let new = Server::restore(self.world.successor(), &offer.command_line, stream, private)?;
+        let new =
+            Server::restore(self.world.successor(), self.server.successor_line(), stream, private)?;
         let digest = new.digest()?;
         if digest == Digest::of(all) {
-            new.check()?;
+            new.check().map_err(|findings| Sentence::from(findings.as_str()))?;
             return Ok(new);
         }
-        Err(String::from("what was restored is not what was handed over"))
+        Err(Sentence::from("what was restored is not what was handed over"))
     }
 
     /// Moves the clock in the steps that the server asks for, as if it slept in between.

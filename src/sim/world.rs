@@ -5,6 +5,7 @@ use super::page::{SimPage, WeakPage};
 use super::random::Random;
 use crate::proto::handover::HANDOVER;
 use crate::proto::id::{DomId, EvtchnPort};
+use crate::proto::sentence::Sentence;
 use crate::proto::stream::{OutOfRoom, Sink};
 use crate::server::platform::{
     Change, DomainState, Event, HeapStats, Identity, Platform, PlatformError,
@@ -527,11 +528,11 @@ impl Platform for SimPlatform {
         self.0.state().console.push(line.to_string());
     }
 
-    fn check_image(&mut self, image: &[u8]) -> Result<u32, String> {
+    fn check_image(&mut self, image: &[u8]) -> Result<u32, Sentence> {
         if image.starts_with(b"\x7fELF") {
             Ok(*HANDOVER.end())
         } else {
-            Err("the file is not an ELF image".to_string())
+            Err(Sentence::from("the file is not an ELF image"))
         }
     }
 
@@ -565,7 +566,7 @@ impl Platform for SimPlatform {
         _region: Region,
         _stream_len: usize,
         _deadline_ms: u64,
-    ) -> String {
-        "in this world servers are replaced by Simulation::hand_over".to_string()
+    ) -> Sentence {
+        Sentence::from("in this world servers are replaced by Simulation::hand_over")
     }
 }

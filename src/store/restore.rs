@@ -17,16 +17,15 @@ use super::watch::{Watches, watch_bytes};
 use super::{Store, give_room_back};
 use crate::proto::handover::FieldReader;
 use crate::proto::id::{ConnId, DomId};
+use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream;
 use alloc::collections::VecDeque;
-use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 use foldhash::fast::FixedState;
 use hashbrown::HashSet;
 
 /// What does not fit together, as a sentence.
-type Refusal = String;
+type Refusal = Sentence;
 
 /// The most nodes that an owner is told of at once.
 const RUN_MAX: usize = 64;
@@ -165,7 +164,7 @@ impl<'a> Restoring<'a> {
     /// There is one with this id already.
     pub fn connect(&mut self, conn: ConnId, party: Party, last_tx: u32) -> Result<(), Refusal> {
         if self.store.conns.contains_key(&conn) {
-            return Err(format!("connection {} is there twice", conn.0));
+            return Err(sentence!("connection {} is there twice", conn.0));
         }
         let open = HashSet::with_hasher(FixedState::with_seed(self.store.seed));
         self.store.conns.insert(conn, Conn { party, last_tx, open });
@@ -180,11 +179,11 @@ impl<'a> Restoring<'a> {
         let store = &mut self.store;
         let conn = watch.conn;
         let party =
-            store.party(conn).ok_or_else(|| format!("a watch of no connection ({})", conn.0))?;
+            store.party(conn).ok_or_else(|| sentence!("a watch of no connection ({})", conn.0))?;
         let path = Path::new(Vec::new(), watch.path, Names::OrSpecial, party.domid, 0)
-            .map_err(|_| format!("a watch of domain {} on no path", party.domid))?;
+            .map_err(|_| sentence!("a watch of domain {} on no path", party.domid))?;
         if store.watches.find(conn, path.bytes(), watch.token).is_some() {
-            return Err(format!("a watch of domain {} is there twice", party.domid));
+            return Err(sentence!("a watch of domain {} is there twice", party.domid));
         }
         store.watches.add(conn, &path, watch.token, depth);
         let bytes = watch_bytes(path.bytes(), watch.token);
@@ -211,7 +210,7 @@ impl<'a> Restoring<'a> {
         } else {
             Err("its permissions name a domain that is not known")
         };
-        placed.map_err(|what| format!("node {}: {what}", node.path.escape_ascii()))
+        placed.map_err(|what| sentence!("node {}: {what}", node.path.escape_ascii()))
     }
 
     /// Puts a node in its place, with a use of `self.list`.
@@ -337,14 +336,14 @@ impl<'a> Restoring<'a> {
         self.run.end(&mut self.store.tree);
         self.complete()?;
         if !self.unfilled.is_empty() {
-            return Err(String::from("a transaction lacks nodes that it has touched"));
+            return Err(Sentence::from("a transaction lacks nodes that it has touched"));
         }
         if self.closed && self.fixed.contains(&false) {
-            return Err(String::from("the root or a special node is missing"));
+            return Err(Sentence::from("the root or a special node is missing"));
         }
         if let Some(generation) = generation {
             if generation < self.newest {
-                return Err(String::from("a node is newer than the last change"));
+                return Err(Sentence::from("a node is newer than the last change"));
             }
             self.store.tree.set_generation(generation);
         }

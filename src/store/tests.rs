@@ -723,7 +723,11 @@ fn save(store: &Store) -> (Vec<u8>, Vec<u8>) {
 }
 
 /// A store made from that. What a server says of domains and connections comes from the old one.
-fn restore(old: &Store, stream: &[u8], fields: &[u8]) -> Result<Store, String> {
+fn restore(
+    old: &Store,
+    stream: &[u8],
+    fields: &[u8],
+) -> Result<Store, crate::proto::sentence::Sentence> {
     let initial = old.initial_quotas();
     // Other hash tables, so that nothing depends on their order.
     let mut new = Restoring::new(old.seed.wrapping_add(1), old.privileged(), initial, true);

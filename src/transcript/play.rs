@@ -3,6 +3,7 @@
 use super::words::{kind, matches, show, strings, unescape, word};
 use super::{Conversation, names, unroll};
 use crate::proto::ring::Word;
+use crate::proto::sentence::Sentence;
 use crate::proto::wire::{HEADER_SIZE, Header, Kind};
 use alloc::borrow::ToOwned;
 use alloc::collections::{BTreeMap, VecDeque};
@@ -43,6 +44,12 @@ pub enum Stop {
     Skip(String),
     /// The server does not answer anybody any more.
     Lost(String),
+}
+
+impl From<Sentence> for Stop {
+    fn from(why: Sentence) -> Self {
+        Self::from(String::from(&*why))
+    }
 }
 
 impl From<String> for Stop {

@@ -13,9 +13,8 @@ use super::{console, cpu, hypercall, memory};
 use crate::proto::handover::HANDOVER;
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::proto::image::Image;
+use crate::proto::sentence::{Sentence, sentence};
 use crate::server::platform::{Change, DomainState, Event, HeapStats, Platform, PlatformError};
-use alloc::format;
-use alloc::string::String;
 use core::fmt;
 
 /// The world of a xenstore domain.
@@ -185,9 +184,9 @@ impl Platform for XenPlatform {
         console::line(line);
     }
 
-    fn check_image(&mut self, image: &[u8]) -> Result<u32, String> {
-        let image = Image::parse(image).map_err(|error| format!("{error}"))?;
-        image.check_versions(HANDOVER).map_err(|error| format!("{error}"))
+    fn check_image(&mut self, image: &[u8]) -> Result<u32, Sentence> {
+        let image = Image::parse(image).map_err(|error| sentence!("{error}"))?;
+        image.check_versions(HANDOVER).map_err(|error| sentence!("{error}"))
     }
 
     fn prepare(&mut self) {
@@ -213,7 +212,7 @@ impl Platform for XenPlatform {
         region: Region,
         stream_len: usize,
         deadline_ms: u64,
-    ) -> String {
+    ) -> Sentence {
         match Image::parse(image) {
             Ok(image) => self.machine.hand_over(&Request {
                 image,
@@ -223,7 +222,7 @@ impl Platform for XenPlatform {
                 changes: self.changes.map(|port| port.0),
                 deadline_ms,
             }),
-            Err(error) => format!("{error}"),
+            Err(error) => sentence!("{error}"),
         }
     }
 

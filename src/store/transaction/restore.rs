@@ -3,17 +3,16 @@
 use super::Transaction;
 use crate::proto::handover::FieldReader;
 use crate::proto::id::{ConnId, DomId, TxId};
+use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream;
 use crate::store::path::{Names, Path};
 use crate::store::quota::Quota;
 use crate::store::table::NIL;
 use crate::store::{Restoring, Store};
-use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 
 /// What does not fit together, as a sentence.
-type Refusal = String;
+type Refusal = Sentence;
 
 /// A transaction whose touched paths are still to come.
 #[derive(Debug)]
@@ -37,11 +36,13 @@ impl<'a> Restoring<'a> {
         let stream::Transaction { conn, tx } = transaction;
         let seed = self.store.seed;
         let state = self.store.conns.get_mut(&conn);
-        let state = state.ok_or_else(|| format!("a transaction of no connection ({})", conn.0))?;
+        let state =
+            state.ok_or_else(|| sentence!("a transaction of no connection ({})", conn.0))?;
         if tx == TxId::NONE || !state.open.insert(tx) {
-            return Err(format!(
+            return Err(sentence!(
                 "transaction {} of domain {} is there twice",
-                tx.0, state.party.domid
+                tx.0,
+                state.party.domid
             ));
         }
         let domid = state.party.domid;
@@ -68,8 +69,9 @@ impl<'a> Restoring<'a> {
         fields: &mut FieldReader<'_>,
     ) -> Result<(), Refusal> {
         self.complete()?;
-        let refused =
-            |what: &str| Err(format!("node {} in a transaction: {what}", node.path.escape_ascii()));
+        let refused = |what: &str| {
+            Err(sentence!("node {} in a transaction: {what}", node.path.escape_ascii()))
+        };
         let (Some(unfilled), Some(pending)) = (self.unfilled.front_mut(), node.pending) else {
             return refused("no transaction wants it");
         };
