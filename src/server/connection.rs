@@ -5,7 +5,7 @@
 
 use super::queue::{Queue, Released};
 use super::rate::WriteCredit;
-use crate::proto::assemble::{Assembler, Oversize};
+use crate::proto::assemble::{Assembler, Obstacle};
 use crate::proto::handover::{FieldReader, FieldWriter, Short};
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::proto::ring::{self, BadIndices, Requests, Responses, RingError, RingPage, Word};
@@ -26,6 +26,8 @@ pub(super) enum Fault {
     Indices,
     /// A header announced more than a payload may have.
     Oversize(u32),
+    /// There is no memory for a request, which stays in the ring: nobody's fault.
+    NoMemory,
     /// A header of nothing but ones: firmware fills its rings with them when it is done, so perhaps the
     /// indices were seen while they were being zeroed.
     Ones,
@@ -216,11 +218,15 @@ impl<R: RingPage> Connection<R> {
                 Ok(is_complete)
             }
             // What cannot be followed is not taken from the ring either.
-            Err(Oversize(u32::MAX)) if was_empty => {
+            Err(Obstacle::Oversize(u32::MAX)) if was_empty => {
                 self.assembler.clear();
                 Err(Fault::Ones)
             }
-            Err(Oversize(len)) => Err(Fault::Oversize(len)),
+            Err(Obstacle::Oversize(len)) => Err(Fault::Oversize(len)),
+            Err(Obstacle::NoMemory) => {
+                self.must_notify |= pass.close(&mut self.ring);
+                Err(Fault::NoMemory)
+            }
         }
     }
 

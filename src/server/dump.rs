@@ -23,9 +23,9 @@ use crate::proto::error::XsError;
 use crate::proto::handover::Digest;
 use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{DepthLayout, Version};
-use crate::proto::text::push_base64;
-use alloc::string::String;
+use crate::proto::text::write_base64;
 use alloc::vec::Vec;
+use core::fmt;
 
 /// Bytes of the stream in a line of text, and in a reply: 52 lines of 76 characters fit into one.
 const LINE: usize = 57;
@@ -44,6 +44,15 @@ pub(super) struct Dump {
     /// When something was fetched last.
     progress_ms: u64,
     stream: Vec<u8>,
+}
+
+/// Bytes that are shown in base64.
+struct Base64<'a>(&'a [u8]);
+
+impl fmt::Display for Base64<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_base64(f, self.0)
+    }
 }
 
 /// A number of the administrator.
@@ -128,13 +137,11 @@ impl<P: Platform> Server<P> {
             return text(format_args!("dump {number} has no byte {offset}: it has {len}"));
         };
         dump.progress_ms = now_ms;
-        let mut lines = Text::default();
+        let mut lines = Text::new()?;
         for line in rest.chunks(LINE).take(PIECE / LINE) {
-            let mut encoded = String::with_capacity(80);
-            push_base64(&mut encoded, line);
-            lines.line(format_args!("{encoded}"));
+            lines.line(format_args!("{}", Base64(line)));
         }
-        Ok(lines.reply())
+        lines.reply()
     }
 
     fn end_dump(&mut self, number: Option<u64>) -> Answer {

@@ -13,7 +13,7 @@ use super::platform::{Identity, Platform};
 use super::queue::{CauseId, MESSAGE_OVERHEAD, Queue};
 use super::rate::Reserve;
 use super::update::{Passage, Requester};
-use crate::proto::assemble::Assembler;
+use crate::proto::assemble::{Assembler, Obstacle};
 use crate::proto::handover::{FieldReader, HANDOVER, Short};
 use crate::proto::id::{ConnId, DomId, EvtchnPort, TxId};
 use crate::proto::sentence::{Sentence, sentence};
@@ -24,6 +24,9 @@ use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
+
+/// What is said when memory runs out.
+pub(super) const NO_MEMORY: &str = "there is not enough memory to take everything over";
 
 /// Memory that is asked for at once.
 const STEP: usize = 128 * 1024;
@@ -75,7 +78,7 @@ impl Seen {
         if self.room < bytes {
             let room = bytes.saturating_add(STEP);
             if !platform.reserve(room.saturating_add(Restoring::MARGIN)) {
-                return Err(Sentence::from("there is not enough memory to take everything over"));
+                return Err(Sentence::from(NO_MEMORY));
             }
             self.room = room;
         }
@@ -350,7 +353,12 @@ impl<P: Platform> Server<P> {
         let privileged = domid == self.privileged;
         made.privileged = privileged;
         made.read_fields(fields)?;
-        made.assembler = Assembler::restore(record.input)
+        let assembler = match Assembler::restore(record.input) {
+            Err(Obstacle::NoMemory) => return Err(Sentence::from(NO_MEMORY)),
+            Ok(assembler) => assembler,
+            Err(Obstacle::Oversize(_)) => None,
+        };
+        made.assembler = assembler
             .ok_or_else(|| sentence!("the request that domain {domid} has begun is damaged"))?;
         let causes = &mut self.causes;
         made.queue =

@@ -329,8 +329,8 @@ impl<P: Platform> Server<P> {
     fn receive_from(&mut self, id: ConnId, bytes: &[u8]) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         match Assembler::restore(bytes) {
-            Some(assembler) => connection.assembler = assembler,
-            None => {
+            Ok(Some(assembler)) => connection.assembler = assembler,
+            Ok(None) | Err(_) => {
                 let domid = connection.domid;
                 self.platform
                     .log(format_args!("domain {domid}: what it had sent cannot be followed"));

@@ -389,6 +389,11 @@ impl<P: Platform> Server<P> {
                     self.ignore(id, RingError::Protocol);
                 }
             }
+            Fault::NoMemory => {
+                if connection.suspension.replace(Suspension::Memory) != Some(Suspension::Memory) {
+                    self.short_of_memory.push(id);
+                }
+            }
             Fault::Oversize(len) => {
                 self.guest_log(id, format_args!("a request announced {len} bytes of payload"));
                 self.ignore(id, RingError::Protocol);

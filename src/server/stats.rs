@@ -3,12 +3,11 @@
 use super::Server;
 use super::connection::{Connection, Suspension};
 use super::control::Text;
-use super::dispatch::Reply;
+use super::dispatch::Answer;
 use super::platform::Platform;
 use super::schedule::MEASURED_OF;
 use crate::proto::id::DomId;
 use crate::proto::wire::PAYLOAD_MAX;
-use alloc::string::String;
 use core::fmt::Write;
 
 /// The upper bounds of the histogram's buckets are 1, 2, 4, ... microseconds; the last one has no bound.
@@ -16,6 +15,9 @@ pub(super) const BUCKETS: usize = 18;
 
 /// Room that a list of connections leaves for its last line.
 const LAST_LINE: usize = 32;
+
+/// A line of figures.
+type Line = heapless::String<512>;
 
 /// How long requests took, from the complete message to the queued reply.
 #[derive(Clone, Copy, Default, Debug)]
@@ -32,12 +34,12 @@ impl Latency {
     }
 
     /// Every bucket that is not empty, as `<BOUND us: COUNT`.
-    fn text(self) -> String {
-        let mut text = String::new();
+    fn text(self) -> Line {
+        let mut text = Line::new();
         for (power, count) in (0_u32..).zip(self.0).filter(|(_, count)| *count > 0) {
             let bound = 1_u64.wrapping_shl(power);
             let is_last = usize::try_from(power).unwrap_or(0) == BUCKETS.saturating_sub(1);
-            // Writing to a string does not fail.
+            // What does not fit is left out.
             let _ = if is_last {
                 write!(text, " >={}: {count}", bound.wrapping_shr(1))
             } else {
@@ -62,8 +64,8 @@ fn state<R: crate::proto::ring::RingPage>(connection: &Connection<R>) -> &'stati
 impl<P: Platform> Server<P> {
     /// `stats`: figures of the server, then one line for each connection, from a domid on; if they do
     /// not fit into one message, the last line says how to go on.
-    pub(super) fn control_stats(&self, from: DomId) -> Reply {
-        let mut text = Text::default();
+    pub(super) fn control_stats(&self, from: DomId) -> Answer {
+        let mut text = Text::new()?;
         if from == DomId(0) {
             self.list_figures(&mut text);
         }
@@ -72,8 +74,8 @@ impl<P: Platform> Server<P> {
             let connection = domain.connection.and_then(|id| self.connections.get(&id));
             let Some(connection) = connection else { continue };
             let figures = connection.figures;
-            let mut line = String::new();
-            // Writing to a string does not fail.
+            let mut line = Line::new();
+            // What does not fit is left out.
             let _ = write!(
                 line,
                 "{domid} {} {} {} {} {} {} {}",
