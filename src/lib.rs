@@ -9,7 +9,7 @@
 //!     tests ───► sim ───┘
 //! ```
 //!
-//! * [`mem`]: what memory costs. No state.
+//! * [`mem`]: containers and accounts of memory that may be refused, and of work.
 //! * [`proto`]: bytes. Wire messages, ring arithmetic, record stream. No state, no I/O.
 //! * [`store`]: state. Nodes, permissions, transactions, watches, quotas. No I/O, no clock.
 //! * [`server`]: who, when, how much. Connections, dispatch, domains, CONTROL, live update. Talks to the world

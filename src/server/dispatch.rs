@@ -17,7 +17,7 @@ use crate::proto::id::{ConnId, DomId, TxId};
 use crate::proto::request::{Grammar, Request};
 use crate::proto::wire::{Header, Kind, PAYLOAD_MAX};
 use crate::store::quota::Quota;
-use crate::store::{Caller, Level};
+use crate::store::{Accounts, Caller, Level, Post};
 use alloc::borrow::Cow;
 use alloc::vec::Vec;
 
@@ -32,6 +32,18 @@ const EVENTS_KEPT: usize = 32;
 
 /// The loss of events is reported at most once in this time.
 const DROP_LINE_PAUSE_MS: u64 = 10_000;
+
+/// Events that the store has handed over, until they are in their queues.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    events: Vec<(ConnId, Vec<u8>)>,
+}
+
+impl Post for Gathered {
+    fn event(&mut self, _: &mut Accounts, conn: ConnId, path: &[u8], token: &[u8]) {
+        self.events.push((conn, [path, &[0], token, &[0]].concat()));
+    }
+}
 
 /// What a request that succeeded answers.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -274,12 +286,14 @@ impl<P: Platform> Server<P> {
 
     /// Queues the events that the store has gathered.
     pub(super) fn deliver_events(&mut self, asked: Option<Asked>) {
-        let mut events = core::mem::take(self.store.events());
-        for event in events.drain(..) {
-            self.deliver(event.conn, event.payload, asked);
+        let mut gathered = core::mem::take(&mut self.gathered);
+        for (conn, payload) in gathered.events.drain(..) {
+            self.deliver(conn, payload, asked);
         }
         // A burst's worth of memory is given back.
-        *self.store.events() = if events.capacity() > EVENTS_KEPT { Vec::new() } else { events };
+        if gathered.events.capacity() <= EVENTS_KEPT {
+            self.gathered = gathered;
+        }
         let dropped = self.store.dropped_events();
         if dropped != self.dropped_before && self.now_ms >= self.next_drop_line_ms {
             let more = dropped.saturating_sub(self.dropped_before);

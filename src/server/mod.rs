@@ -57,6 +57,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use connection::{Connection, Figures};
 use core::fmt;
+use dispatch::Gathered;
 use domains::Domain;
 use dump::Dump;
 use foldhash::fast::FixedState;
@@ -68,6 +69,15 @@ use queue::{CauseId, Released};
 use rate::Reserve;
 use stats::Latency;
 use update::{Passage, Upload};
+
+/// A store as it is at the start.
+#[expect(
+    clippy::expect_used,
+    reason = "nobody is there yet; without memory for it there is no server"
+)]
+fn empty_store(seed: u64, privileged: DomId, options: &Options) -> Store {
+    Store::new(seed, privileged, options.quotas).expect("memory for an empty store")
+}
 
 /// A map whose hashes a guest cannot foresee.
 type Map<K, V> = HashMap<K, V, FixedState>;
@@ -95,6 +105,7 @@ pub struct Server<P: Platform> {
     /// Scratch space.
     released: Released,
     reply: Vec<u8>,
+    gathered: Gathered,
     /// Connections that are not read because they, or the server, have no memory left.
     short_of_memory: Vec<ConnId>,
     /// What idle domains leave to busy ones in the write-rate limit.
@@ -146,7 +157,7 @@ impl<P: Platform> Server<P> {
         server.existing = existing;
         server.privileged = server.options.privileged.or(control).unwrap_or(DomId(0));
         let seed = server.platform.hash_seed();
-        server.store = Store::new(seed, server.privileged, server.options.quotas);
+        server.store = empty_store(seed, server.privileged, &server.options);
         server.know_privileged();
         server
     }
@@ -162,7 +173,7 @@ impl<P: Platform> Server<P> {
         let privileged = options.privileged.unwrap_or(DomId(0));
         Self {
             platform,
-            store: Store::new(seed, privileged, options.quotas),
+            store: empty_store(seed, privileged, &options),
             options,
             privileged,
             own_domid,
@@ -175,6 +186,7 @@ impl<P: Platform> Server<P> {
             served: Vec::new(),
             released: Released::default(),
             reply: Vec::new(),
+            gathered: Gathered::default(),
             short_of_memory: Vec::new(),
             reserve: Reserve::default(),
             timers: BTreeSet::new(),

@@ -136,7 +136,8 @@ impl<P: Platform> Server<P> {
         let head = self.read_head(&mut fields, reader.version(), handover)?;
         let mut seen = Seen::default();
         let seed = self.platform.hash_seed();
-        let mut new = Restoring::new(seed, self.privileged, head.initial, true);
+        let mut new = Restoring::new(seed, self.privileged, head.initial, true)
+            .map_err(|error| sentence!("{error}"))?;
         let accounts = self.read_domains(&mut fields, &mut new, &mut seen)?;
         // Not more than the stream can hold, whatever the accounts say.
         let said = accounts.iter().map(|account| account.used.get(Quota::Nodes) as usize);
@@ -271,7 +272,7 @@ impl<P: Platform> Server<P> {
             if !is_next || !domid.is_ordinary() {
                 return Err(sentence!("domain {domid} is out of order"));
             }
-            new.domain(domid, read_quotas(fields)?);
+            new.domain(domid, read_quotas(fields)?).map_err(|error| sentence!("{error}"))?;
             let peak = read_quotas(fields)?;
             accounts.push(Account { domid, peak, used: read_quotas(fields)? });
             self.domains.insert(domid, domain);

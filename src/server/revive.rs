@@ -89,7 +89,8 @@ impl<P: Platform> Server<P> {
     fn revive_all(&mut self, stream: &[u8]) -> Result<(), Sentence> {
         let reader = stream::Reader::new(stream).map_err(|error| sentence!("{error}"))?;
         let seed = self.platform.hash_seed();
-        let mut new = Restoring::new(seed, self.privileged, self.options.quotas, false);
+        let mut new = Restoring::new(seed, self.privileged, self.options.quotas, false)
+            .map_err(|error| sentence!("{error}"))?;
         let (mut found, mut seen) = (Found::default(), Seen::default());
         for record in reader {
             let record = record.map_err(|error| sentence!("{error}"))?;
@@ -153,7 +154,7 @@ impl<P: Platform> Server<P> {
                 Ok(())
             }
             Record::Domain(domain) => {
-                new.store().learn(domain.domid);
+                new.store().learn(domain.domid).map_err(|error| sentence!("{error}"))?;
                 for (name, value) in domain.quotas.iter() {
                     if let Some(quota) = Quota::from_name(name) {
                         new.store().set_quota(Some(domain.domid), quota, value);
@@ -193,7 +194,7 @@ impl<P: Platform> Server<P> {
             (Some(before), Identity::Unique(now)) => before != now,
             _ => false,
         };
-        new.store().learn(domid);
+        new.store().learn(domid).map_err(|error| sentence!("{error}"))?;
         if state == DomainState::Gone || other {
             found.gone.push(domid);
             return Ok(());
@@ -214,7 +215,7 @@ impl<P: Platform> Server<P> {
         self.next_connection = self.next_connection.wrapping_add(1);
         let target = target.filter(|target| target.is_ordinary());
         if let Some(target) = target {
-            new.store().learn(target);
+            new.store().learn(target).map_err(|error| sentence!("{error}"))?;
         }
         let domain = Domain {
             identity,
@@ -296,7 +297,7 @@ impl<P: Platform> Server<P> {
             }
             if was_connected {
                 self.give_headroom();
-                self.store.fire_special(Special::ReleaseDomain, domid, true);
+                self.announce(Special::ReleaseDomain, domid, true);
                 self.deliver_events(None);
             }
         }

@@ -5,9 +5,9 @@
 
 use super::Store;
 use super::quota::Quota;
-use super::table::NIL;
 use super::tree::{Found, ROOT, entry_bytes};
 use super::watch::watch_bytes;
+use crate::mem::NIL;
 use crate::proto::id::DomId;
 use alloc::collections::BTreeMap;
 use alloc::string::String;

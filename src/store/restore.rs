@@ -10,11 +10,11 @@ use super::path::{Names, Path, split_name};
 use super::perms::{Entry, Party};
 use super::quota::{Quota, Quotas};
 use super::save::special;
-use super::table::NIL;
 use super::transaction::{Transaction, Unfilled};
 use super::tree::{Found, Place, ROOT, Tree, node_bytes};
 use super::watch::{Watches, watch_bytes};
 use super::{Store, give_room_back};
+use crate::mem::{NIL, NoMemory};
 use crate::proto::handover::FieldReader;
 use crate::proto::id::{ConnId, DomId};
 use crate::proto::sentence::{Sentence, sentence};
@@ -26,6 +26,10 @@ use hashbrown::HashSet;
 
 /// What does not fit together, as a sentence.
 type Refusal = Sentence;
+
+fn no_memory(_: NoMemory) -> Refusal {
+    sentence!("{NoMemory}")
+}
 
 /// The most nodes that an owner is told of at once.
 const RUN_MAX: usize = 64;
@@ -81,10 +85,17 @@ pub struct Restoring<'a> {
 
 impl<'a> Restoring<'a> {
     /// Nothing yet. `closed` says that every domain is announced before anything names it.
-    #[must_use]
-    pub fn new(seed: u64, privileged: DomId, initial: Quotas, closed: bool) -> Self {
-        Self {
-            store: Store::bare(seed, privileged, initial),
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn new(
+        seed: u64,
+        privileged: DomId,
+        initial: Quotas,
+        closed: bool,
+    ) -> Result<Self, NoMemory> {
+        Ok(Self {
+            store: Store::bare(seed, privileged, initial)?,
             closed,
             here: &[],
             above: Vec::from([(ROOT, 0)]),
@@ -96,7 +107,7 @@ impl<'a> Restoring<'a> {
             newest: 0,
             run: Run { owner: privileged, nodes: Vec::with_capacity(RUN_MAX), bytes: 0 },
             unfilled: VecDeque::new(),
-        }
+        })
     }
 
     /// What tables may take at once when they grow, besides [`cost`](Self::cost).
@@ -151,11 +162,15 @@ impl<'a> Restoring<'a> {
     }
 
     /// A tracked domain with its limits.
-    pub fn domain(&mut self, domid: DomId, quotas: Quotas) {
-        self.store.tree.domains.learn(domid);
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn domain(&mut self, domid: DomId, quotas: Quotas) -> Result<(), NoMemory> {
+        self.store.tree.domains.learn(domid)?;
         if let Some(domain) = self.store.tree.domains.get_mut(domid) {
             domain.quotas = quotas;
         }
+        Ok(())
     }
 
     /// A connection, and the last transaction id that it was given.
@@ -185,10 +200,10 @@ impl<'a> Restoring<'a> {
         if store.watches.find(conn, path.bytes(), watch.token).is_some() {
             return Err(sentence!("a watch of domain {} is there twice", party.domid));
         }
-        store.watches.add(conn, &path, watch.token, depth);
+        store.watches.add(conn, &path, watch.token, depth).map_err(no_memory)?;
         let bytes = watch_bytes(path.bytes(), watch.token);
-        store.tree.domains.charge(party.domid, Quota::Watches, 1);
-        store.tree.domains.charge(party.domid, Quota::Memory, bytes);
+        store.tree.domains.take(party.domid, Quota::Watches, 1);
+        store.tree.domains.take(party.domid, Quota::Memory, bytes);
         Ok(())
     }
 
@@ -241,15 +256,16 @@ impl<'a> Restoring<'a> {
                 Some(came) if !*came => *came = true,
                 _ => return Err("it is there twice"),
             }
-            tree.restore_fixed(handle, value, self.list, generation);
-            return Ok(());
+            return tree
+                .restore_fixed(handle, value, self.list, generation)
+                .map_err(|_| "no memory is left");
         }
         let place =
-            self.find_place(node.path).ok_or("there is no node above it, or its name is none")?;
+            self.find_place(node.path)?.ok_or("there is no node above it, or its name is none")?;
         let tree = &mut self.store.tree;
         let bytes = node_bytes(place.name, value);
         let made = tree.restore(&place, value, self.list, generation);
-        let made = made.ok_or("it is there twice")?;
+        let made = made.map_err(|_| "no memory is left")?.ok_or("it is there twice")?;
         self.run.add(owner, made, bytes, tree);
         self.here = node.path;
         // What is above was found by the path, so it need not be the one before.
@@ -258,16 +274,18 @@ impl<'a> Restoring<'a> {
     }
 
     /// Where a path leads to; with a use of its last name.
-    fn find_place<'p>(&mut self, path: &'p [u8]) -> Option<Place<'p>> {
+    fn find_place<'p>(&mut self, path: &'p [u8]) -> Result<Option<Place<'p>>, &'static str> {
+        let no_memory = |NoMemory| "no memory is left";
         if self.closed && !self.fixed.first().is_some_and(|root| *root) {
-            return None;
+            return Ok(None);
         }
         while let Some((handle, len)) = self.above.last() {
             if path.get(*len) == Some(&b'/') && path.get(..*len) == self.here.get(..*len) {
                 // Behind the path of that node comes one name more. It was looked at when it came first.
-                let name = path.get(len.saturating_add(1)..)?;
-                if let Some(name_handle) = self.store.tree.intern_checked(name) {
-                    return Some(Place { parent: *handle, name, name_handle });
+                let Some(name) = path.get(len.saturating_add(1)..) else { return Ok(None) };
+                let known = self.store.tree.intern_checked(name).map_err(no_memory)?;
+                if let Some(name_handle) = known {
+                    return Ok(Some(Place { parent: *handle, name, name_handle }));
                 }
             }
             // The root is above everything.
@@ -276,14 +294,15 @@ impl<'a> Restoring<'a> {
             }
             self.above.pop();
         }
-        let (stem, name) = split_name(path).filter(|_| path.first() == Some(&b'/'))?;
+        let split = split_name(path).filter(|_| path.first() == Some(&b'/'));
+        let Some((stem, name)) = split else { return Ok(None) };
         // Only others' streams have another order.
         let parent = match self.store.tree.find(stem) {
             Found::Node(handle) if !self.closed && stem.first() == Some(&b'/') => handle,
-            Found::Node(_) | Found::Above { .. } => return None,
+            Found::Node(_) | Found::Above { .. } => return Ok(None),
         };
-        let name_handle = self.store.tree.intern_checked(name)?;
-        Some(Place { parent, name, name_handle })
+        let name_handle = self.store.tree.intern_checked(name).map_err(no_memory)?;
+        Ok(name_handle.map(|name_handle| Place { parent, name, name_handle }))
     }
 
     /// Makes `list` the handle of these permissions, and gives the caller a use of it. `false` if they name
@@ -316,12 +335,14 @@ impl<'a> Restoring<'a> {
                 if !known && (self.closed || !entry.domid.is_ordinary()) {
                     return false;
                 }
-                if !known {
-                    tree.domains.learn(entry.domid);
+                if !known && tree.domains.learn(entry.domid).is_err() {
+                    return false;
                 }
             }
             tree.release_list(self.list);
-            self.list = tree.intern(&self.entries);
+            self.list = NIL;
+            let Ok(list) = tree.intern(&self.entries) else { return false };
+            self.list = list;
         }
         self.perms = perms;
         true

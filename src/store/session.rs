@@ -3,15 +3,15 @@
 //! Every operation is written once for both cases, the live tree and a transaction's view of it: the
 //! difference is inside [`Session::look`] and the few places that change something.
 
-use super::bytes::Bytes;
-use super::events::Bell;
+use super::events::{Bell, Post};
 use super::path::{self, Path, Text};
 use super::perms::{Access, Entry, Party, Rights};
 use super::quota::Quota;
-use super::table::NIL;
 use super::transaction::Transaction;
 use super::tree::{Found, NODE_BYTES, ROOT, Tree, entry_bytes};
 use super::watch::Class;
+use crate::mem::Bytes;
+use crate::mem::NIL;
 use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, DomId};
 use crate::proto::wire::PAYLOAD_MAX;
@@ -73,15 +73,15 @@ pub(super) struct View<'a> {
 
 /// A request in progress.
 #[derive(Debug)]
-pub(super) struct Session<'a> {
+pub(super) struct Session<'a, P> {
     pub(super) conn: ConnId,
     pub(super) tree: &'a mut Tree,
-    pub(super) bell: Bell<'a>,
+    pub(super) bell: Bell<'a, P>,
     pub(super) party: Party,
     pub(super) tx: Option<&'a mut Transaction>,
 }
 
-impl Session<'_> {
+impl<P: Post> Session<'_, P> {
     /// Lists the names of the children, each with a NUL.
     pub(super) fn directory(&mut self, path: &Path, reply: &mut Vec<u8>) -> Result<(), XsError> {
         let sight = self.permitted(path.bytes(), Access::Read)?;
@@ -202,7 +202,7 @@ impl Session<'_> {
             return Err(XsError::EPERM);
         }
         let (old, value, children_bytes) = (view.list, view.value.len(), view.children_bytes);
-        let list = self.tree.intern(entries);
+        let list = self.tree.intern(entries)?;
         let checked = self.check_size(list, value, children_bytes);
         if let Err(error) = self.spoiled(checked) {
             self.tree.release_list(list);
@@ -333,13 +333,13 @@ impl Session<'_> {
             Sight::Copied(at) => {
                 let before = self.transaction_bytes(at);
                 if let Some(tx) = self.tx.as_deref_mut() {
-                    tx.set_value(self.tree, at, Bytes::new(value));
+                    tx.set_value(self.tree, at, Bytes::new(value)?);
                     tx.announce(at, Class::Subtree);
                 }
                 self.charge_transaction(at, before);
             }
             Sight::Live(handle) => {
-                self.tree.set_value(handle, value);
+                self.tree.set_value(handle, value)?;
                 let above = self.tree.node(handle).and_then(|node| self.tree.node(node.parent));
                 let above = above.map_or(NIL, |above| above.list);
                 self.bell.ring(self.tree, path.bytes(), Class::Subtree, &[list, above]);
@@ -352,13 +352,14 @@ impl Session<'_> {
     fn create(&mut self, gap: Gap<'_>, value: &[u8]) -> Result<(), XsError> {
         let above_list = self.view(gap.above)?.list;
         let creator = (!self.party.privileged).then_some(self.party.domid);
-        let list = self.tree.inherit(above_list, creator);
+        let list = self.tree.inherit(above_list, creator)?;
         let count = gap.names().count();
         let checked = self.check_create(gap, count, list, value);
-        let made = self.spoiled(checked).map(|()| match gap.above {
+        let made = self.spoiled(checked).and_then(|()| match gap.above {
             Sight::Live(handle) => self.create_live(handle, gap, count, list, value),
             Sight::Copied(_) => self.create_copied(gap, count, list, value),
         });
+        let made = self.spoiled(made);
         if made.is_ok() && self.tx.is_none() {
             // All but the first are below a node that was made just now.
             let parent_list = if count == 1 { above_list } else { list };
@@ -402,13 +403,21 @@ impl Session<'_> {
         allowed.then_some(()).ok_or(XsError::ENOMEM)
     }
 
-    fn create_live(&mut self, above: u32, gap: Gap<'_>, count: usize, list: u32, value: &[u8]) {
+    fn create_live(
+        &mut self,
+        above: u32,
+        gap: Gap<'_>,
+        count: usize,
+        list: u32,
+        value: &[u8],
+    ) -> Result<(), XsError> {
         let mut parent = above;
         for (left, name) in (0..count).rev().zip(gap.names()) {
             let value = if left == 0 { value } else { &[] };
+            parent = self.tree.create(parent, name, value, list)?;
             self.tree.retain_list(list);
-            parent = self.tree.create(parent, name, value, list);
         }
+        Ok(())
     }
 }
 
@@ -429,7 +438,7 @@ pub(super) fn parent_list(tree: &Tree, path: &[u8]) -> u32 {
 /// Removes a live subtree, children before parents, and tells the watches: those at a node below of
 /// that node, and last those at or above the top of the top. The work is that of the nodes
 /// removed; if nobody watches below the top, nothing is looked up for them.
-pub(super) fn remove_tree(tree: &mut Tree, bell: &mut Bell<'_>, top: u32, path: &[u8]) {
+pub(super) fn remove_tree<P: Post>(tree: &mut Tree, bell: &mut Bell<'_, P>, top: u32, path: &[u8]) {
     if bell.any_below(path) {
         remove_watched(tree, bell, top, path);
     } else {
@@ -443,7 +452,7 @@ pub(super) fn remove_tree(tree: &mut Tree, bell: &mut Bell<'_>, top: u32, path: 
 }
 
 /// Removes everything below a live node, one by one, and tells who watches there.
-fn remove_watched(tree: &mut Tree, bell: &mut Bell<'_>, top: u32, path: &[u8]) {
+fn remove_watched<P: Post>(tree: &mut Tree, bell: &mut Bell<'_, P>, top: u32, path: &[u8]) {
     let mut at = top;
     let mut here = Vec::from(path);
     loop {

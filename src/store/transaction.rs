@@ -31,12 +31,11 @@ mod session;
 
 pub(super) use restore::Unfilled;
 
-use super::bytes::Bytes;
 use super::path;
 use super::perms::{Access, Party};
-use super::table::NIL;
 use super::tree::{Found, Node, Tree, bytes_hash, entry_bytes};
 use super::watch::Class;
+use crate::mem::{Bytes, NIL, NoMemory};
 use crate::proto::id::{DomId, TxId};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -248,13 +247,19 @@ impl Transaction {
     }
 
     /// Keeps the value of a node that was read, so that it reads the same from now on.
-    pub(super) fn keep_value(&mut self, tree: &Tree, at: u32, party: &Party) {
-        let value = self.value(tree, at, party).map(Bytes::new);
+    pub(super) fn keep_value(
+        &mut self,
+        tree: &Tree,
+        at: u32,
+        party: &Party,
+    ) -> Result<(), NoMemory> {
+        let value = self.value(tree, at, party).map(Bytes::new).transpose()?;
         if let Some(now) = self.get_mut(at).and_then(|touched| touched.now.as_mut())
             && now.value.is_none()
         {
             now.value = value;
         }
+        Ok(())
     }
 
     /// How many nodes more a domain would own.
@@ -485,7 +490,8 @@ impl Transaction {
             tree.retain_list(now.list);
             tree.set_list(handle, now.list);
             if let Some(value) = now.value.take() {
-                tree.set_value(handle, value.get());
+                // Admitted by `commit_bytes`.
+                let _ = tree.set_value(handle, value.get());
             }
         }
         for (place, child) in (0_u32..).zip(added) {
@@ -493,7 +499,8 @@ impl Transaction {
             if let Some(now) = child.now.as_mut().filter(|_| child.place == place) {
                 let value = now.value.take().unwrap_or(Bytes::EMPTY);
                 tree.retain_list(now.list);
-                tree.create(handle, path::name(&child.path), value.get(), now.list);
+                // Admitted by `commit_bytes`.
+                let _ = tree.create(handle, path::name(&child.path), value.get(), now.list);
             }
         }
     }

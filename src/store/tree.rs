@@ -9,12 +9,10 @@
 //! Every mutation keeps the accounts of the owners; whether something is *allowed* is decided
 //! above, in `request.rs` and `transaction.rs`.
 
-use super::arena::Arena;
-use super::bytes::Bytes;
-use super::domain::Domains;
+use super::domain::Accounts;
 use super::path;
 use super::perms::{Access, Entry, Party, Rights, rights};
-use super::table::{NIL, Record, Table};
+use crate::mem::{Arena, Bytes, NIL, NoMemory, Record, Table, try_bytes, try_slice};
 use crate::proto::id::{ConnId, DomId};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -46,7 +44,7 @@ const SIZE_ENTRY: usize = 8;
 const SHORT_MAX: usize = 14;
 
 /// A value.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Value {
     /// In place: only the first `len` bytes count.
     Short { len: u8, bytes: [u8; SHORT_MAX] },
@@ -265,7 +263,7 @@ pub(super) struct Tree {
     long: Arena<Box<[u8]>>,
     names: Table<Name>,
     lists: Table<List>,
-    pub(super) domains: Domains,
+    pub(super) domains: Accounts,
     /// `@introduceDomain` and `@releaseDomain`: nodes without a place in the tree.
     pub(super) special: [u32; 2],
     generation: u64,
@@ -291,8 +289,8 @@ impl Tree {
         + 32 * 1024;
 
     /// A tree of nothing but the root and the two special nodes.
-    pub(super) fn new(seed: u64, mut domains: Domains) -> Self {
-        domains.learn(domains.privileged);
+    pub(super) fn new(seed: u64, mut domains: Accounts) -> Result<Self, NoMemory> {
+        domains.learn(domains.privileged)?;
         let owner = domains.privileged;
         let mut tree = Self {
             nodes: Table::new(seed),
@@ -308,14 +306,14 @@ impl Tree {
         };
         let closed = Entry { domid: owner, access: Access::None, stale: false };
         let all = Entry { domid: DomId::ANY, access: Access::Read, stale: false };
-        let private = tree.intern(&[closed]);
-        tree.insert(NIL, NIL, &[], private);
+        let private = tree.intern(&[closed])?;
+        tree.insert(NIL, NIL, &[], private)?;
         tree.retain_list(private);
-        let introduce = tree.insert(NIL, NIL, &[], private);
-        let public = tree.intern(&[closed, all]);
-        let release = tree.insert(NIL, NIL, &[], public);
+        let introduce = tree.insert(NIL, NIL, &[], private)?;
+        let public = tree.intern(&[closed, all])?;
+        let release = tree.insert(NIL, NIL, &[], public)?;
         tree.special = [introduce, release];
-        tree
+        Ok(tree)
     }
 
     /// The latest generation.
@@ -483,24 +481,65 @@ impl Tree {
     // Changing.
 
     /// Makes a node below `parent`, as its last child. Takes over one use of `list`.
-    pub(super) fn create(&mut self, parent: u32, name: &[u8], value: &[u8], list: u32) -> u32 {
-        let name_handle = self.intern_name(name);
-        let handle = self.insert(parent, name_handle, value, list);
-        let generation = self.advance();
-        if let Some(above) = self.nodes.get_mut(parent) {
-            above.set_generation(generation);
+    ///
+    /// # Errors
+    /// There is no memory; nothing has changed, and the use is the caller's.
+    pub(super) fn create(
+        &mut self,
+        parent: u32,
+        name: &[u8],
+        value: &[u8],
+        list: u32,
+    ) -> Result<u32, NoMemory> {
+        let name_handle = self.intern_name(name)?;
+        let made = self.create_named(Place { parent, name, name_handle }, value, list);
+        if made.is_err() {
+            self.release_name(name_handle);
         }
-        self.link(parent, name, handle);
-        handle
+        made
     }
 
-    /// Makes the node the last child of its parent.
+    fn create_named(&mut self, place: Place<'_>, value: &[u8], list: u32) -> Result<u32, NoMemory> {
+        let Place { parent, name, name_handle } = place;
+        self.prepare_family(parent)?;
+        let made = self.insert(parent, name_handle, value, list);
+        match made {
+            Ok(handle) => {
+                let generation = self.advance();
+                if let Some(above) = self.nodes.get_mut(parent) {
+                    above.set_generation(generation);
+                }
+                self.link(parent, name, handle);
+            }
+            Err(NoMemory) => self.drop_empty_family(parent),
+        }
+        made
+    }
+
+    /// Makes sure that a node can have children.
+    #[inline]
+    fn prepare_family(&mut self, parent: u32) -> Result<(), NoMemory> {
+        if let Some(above) = self.nodes.get_mut(parent)
+            && above.family == NIL
+        {
+            above.family = self.families.insert(Family::NONE)?;
+        }
+        Ok(())
+    }
+
+    /// Takes back what [`prepare_family`](Self::prepare_family) did, unless there are children.
+    fn drop_empty_family(&mut self, parent: u32) {
+        if let Some(above) = self.nodes.get_mut(parent)
+            && self.families.get(above.family).is_some_and(|family| family.first == NIL)
+        {
+            self.families.remove(core::mem::replace(&mut above.family, NIL));
+        }
+    }
+
+    /// Makes the node the last child of its parent, which is prepared for it.
     #[inline]
     fn link(&mut self, parent: u32, name: &[u8], handle: u32) {
-        let Some(above) = self.nodes.get_mut(parent) else { return };
-        if above.family == NIL {
-            above.family = self.families.insert(Family::NONE);
-        }
+        let Some(above) = self.nodes.get(parent) else { return };
         let Some(family) = self.families.get_mut(above.family) else { return };
         family.bytes = family.bytes.saturating_add(entry_bytes(name));
         let last = core::mem::replace(&mut family.last, handle);
@@ -515,24 +554,29 @@ impl Tree {
         }
     }
 
-    fn insert(&mut self, parent: u32, name: u32, value: &[u8], list: u32) -> u32 {
+    fn insert(&mut self, parent: u32, name: u32, value: &[u8], list: u32) -> Result<u32, NoMemory> {
+        let value = self.keep(value)?;
         let generation = self.advance();
-        let value = self.keep(value);
-        let handle = self.nodes.insert(Node::new(parent, name, value, list, generation));
-        let bytes = self.node(handle).map_or(0, |node| self.bytes(node));
-        self.domains.own(self.owner(list), &[handle], bytes);
-        handle
+        let made = self.nodes.insert(Node::new(parent, name, value, list, generation));
+        match made {
+            Ok(handle) => {
+                let bytes = self.node(handle).map_or(0, |node| self.bytes(node));
+                self.domains.own(self.owner(list), &[handle], bytes);
+            }
+            Err(NoMemory) => _ = self.drop_value(&value),
+        }
+        made
     }
 
     /// A value to be put into a node.
-    fn keep(&mut self, value: &[u8]) -> Value {
+    fn keep(&mut self, value: &[u8]) -> Result<Value, NoMemory> {
         let mut bytes = [0; SHORT_MAX];
         match (bytes.get_mut(..value.len()), u8::try_from(value.len())) {
             (Some(to), Ok(len)) => {
                 to.copy_from_slice(value);
-                Value::Short { len, bytes }
+                Ok(Value::Short { len, bytes })
             }
-            _ => Value::Long(self.long.insert(value.into())),
+            _ => self.long.insert(try_bytes(value)?).map(Value::Long),
         }
     }
 
@@ -561,28 +605,39 @@ impl Tree {
         value: &[u8],
         list: u32,
         generation: u64,
-    ) -> Option<u32> {
+    ) -> Result<Option<u32>, NoMemory> {
         let Place { parent, name, name_handle } = *place;
         let hash = child_hash(self.nodes.seed(), parent, name_handle);
         let same = |node: &Node| node.parent == parent && node.name == name_handle;
         if self.nodes.find(hash, same).is_some() {
             self.release_name(name_handle);
-            return None;
+            return Ok(None);
         }
-        let value = self.keep(value);
+        let value = self.keep(value)?;
         let node = Node::new(parent, name_handle, value, list, generation);
-        let handle = self.nodes.insert_hashed(hash, node);
+        self.prepare_family(parent)?;
+        let handle = self.nodes.insert_hashed(hash, node)?;
         self.link(parent, name, handle);
-        Some(handle)
+        Ok(Some(handle))
     }
 
     /// Makes one of the nodes that are always there as it was. Takes over one use of `list`.
-    pub(super) fn restore_fixed(&mut self, handle: u32, value: &[u8], list: u32, generation: u64) {
+    ///
+    /// # Errors
+    /// There is no memory; a store that is put together is thrown away then.
+    pub(super) fn restore_fixed(
+        &mut self,
+        handle: u32,
+        value: &[u8],
+        list: u32,
+        generation: u64,
+    ) -> Result<(), NoMemory> {
         self.set_list(handle, list);
-        self.set_value(handle, value);
+        self.set_value(handle, value)?;
         if let Some(node) = self.nodes.get_mut(handle) {
             node.set_generation(generation);
         }
+        Ok(())
     }
 
     /// Goes on counting generations behind this one.
@@ -591,18 +646,22 @@ impl Tree {
     }
 
     /// Replaces a value.
-    pub(super) fn set_value(&mut self, handle: u32, value: &[u8]) {
-        let generation = self.advance();
+    ///
+    /// # Errors
+    /// There is no memory; nothing has changed.
+    pub(super) fn set_value(&mut self, handle: u32, value: &[u8]) -> Result<(), NoMemory> {
         let new = value.len();
-        let value = self.keep(value);
-        let Some(node) = self.nodes.get_mut(handle) else { return };
+        let value = self.keep(value)?;
+        let generation = self.advance();
+        let Some(node) = self.nodes.get_mut(handle) else { return Ok(()) };
         node.set_generation(generation);
         let old = core::mem::replace(&mut node.value, value);
         let list = node.list;
         let old_len = self.drop_value(&old);
         let owner = self.owner(list);
-        self.domains.refund(owner, super::quota::Quota::Memory, old_len);
-        self.domains.charge(owner, super::quota::Quota::Memory, new);
+        self.domains.give_back(owner, super::quota::Quota::Memory, old_len);
+        self.domains.take(owner, super::quota::Quota::Memory, new);
+        Ok(())
     }
 
     /// Replaces the permissions. Takes over one use of `list`.
@@ -717,16 +776,18 @@ impl Tree {
     // Names.
 
     /// The handle of a name, with one use more.
-    fn intern_name(&mut self, bytes: &[u8]) -> u32 {
+    fn intern_name(&mut self, bytes: &[u8]) -> Result<u32, NoMemory> {
         let hash = bytes_hash(self.names.seed(), bytes);
-        self.use_name(hash, bytes).unwrap_or_else(|| self.add_name(hash, bytes))
+        self.use_name(hash, bytes).map_or_else(|| self.add_name(hash, bytes), Ok)
     }
 
     /// As [`intern_name`](Self::intern_name); `None` if this is no name.
-    pub(super) fn intern_checked(&mut self, bytes: &[u8]) -> Option<u32> {
+    pub(super) fn intern_checked(&mut self, bytes: &[u8]) -> Result<Option<u32>, NoMemory> {
         let hash = bytes_hash(self.names.seed(), bytes);
-        let known = self.use_name(hash, bytes);
-        known.or_else(|| path::is_name(bytes).then(|| self.add_name(hash, bytes)))
+        match self.use_name(hash, bytes) {
+            None if path::is_name(bytes) => self.add_name(hash, bytes).map(Some),
+            known => Ok(known),
+        }
     }
 
     #[inline]
@@ -738,8 +799,8 @@ impl Tree {
         })
     }
 
-    fn add_name(&mut self, hash: u64, bytes: &[u8]) -> u32 {
-        let name = Name { bytes: Bytes::new(bytes), users: 1, chain: NIL };
+    fn add_name(&mut self, hash: u64, bytes: &[u8]) -> Result<u32, NoMemory> {
+        let name = Name { bytes: Bytes::new(bytes)?, users: 1, chain: NIL };
         self.names.insert_hashed(hash, name)
     }
 
@@ -763,13 +824,17 @@ impl Tree {
     // Permission lists.
 
     /// The handle of a permission list, with one use more.
-    pub(super) fn intern(&mut self, entries: &[Entry]) -> u32 {
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub(super) fn intern(&mut self, entries: &[Entry]) -> Result<u32, NoMemory> {
         let hash = list_hash(self.lists.seed(), entries);
         if let Some(handle) = self.lists.find(hash, |list| *list.entries == *entries) {
             self.retain_list(handle);
-            return handle;
+            return Ok(handle);
         }
-        let handle = self.lists.insert(List { entries: entries.into(), users: 1, chain: NIL });
+        let kept = try_slice(entries)?;
+        let handle = self.lists.insert(List { entries: kept, users: 1, chain: NIL })?;
         for entry in entries.iter().filter(|entry| !entry.stale) {
             if entry.domid != self.domains.privileged
                 && let Some(domain) = self.domains.get_mut(entry.domid)
@@ -777,7 +842,7 @@ impl Tree {
                 domain.lists.insert(handle);
             }
         }
-        handle
+        Ok(handle)
     }
 
     /// One use more of a permission list.
@@ -812,10 +877,17 @@ impl Tree {
     }
 
     /// The list that a new node gets: its parent's, owned by `creator` if that is somebody.
-    pub(super) fn inherit(&mut self, parent_list: u32, creator: Option<DomId>) -> u32 {
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub(super) fn inherit(
+        &mut self,
+        parent_list: u32,
+        creator: Option<DomId>,
+    ) -> Result<u32, NoMemory> {
         let Some(creator) = creator.filter(|domid| *domid != self.owner(parent_list)) else {
             self.retain_list(parent_list);
-            return parent_list;
+            return Ok(parent_list);
         };
         let mut entries = Vec::from(self.entries(parent_list));
         if let Some(owner) = entries.first_mut() {

@@ -1,13 +1,13 @@
 //! Transactions as the store knows them: start, end, and the books.
 
 use super::Transaction;
+use crate::mem::{Budget, NIL, Progress};
 use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, TxId};
 use crate::store::quota::Quota;
 use crate::store::session::parent_list;
-use crate::store::table::NIL;
 use crate::store::tree::Found;
-use crate::store::{Store, give_room_back};
+use crate::store::{Post, Store, give_room_back};
 
 impl Store {
     /// Whether `tx` is an open transaction of this connection.
@@ -42,7 +42,7 @@ impl Store {
         let id = TxId(state.last_tx);
         state.open.insert(id);
         self.transactions.insert((conn, id), Transaction::new(id, self.seed));
-        self.tree.domains.charge(domid, Quota::Transactions, 1);
+        self.tree.domains.take(domid, Quota::Transactions, 1);
         self.tree.advance();
         Ok(id)
     }
@@ -53,12 +53,19 @@ impl Store {
     /// `ENOENT` if there is no such transaction. For a commit, in this order: `ENOMEM` if a request in
     /// it was refused for want of quota or memory, or memory does not suffice now; `ENOSPC` if it
     /// would take its domain over the quota of nodes; `EAGAIN` if it conflicts.
-    pub fn end_transaction(&mut self, conn: ConnId, tx: TxId, commit: bool) -> Result<(), XsError> {
+    pub fn end_transaction(
+        &mut self,
+        conn: ConnId,
+        tx: TxId,
+        commit: bool,
+        budget: &mut Budget,
+        post: &mut impl Post,
+    ) -> Result<Progress, XsError> {
         let party = self.party(conn).ok_or(XsError::ENOENT)?;
         let tx = self.close_transaction(conn, tx).ok_or(XsError::ENOENT)?;
         if !commit {
             tx.discard(&mut self.tree);
-            return Ok(());
+            return Ok(Progress::Done);
         }
         let watches = &self.watches;
         let watched = |path: &[u8]| watches.any_below(path);
@@ -79,7 +86,7 @@ impl Store {
         }
         self.headroom = self.headroom.saturating_sub(cost);
         for news in tx.apply(&mut self.tree, watched) {
-            let (tree, mut bell) = self.tree_and_bell();
+            let (tree, mut bell) = self.tree_and_bell(budget, post);
             let (now, above) = match tree.find(&news.path) {
                 Found::Node(node) if !news.gone => {
                     (tree.node(node).map_or(NIL, |node| node.list), parent_list(tree, &news.path))
@@ -89,7 +96,7 @@ impl Store {
             bell.ring(tree, &news.path, news.class, &[news.old_list, now, above]);
             tree.release_list(news.old_list);
         }
-        Ok(())
+        Ok(Progress::Done)
     }
 
     /// Takes a transaction out of the books.
@@ -103,8 +110,8 @@ impl Store {
         if let Some(conn) = self.conns.get_mut(&conn) {
             conn.open.remove(&tx.id);
             let domid = conn.party.domid;
-            self.tree.domains.refund(domid, Quota::Transactions, 1);
-            self.tree.domains.refund(domid, Quota::Memory, tx.bytes);
+            self.tree.domains.give_back(domid, Quota::Transactions, 1);
+            self.tree.domains.give_back(domid, Quota::Memory, tx.bytes);
         }
         Some(tx)
     }

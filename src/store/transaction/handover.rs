@@ -7,13 +7,12 @@
 //! whatever comes, so nothing else about that node matters.
 
 use super::{Base, Below, Copy, Touched, Transaction};
+use crate::mem::{Bytes, NIL};
 use crate::proto::handover::{FieldReader, FieldWriter};
 use crate::proto::id::{ConnId, DomId, TxId};
 use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{self, OutOfRoom, Pending, Perms, Sink, Touch, WriteError};
-use crate::store::bytes::Bytes;
 use crate::store::path;
-use crate::store::table::NIL;
 use crate::store::tree::{Found, ROOT, Tree};
 use crate::store::watch::Class;
 use alloc::vec::Vec;
@@ -174,7 +173,10 @@ impl Transaction {
         }
         if list != NIL {
             new.now = Some(Copy {
-                value: is_set(KEPT).then(|| Bytes::new(node.value)),
+                value: is_set(KEPT)
+                    .then(|| Bytes::new(node.value))
+                    .transpose()
+                    .map_err(|error| sentence!("{error}"))?,
                 list,
                 generation: fields.u64()?,
                 children_bytes: fields.u32()?,

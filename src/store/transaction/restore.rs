@@ -1,13 +1,13 @@
 //! Open transactions, put together again.
 
 use super::Transaction;
+use crate::mem::NIL;
 use crate::proto::handover::FieldReader;
 use crate::proto::id::{ConnId, DomId, TxId};
 use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream;
 use crate::store::path::{Names, Path};
 use crate::store::quota::Quota;
-use crate::store::table::NIL;
 use crate::store::{Restoring, Store};
 use alloc::vec::Vec;
 
@@ -54,7 +54,7 @@ impl<'a> Restoring<'a> {
             }
         };
         self.store.transactions.insert((conn, tx), new);
-        self.store.tree.domains.charge(domid, Quota::Transactions, 1);
+        self.store.tree.domains.take(domid, Quota::Transactions, 1);
         self.unfilled.push_back(Unfilled { conn, tx, left });
         Ok(())
     }
@@ -113,7 +113,7 @@ impl<'a> Restoring<'a> {
                 }
                 let bytes = done.bytes;
                 if let Some(conn) = conns.get(conn) {
-                    tree.domains.charge(conn.party.domid, Quota::Memory, bytes);
+                    tree.domains.take(conn.party.domid, Quota::Memory, bytes);
                 }
             }
             self.unfilled.pop_front();

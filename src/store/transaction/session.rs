@@ -1,15 +1,16 @@
 //! What a request about nodes does in a transaction.
 
 use super::{Below, Transaction};
+use crate::mem::Bytes;
 use crate::proto::error::XsError;
-use crate::store::bytes::Bytes;
+use crate::store::events::Post;
 use crate::store::path;
 use crate::store::quota::Quota;
 use crate::store::session::{Gap, Session, Sight, Spot};
 use crate::store::watch::Class;
 use alloc::vec::Vec;
 
-impl Session<'_> {
+impl<P: Post> Session<'_, P> {
     /// What the transaction sees at a canonical path, which is an access.
     pub(in crate::store) fn look(&mut self, path: &[u8]) -> Result<Option<Sight>, XsError> {
         let at = self.touch(path)?;
@@ -61,7 +62,7 @@ impl Session<'_> {
         self.check_transaction(count, bytes, bytes)?;
         let before = self.transaction_bytes(at);
         if let Some(tx) = self.tx.as_deref_mut() {
-            tx.keep_value(self.tree, at, &self.party);
+            tx.keep_value(self.tree, at, &self.party)?;
         }
         self.charge_transaction(at, before);
         Ok(())
@@ -97,8 +98,8 @@ impl Session<'_> {
         if let Some(tx) = self.tx.as_deref_mut() {
             tx.bytes = tx.bytes.saturating_add(now).saturating_sub(before);
         }
-        self.tree.domains.charge(self.party.domid, Quota::Memory, now);
-        self.tree.domains.refund(self.party.domid, Quota::Memory, before);
+        self.tree.domains.take(self.party.domid, Quota::Memory, now);
+        self.tree.domains.give_back(self.party.domid, Quota::Memory, before);
     }
 
     /// Passes a result on; a refusal for want of quota or memory spoils the transaction.
@@ -118,20 +119,22 @@ impl Session<'_> {
         count: usize,
         list: u32,
         value: &[u8],
-    ) {
+    ) -> Result<(), XsError> {
         for (left, level) in (0..count).rev().zip(gap.levels()) {
             let Some(at) = self.tx.as_ref().and_then(|tx| tx.find(level)) else { continue };
             let before = self.transaction_bytes(at);
             let value = if left == 0 { value } else { &[] };
+            let value = Bytes::new(value)?;
             self.tree.retain_list(list);
             if let Some(tx) = self.tx.as_deref_mut() {
-                tx.create(self.tree, at, Bytes::new(value), list);
+                tx.create(self.tree, at, value, list);
                 if left == 0 {
                     tx.announce(at, Class::Subtree);
                 }
             }
             self.charge_transaction(at, before);
         }
+        Ok(())
     }
 
     /// Removes a subtree in the transaction: first everything is noted, which may fail, then
