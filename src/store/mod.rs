@@ -21,6 +21,7 @@
 mod check;
 mod domain;
 mod events;
+mod generation;
 mod path;
 pub mod perms;
 pub mod quota;

@@ -195,7 +195,7 @@ impl<'a> Restoring<'a> {
         let conn = watch.conn;
         let party =
             store.party(conn).ok_or_else(|| sentence!("a watch of no connection ({})", conn.0))?;
-        let path = Path::new(Vec::new(), watch.path, Names::OrSpecial, party.domid, 0)
+        let path = Path::of_any_length(Vec::new(), watch.path, Names::OrSpecial, party.domid)
             .map_err(|_| sentence!("a watch of domain {} on no path", party.domid))?;
         if store.watches.find(conn, path.bytes(), watch.token).is_some() {
             return Err(sentence!("a watch of domain {} is there twice", party.domid));

@@ -4,6 +4,7 @@
 //! difference is inside [`Session::look`] and the few places that change something.
 
 use super::events::{Bell, Post};
+use super::generation::{ListOf, Mixed};
 use super::path::{self, Path, Text};
 use super::perms::{Access, Entry, Party, Rights};
 use super::quota::Quota;
@@ -105,9 +106,9 @@ impl<P: Post> Session<'_, P> {
         reply: &mut Vec<u8>,
     ) -> Result<(), XsError> {
         let sight = self.permitted(path.bytes(), Access::Read)?;
-        let view = self.view(sight)?;
+        let shown = self.list_of(sight)?.shown(self.tree.nodes.seed());
         let start = reply.len();
-        let _infallible = write!(Text(reply), "{}\0", view.generation);
+        let _infallible = write!(Text(reply), "{shown}\0");
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         // One byte stays free for the NUL behind the last name.
         let room = PAYLOAD_MAX.saturating_sub(reply.len().saturating_sub(start)).saturating_sub(1);
@@ -119,11 +120,16 @@ impl<P: Post> Session<'_, P> {
                 return true;
             }
             let rest = name.get(skip..).unwrap_or(&[]);
+            let before = used;
             used = used.saturating_add(rest.len()).saturating_add(1);
             whole = used <= room;
             if whole {
                 reply.extend_from_slice(rest);
                 reply.push(0);
+            } else if before == 0 {
+                // A name of an earlier version that fits into no message: clients put bytes together, and ask on
+                // from the next one. Each part has to bring some.
+                reply.extend_from_slice(rest.get(..room).unwrap_or(rest));
             }
             whole
         });
@@ -283,6 +289,19 @@ impl<P: Post> Session<'_, P> {
         };
         // A sight is of something that exists; were it not, the request fails and nobody else notices.
         view.ok_or(XsError::EIO)
+    }
+
+    /// What the list of a node's children depends on.
+    fn list_of(&self, sight: Sight) -> Result<ListOf, XsError> {
+        let own = self.view(sight)?.generation;
+        let mixed = match (sight, self.tx.as_deref()) {
+            (Sight::Copied(at), Some(tx)) => {
+                let live = tx.changed_meanwhile(self.tree, at);
+                live.map(|live| Mixed { live, conn: self.conn, tx: tx.id })
+            }
+            _ => None,
+        };
+        Ok(ListOf { own, mixed })
     }
 
     fn rights(&self, sight: Sight) -> Result<Rights, XsError> {

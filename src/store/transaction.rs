@@ -238,6 +238,18 @@ impl Transaction {
         shown.then_some((handle, node))
     }
 
+    /// The generation that a node has outside if it is not the one of the first access, 0 if it is gone.
+    /// `None` also for a node that was made here: nothing outside is part of its list.
+    pub(super) fn changed_meanwhile(&self, tree: &Tree, at: u32) -> Option<u64> {
+        let touched = self.get(at).filter(|touched| !touched.fresh)?;
+        let base = touched.base?;
+        let live = match tree.find(&touched.path) {
+            Found::Node(handle) => tree.node(handle).map_or(0, Node::generation),
+            Found::Above { .. } => 0,
+        };
+        (live != base.generation).then_some(live)
+    }
+
     /// The value of a touched node that exists. One that was not asked for before is the live one.
     pub(super) fn value<'a>(&'a self, tree: &'a Tree, at: u32, party: &Party) -> Option<&'a [u8]> {
         match &self.get(at)?.now.as_ref()?.value {

@@ -81,7 +81,7 @@ impl<'a> Restoring<'a> {
         unfilled.left = unfilled.left.saturating_sub(1);
         let key = (unfilled.conn, unfilled.tx);
         // Whatever else was touched was spelled by `Path`.
-        if Path::new(Vec::new(), node.path, Names::OrSpecial, DomId(0), 0).is_err()
+        if Path::of_any_length(Vec::new(), node.path, Names::OrSpecial, DomId(0)).is_err()
             || !matches!(node.path.first(), Some(b'/' | b'@'))
         {
             return refused("this is no path");
