@@ -247,7 +247,8 @@ impl Transaction {
             Found::Node(handle) => tree.node(handle).map_or(0, Node::generation),
             Found::Above { .. } => 0,
         };
-        (live != base.generation).then_some(live)
+        // A base that did not hold at a live update is not known any more.
+        (base.node == NIL || live != base.generation).then_some(live)
     }
 
     /// The value of a touched node that exists. One that was not asked for before is the live one.

@@ -110,7 +110,7 @@ pub(super) fn canonical(
     }
     let longest = if home.is_empty() { 3072 } else { 2048 };
     let fits = raw.len() <= longest && (max == 0 || counted <= max as usize);
-    fits.then(|| (path, home.len()))
+    fits.then_some((path, home.len()))
 }
 
 /// The path of the node above; nothing is above `/`, and the root is above special names.
