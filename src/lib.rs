@@ -16,7 +16,7 @@
 //!   through [`server::platform::Platform`] and [`proto::ring::RingPage`] only.
 //! * [`transcript`]: conversations written down as text, and who plays them: on [`proto`] only, for tests on
 //!   every level, beside the server and not in it.
-//! * `xen`: the real world, on the bare target only; the one place with `unsafe`.
+//! * `xen`: the real world, on the bare target only but for its allocator; the one place with `unsafe`.
 //! * `sim`: the simulated world, on the host only.
 //! * `dom0`: what programs in dom0 ask of Xen, on the host only; a file of `xen`.
 
@@ -46,7 +46,6 @@ pub mod transcript;
 #[expect(unsafe_code, reason = "hypercalls and devices; the file is part of src/xen")]
 pub mod dom0;
 
-#[cfg(any(test, target_os = "none"))]
 #[expect(
     unsafe_code,
     reason = "the real world: hypercalls, page tables, memory shared with others"

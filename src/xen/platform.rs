@@ -28,7 +28,12 @@ pub struct XenPlatform {
     changes: Option<EvtchnPort>,
     seed: u64,
     own_domid: Option<DomId>,
+    /// The moment when Xen was last asked again for memory that it had refused.
+    asked_again_ms: u64,
 }
+
+/// After so long Xen is asked again for memory that it has refused.
+const ASK_AGAIN_MS: u64 = 1000;
 
 impl XenPlatform {
     /// Takes the machine over. What Xen denies is reported and done without.
@@ -41,7 +46,17 @@ impl XenPlatform {
         let own_domid = super::start::own_domid();
         let domctls = Domctls::probe(&mut Xen);
         let channels = domctls.is_denied().then(|| Channels::new(own_domid));
-        Self { machine, domctls, channels, changes, seed: seed(), own_domid }
+        Self { machine, domctls, channels, changes, seed: seed(), own_domid, asked_again_ms: 0 }
+    }
+
+    /// Whether Xen has refused memory, and that is so long ago that it may be asked again.
+    fn may_ask_again(&mut self) -> bool {
+        let now = self.machine.rough_ms();
+        if now.saturating_sub(self.asked_again_ms) < ASK_AGAIN_MS || !memory::forget_refusal() {
+            return false;
+        }
+        self.asked_again_ms = now;
+        true
     }
 
     /// The machine beneath.
@@ -169,7 +184,7 @@ impl Platform for XenPlatform {
     }
 
     fn reserve(&mut self, bytes: usize) -> bool {
-        memory::reserve(bytes)
+        memory::reserve(bytes) || self.may_ask_again() && memory::reserve(bytes)
     }
 
     fn heap(&self) -> HeapStats {
