@@ -5,6 +5,8 @@
 
 use super::Server;
 use super::dispatch::{Answer, Asker, Reply};
+use super::figures::{self, Limit};
+use super::log;
 use super::platform::Platform;
 use crate::proto::error::XsError;
 use crate::proto::id::DomId;
@@ -24,11 +26,11 @@ const COMMANDS: [(&str, &str); 10] = [
     ("help", ""),
     ("live-update", "[-c <cmdline>] [-F] [-t <timeout>] [-v <version>] <file>"),
     ("log", "[on|off|+<switch>|-<switch>]"),
-    ("memreport", ""),
+    ("memreport", "[--values]"),
     ("print", "<string>"),
     ("quota", "[set <name> <val>|<domid>|max [-r]]"),
     ("quota-soft", "[set memory <val>]"),
-    ("stats", "[<first domid>]"),
+    ("stats", "[--values] [<first domid>]"),
 ];
 
 /// The text of a reply: lines, as many as fit into a message.
@@ -118,6 +120,7 @@ impl<P: Platform> Server<P> {
             (b"help", []) => help(),
             (b"log", arguments) => self.control_log(arguments),
             (b"memreport", []) => self.control_memreport(),
+            (b"memreport", [figures::VALUES]) => self.control_memory_values(),
             (b"print", [line]) => {
                 self.platform.log(format_args!("{}", line.escape_ascii()));
                 Ok(Reply::Done)
@@ -129,6 +132,10 @@ impl<P: Platform> Server<P> {
                 Ok(Reply::Done)
             }
             (b"stats", []) => self.control_stats(DomId(0)),
+            (b"stats", [figures::VALUES]) => self.control_values(None),
+            (b"stats", [figures::VALUES, domid]) => {
+                self.control_values(Some(text::domid(domid).ok_or(XsError::EINVAL)?))
+            }
             (b"stats", [domid]) => self.control_stats(text::domid(domid).ok_or(XsError::EINVAL)?),
             _ => Err(XsError::EINVAL),
         }
@@ -160,6 +167,9 @@ impl<P: Platform> Server<P> {
                     let state = if wanted { "on" } else { "off" };
                     text.line(format_args!("{name:<8}: {state}"));
                 }
+                for line in log::ALWAYS {
+                    text.line(format_args!("{line}"));
+                }
                 return text.reply();
             }
             [b"on"] => self.switches.on = true,
@@ -178,7 +188,9 @@ impl<P: Platform> Server<P> {
         let mut text = Text::new()?;
         text.line(format_args!(
             "heap: used {} bytes, size {}, limit {}",
-            heap.used, heap.size, heap.limit
+            heap.used,
+            heap.size,
+            Limit(heap.limit)
         ));
         text.line(format_args!("nodes: {}", self.store.node_count()));
         text.line(format_args!("watches: {}", self.store.watch_count()));

@@ -473,6 +473,7 @@ impl<P: Platform> Server<P> {
         self.drop_upload_of(id, "its connection is gone");
         connection.credit.leave(&mut self.reserve);
         self.past.add(connection.figures);
+        self.history.refused = self.history.refused.saturating_add(connection.told.refused);
         self.trace("obj", format_args!("domain {}: connection closed", connection.domid));
         if let Some(at_ms) = connection.wake_at_ms {
             self.timers.remove(&(at_ms, id));

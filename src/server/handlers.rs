@@ -173,6 +173,9 @@ impl<P: Platform> Server<P> {
         // Its ring may be suspended for a limit that has just been raised.
         let id = domid.and_then(|domid| self.domains.get(&domid)?.connection);
         if let Some(id) = id {
+            if let Some(connection) = self.connections.get_mut(&id) {
+                connection.told.forget(quota);
+            }
             self.resume(id);
         }
         Ok(Reply::Done)

@@ -8,10 +8,10 @@
 //! * `dispatch`, `handlers`: one request from its header to its reply.
 //! * `start`: the first steps.
 //! * `domains`: introduction, shutdown and death of domains. `local`: clients that come another way.
-//! * `control`, `stats`, `dump`: what administrators ask.
+//! * `control`, `stats`, `figures`, `dump`: what administrators ask.
 //! * `accounts`, `memory`, `rate`: who pays for what waits, and what is refused.
 //! * `update`, `save`, `restore`: live update. `revive`: a start from another server's stream.
-//! * `options`: the command line. `log`: what goes to the console.
+//! * `options`: the command line. `log`, `refusals`: what goes to the console.
 #![forbid(unsafe_code)]
 // Nothing that a client sends may reach a panic: whoever wants one here has to say why.
 #![deny(
@@ -29,6 +29,7 @@ mod control;
 mod dispatch;
 mod domains;
 mod dump;
+mod figures;
 mod handlers;
 mod local;
 mod log;
@@ -37,6 +38,7 @@ pub mod options;
 pub mod platform;
 mod queue;
 mod rate;
+mod refusals;
 mod restore;
 mod revive;
 mod save;
@@ -60,9 +62,10 @@ use core::fmt;
 use dispatch::Gathered;
 use domains::Domain;
 use dump::Dump;
+use figures::History;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
-use log::{LineBudget, Switches};
+use log::{LineBudget, Repeated, Switches};
 use options::Options;
 use platform::Platform;
 use queue::{CauseId, Released};
@@ -123,11 +126,14 @@ pub struct Server<P: Platform> {
     unmeasured: u32,
     /// The figures of connections that are no more.
     past: Figures,
+    /// What became of the server itself.
+    history: History,
     warned_of_unknown_states: bool,
     /// Events that the store had dropped when that was last reported.
     dropped_before: u64,
     next_drop_line_ms: u64,
-    line_budget: LineBudget,
+    /// The rations of lines, by [`Repeated`].
+    line_budgets: [LineBudget; Repeated::COUNT],
     switches: Switches,
     /// As it was given, for a successor that gets no other.
     command_line: String,
@@ -198,10 +204,11 @@ impl<P: Platform> Server<P> {
             latency: Latency::default(),
             unmeasured: 0,
             past: Figures::default(),
+            history: History::default(),
             warned_of_unknown_states: false,
             dropped_before: 0,
             next_drop_line_ms: now_ms,
-            line_budget: LineBudget::default(),
+            line_budgets: [LineBudget::default(); Repeated::COUNT],
             switches: Switches::default(),
             command_line: String::from(command_line),
             upload: None,

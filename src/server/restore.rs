@@ -8,7 +8,8 @@ use super::Server;
 use super::accounts::Cause;
 use super::connection::{Connection, Figures};
 use super::domains::Domain;
-use super::log::LineBudget;
+use super::figures::History;
+use super::log::{self, LineBudget};
 use super::platform::{Identity, Platform};
 use super::queue::{CauseId, MESSAGE_OVERHEAD, Queue};
 use super::rate::Reserve;
@@ -243,13 +244,18 @@ impl<P: Platform> Server<P> {
         if handover >= 2 {
             self.unmeasured = fields.u32()?;
         }
+        if handover >= 3 {
+            self.history = History::read(fields)?;
+        }
         self.past = Figures::read(fields)?;
         self.warned_of_unknown_states = fields.flag()?;
         let (generation, dropped) = (fields.u64()?, fields.u64()?);
         self.dropped_before = fields.u64()?;
         self.next_drop_line_ms = fields.u64()?;
-        let (since_ms, used) = (fields.u64()?, fields.u32()?);
-        self.line_budget = LineBudget { since_ms, used, left_out: fields.u32()? };
+        for budget in log::kept_mut(&mut self.line_budgets, handover) {
+            let (since_ms, used) = (fields.u64()?, fields.u32()?);
+            *budget = LineBudget { since_ms, used, left_out: fields.u32()? };
+        }
         self.switches.on = fields.flag()?;
         for (_, wanted) in &mut self.switches.each {
             *wanted = fields.flag()?;
@@ -353,7 +359,8 @@ impl<P: Platform> Server<P> {
         let domid = made.domid;
         let privileged = domid == self.privileged;
         made.privileged = privileged;
-        made.read_fields(fields)?;
+        let handover = self.passage.as_ref().map_or(0, |passage| passage.handover);
+        made.read_fields(handover, fields)?;
         let assembler = match Assembler::restore(record.input) {
             Err(Obstacle::NoMemory) => return Err(Sentence::from(NO_MEMORY)),
             Ok(assembler) => assembler,

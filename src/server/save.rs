@@ -12,6 +12,7 @@
 use super::Server;
 use super::connection::Connection;
 use super::domains::Domain;
+use super::log::{self, LineBudget};
 use super::platform::{Identity, Platform};
 use super::update::Passage;
 use crate::proto::handover::{Digest, FieldWriter, HANDOVER};
@@ -187,7 +188,7 @@ impl<P: Platform> Server<P> {
         let all = self.sorted_connections();
         for id in &all {
             let Some(connection) = self.connections.get(id) else { continue };
-            self.write_connection_fields(*id, connection, fields)?;
+            self.write_connection_fields(*id, connection, handover, fields)?;
             self.store.write_watch_fields(*id, fields)?;
             self.store.write_transaction_fields(*id, fields)?;
         }
@@ -222,15 +223,20 @@ impl<P: Platform> Server<P> {
         if handover >= 2 {
             fields.u32(self.unmeasured)?;
         }
+        if handover >= 3 {
+            self.history.write(fields)?;
+        }
         self.past.write(fields)?;
         fields.flag(self.warned_of_unknown_states)?;
         fields.u64(self.store.generation())?;
         fields.u64(self.store.dropped_events())?;
         fields.u64(self.dropped_before)?;
         fields.u64(self.next_drop_line_ms)?;
-        fields.u64(self.line_budget.since_ms)?;
-        fields.u32(self.line_budget.used)?;
-        fields.u32(self.line_budget.left_out)?;
+        for LineBudget { since_ms, used, left_out } in log::kept(&self.line_budgets, handover) {
+            fields.u64(*since_ms)?;
+            fields.u32(*used)?;
+            fields.u32(*left_out)?;
+        }
         fields.flag(self.switches.on)?;
         self.switches.each.into_iter().try_for_each(|(_, wanted)| fields.flag(wanted))
     }
@@ -264,12 +270,13 @@ impl<P: Platform> Server<P> {
         &self,
         id: ConnId,
         connection: &Connection<P::Ring>,
+        handover: u32,
         fields: &mut FieldWriter<'_, S>,
     ) -> Result<(), OutOfRoom> {
         fields.u64(self.platform.ring_token(&connection.ring))?;
         fields.flag(connection.port.is_some())?;
         fields.u32(self.store.last_transaction(id))?;
-        connection.write_fields(fields)?;
+        connection.write_fields(handover, fields)?;
         connection.queue.write_fields(fields)
     }
 }

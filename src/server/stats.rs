@@ -1,9 +1,9 @@
 //! `CONTROL stats`: how busy the server and each connection are.
 
 use super::Server;
-use super::connection::{Connection, Suspension};
 use super::control::Text;
 use super::dispatch::Answer;
+use super::figures::{Limit, Listed, state};
 use super::platform::Platform;
 use super::schedule::MEASURED_OF;
 use crate::proto::id::DomId;
@@ -50,17 +50,6 @@ impl Latency {
     }
 }
 
-/// What keeps a connection from being served, in one word.
-fn state<R: crate::proto::ring::RingPage>(connection: &Connection<R>) -> &'static str {
-    match connection.suspension {
-        _ if !connection.is_connected() => "ignored",
-        None => "connected",
-        Some(Suspension::Outstanding) => "outstanding",
-        Some(Suspension::Memory) => "memory",
-        Some(Suspension::Rate(_)) => "rate",
-    }
-}
-
 impl<P: Platform> Server<P> {
     /// `stats`: figures of the server, then one line for each connection, from a domid on; if they do
     /// not fit into one message, the last line says how to go on.
@@ -70,8 +59,10 @@ impl<P: Platform> Server<P> {
             self.list_figures(&mut text);
         }
         text.line(format_args!("domid requests events dropped bytes-in bytes-out waiting state"));
-        for (domid, domain) in self.domains.range(from..) {
-            let connection = domain.connection.and_then(|id| self.connections.get(&id));
+        let mut next = Some(from);
+        while let Some(Listed { domid, connection }) = next.and_then(|from| self.next_listed(from))
+        {
+            next = domid.0.checked_add(1).map(DomId);
             let Some(connection) = connection else { continue };
             let figures = connection.figures;
             let mut line = Line::new();
@@ -109,7 +100,9 @@ impl<P: Platform> Server<P> {
         text.line(format_args!("uptime: {} s", uptime_ms.wrapping_div(1000)));
         text.line(format_args!(
             "heap: used {} bytes, size {}, limit {}",
-            heap.used, heap.size, heap.limit
+            heap.used,
+            heap.size,
+            Limit(heap.limit)
         ));
         text.line(format_args!("hypercalls: {}", self.platform.hypercalls()));
         text.line(format_args!("requests: {requests}"));

@@ -407,6 +407,7 @@ impl<P: Platform> Server<P> {
         self.platform.commit();
         self.now_ms = self.platform.now_ms();
         let passage = self.passage.take();
+        self.history.begin(passage.is_some());
         if let Some(requester) = passage.and_then(|passage| passage.requester) {
             self.answer_requester(requester, Ok(Reply::Done));
         }

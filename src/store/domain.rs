@@ -9,6 +9,7 @@ use crate::proto::id::DomId;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::hash::Hash;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashSet};
 
@@ -51,6 +52,9 @@ impl Domain {
     }
 }
 
+/// No quota has this place.
+const NONE: usize = usize::MAX;
+
 /// Places for 256 domains whose domids follow each other.
 type Page = [Option<Boxed<Domain>>; 256];
 
@@ -63,6 +67,9 @@ pub struct Accounts {
     /// The limits that a domain starts with.
     pub(super) initial: Quotas,
     hasher: FixedState,
+    /// The place of the quota that was last found to be used up. Looking at a limit changes nothing else, so it is
+    /// no reason to need all of this exclusively.
+    refused: AtomicUsize,
 }
 
 /// The page of a domid and the place in it.
@@ -75,7 +82,8 @@ impl Accounts {
     pub(super) fn new(seed: u64, privileged: DomId, initial: Quotas) -> Self {
         let hasher = FixedState::with_seed(seed);
         let pages = [const { None }; 256];
-        let mut domains = Self { pages, privileged, initial, hasher };
+        let refused = AtomicUsize::new(NONE);
+        let mut domains = Self { pages, privileged, initial, hasher, refused };
         // Without memory for that there is no store, either.
         let _ = domains.learn(privileged);
         domains
@@ -184,8 +192,22 @@ impl Accounts {
         domid == self.privileged
             || self.get(domid).is_none_or(|domain| {
                 let used = domain.used.get(quota) as usize;
-                domain.quotas.allows(quota, used.saturating_add(more))
+                self.note(quota, domain.quotas.allows(quota, used.saturating_add(more)))
             })
+    }
+
+    /// Keeps in mind which quota refuses something, if it does, for whoever tells the administrator.
+    pub(super) fn note(&self, quota: Quota, is_allowed: bool) -> bool {
+        if !is_allowed {
+            self.refused.store(quota as usize, Ordering::Relaxed);
+        }
+        is_allowed
+    }
+
+    /// The quota that was last found to be used up since this was last asked.
+    pub(super) fn take_refused(&self) -> Option<Quota> {
+        let place = self.refused.swap(NONE, Ordering::Relaxed);
+        Quota::ALL.get(place).copied()
     }
 
     /// A domain now owns these nodes, which take so many bytes together.

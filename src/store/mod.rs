@@ -333,6 +333,13 @@ impl Store {
         self.tree.domains.allows(domid, quota, more)
     }
 
+    /// The quota that was last found to be used up since this was last asked: after a refusal, the one for
+    /// want of which it was refused.
+    #[must_use]
+    pub fn take_refused(&self) -> Option<Quota> {
+        self.tree.domains.take_refused()
+    }
+
     /// The accounts of the domains, for whoever hands events on.
     pub fn accounts_mut(&mut self) -> &mut Accounts {
         &mut self.tree.domains
@@ -575,7 +582,9 @@ impl Store {
     pub fn check_perms_count(&self, conn: ConnId, count: usize) -> Result<(), XsError> {
         let party = self.party(conn).ok_or(XsError::EINVAL)?;
         let domain = self.tree.domains.get(party.domid);
-        let within = domain.is_none_or(|d| d.quotas.allows(Quota::NodePermissions, count));
+        let quota = Quota::NodePermissions;
+        let within = domain
+            .is_none_or(|domain| self.tree.domains.note(quota, domain.quotas.allows(quota, count)));
         (party.privileged || within).then_some(()).ok_or(XsError::ENOSPC)
     }
 

@@ -325,8 +325,10 @@ impl<P: Post> Session<'_, P> {
 
     /// Whether `amount` is within one of the caller's limits that count no stock.
     pub(super) fn within(&self, quota: Quota, amount: usize) -> bool {
-        let domain = self.tree.domains.get(self.party.domid);
-        self.party.privileged || domain.is_none_or(|domain| domain.quotas.allows(quota, amount))
+        let domains = &self.tree.domains;
+        let domain = domains.get(self.party.domid);
+        self.party.privileged
+            || domain.is_none_or(|domain| domains.note(quota, domain.quotas.allows(quota, amount)))
     }
 
     fn check_size(&self, list: u32, value: usize, children_bytes: usize) -> Result<(), XsError> {
