@@ -331,6 +331,26 @@ fn every_damaged_byte_is_refused_or_gives_a_sound_server() {
     }
 }
 
+/// Attack 14: a guest whose nodes are below a long name, so that its paths are many times what its nodes take.
+#[test]
+fn long_names_do_not_make_a_hand_over_large() {
+    let (mut simulation, _, mut seven) = start();
+    let (all, stream_len) = region(&mut simulation);
+    let (before, private_before) = (all.len(), all.len() - stream_len);
+    let top = "x".repeat(1900);
+    for child in 0..900 {
+        let child = format!("{}/{child}", child / 100);
+        assert_eq!(
+            ask(&mut simulation, &mut seven, Kind::Write, 0, &format!("{top}/{child}\0v")),
+            "OK "
+        );
+    }
+    let (all, stream_len) = region(&mut simulation);
+    assert!(all.len() < before + 2000 + 900 * 40, "{} after {before}", all.len());
+    assert!(all.len() - stream_len > private_before + 900 * 16, "where are the nodes?");
+    assert_eq!(restore(&simulation, &all, stream_len), Ok(Digest::of(&all)));
+}
+
 #[test]
 fn an_unknown_version_is_refused_in_words() {
     let (mut simulation, _, _) = start();

@@ -70,6 +70,8 @@ use options::Options;
 use platform::Platform;
 use queue::{CauseId, Released};
 use rate::Reserve;
+use restore::Account;
+pub use restore::split_tail;
 use stats::Latency;
 use update::{Passage, Upload};
 
@@ -142,6 +144,8 @@ pub struct Server<P: Platform> {
     /// The stream that an administrator fetches.
     dump: Option<Dump>,
     last_dump: u64,
+    /// What the predecessor said that its domains use, if it counted by other prices; until the trial is over.
+    said: Vec<Account>,
     /// The hand-over that is due, or that made this instance.
     passage: Option<Passage>,
 }
@@ -214,6 +218,7 @@ impl<P: Platform> Server<P> {
             upload: None,
             dump: None,
             last_dump: 0,
+            said: Vec::new(),
             passage: None,
         }
     }

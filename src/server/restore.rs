@@ -15,7 +15,9 @@ use super::queue::{CauseId, MESSAGE_OVERHEAD, Queue};
 use super::rate::Reserve;
 use super::update::{Passage, Requester};
 use crate::proto::assemble::{Assembler, Obstacle};
-use crate::proto::handover::{FieldReader, HANDOVER, Short};
+use crate::proto::handover::{
+    FieldReader, HANDOVER, PRICES_SINCE, Short, Source, TAIL_SINCE, Tail,
+};
 use crate::proto::id::{ConnId, DomId, EvtchnPort, TxId};
 use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{self, Endpoint, Record, Version};
@@ -54,10 +56,11 @@ struct StoreHead {
 }
 
 /// What a domain must have used, and ever used, when everything is restored.
-struct Account {
-    domid: DomId,
-    peak: Quotas,
-    used: Quotas,
+#[derive(Debug)]
+pub(super) struct Account {
+    pub(super) domid: DomId,
+    pub(super) peak: Quotas,
+    pub(super) used: Quotas,
 }
 
 /// What has been seen while going through the records.
@@ -107,8 +110,24 @@ impl<P: Platform> Server<P> {
             let mut server = Self::new(platform, command_line);
             return server.revive(stream).map(|()| server);
         }
+        let (private, mut tail) = split_tail(private)?;
+        Self::restore_from(platform, command_line, stream, private, &mut tail)
+    }
+
+    /// As [`restore`](Self::restore), with the tail of the private part from a source of its own: see
+    /// [`split_tail`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restore_from<S: Source>(
+        platform: P,
+        command_line: &str,
+        stream: &[u8],
+        private: &[u8],
+        tail: &mut S,
+    ) -> Result<Self, Sentence> {
         let mut server = Self::blank(platform, command_line);
-        match server.fill(stream, private) {
+        match server.fill(stream, private, tail) {
             Ok(()) => Ok(server),
             Err(why) => {
                 server.abandon();
@@ -124,7 +143,12 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    fn fill(&mut self, stream: &[u8], private: &[u8]) -> Result<(), Refusal> {
+    fn fill<S: Source>(
+        &mut self,
+        stream: &[u8],
+        private: &[u8],
+        tail: &mut S,
+    ) -> Result<(), Refusal> {
         let mut fields = FieldReader::new(private);
         let handover = fields.u32()?;
         if !HANDOVER.contains(&handover) {
@@ -140,12 +164,18 @@ impl<P: Platform> Server<P> {
         let mut new = Restoring::new(seed, self.privileged, head.initial, true)
             .map_err(|error| sentence!("{error}"))?;
         let accounts = self.read_domains(&mut fields, &mut new, &mut seen)?;
-        // Not more than the stream can hold, whatever the accounts say.
-        let said = accounts.iter().map(|account| account.used.get(Quota::Nodes) as usize);
-        let nodes = said.fold(0, usize::saturating_add).min(stream.len().wrapping_div(NODE_LEN));
-        seen.reserve(&mut self.platform, nodes.saturating_mul(Restoring::EXPECT_BYTES))?;
-        new.expect(nodes);
         self.read_causes(&mut fields, &mut seen)?;
+        if handover >= TAIL_SINCE {
+            let platform = &mut self.platform;
+            new.tail(&mut Tail::new(tail), |bytes| seen.reserve(platform, bytes))?;
+        } else {
+            // Not more than the stream can hold, whatever the accounts say.
+            let said = accounts.iter().map(|account| account.used.get(Quota::Nodes) as usize);
+            let said = said.fold(0, usize::saturating_add);
+            let nodes = said.min(stream.len().wrapping_div(NODE_LEN));
+            seen.reserve(&mut self.platform, nodes.saturating_mul(Restoring::EXPECT_BYTES))?;
+            new.expect(nodes);
+        }
         loop {
             while let Some(node) = reader.next_node() {
                 self.take_in_node(&node.map_err(damaged)?, &mut fields, &mut new, &mut seen)?;
@@ -153,12 +183,16 @@ impl<P: Platform> Server<P> {
             let Some(record) = reader.next() else { break };
             self.take_in(&record.map_err(damaged)?, &mut fields, &mut new, &mut seen)?;
         }
-        if !fields.is_empty() {
+        if !fields.is_empty() || tail.left() > 0 {
             return Err(Sentence::from("the private part is longer than the stream"));
         }
         self.store = new.finish(Some(head.generation), head.dropped)?;
         self.count_causes()?;
-        self.compare(&accounts)?;
+        let same_prices = handover >= PRICES_SINCE;
+        self.compare(&accounts, same_prices)?;
+        if !same_prices {
+            self.said = accounts;
+        }
         if seen.last.is_some_and(|last| last.0 >= self.next_connection) {
             return Err(Sentence::from("the number of the next connection is in use"));
         }
@@ -405,11 +439,18 @@ impl<P: Platform> Server<P> {
         Ok(())
     }
 
-    /// Whether everything that was counted while it was restored is what the predecessor had counted.
-    fn compare(&mut self, accounts: &[Account]) -> Result<(), Refusal> {
+    /// Whether everything that was counted while it was restored is what the predecessor had counted; the memory only
+    /// if that went by the same prices.
+    fn compare(&mut self, accounts: &[Account], same_prices: bool) -> Result<(), Refusal> {
         for Account { domid, peak, used } in accounts {
             let found = self.store.accounts(*domid).map_or(Quotas::ZERO, |(_, _, used)| used);
-            for quota in Quota::ALL {
+            let mut peak = *peak;
+            if !same_prices {
+                let most = peak.get(Quota::Memory).max(found.get(Quota::Memory));
+                peak.set(Quota::Memory, most);
+            }
+            let compared = |quota: &Quota| same_prices || *quota != Quota::Memory;
+            for quota in Quota::ALL.into_iter().filter(compared) {
                 let (found, said) = (found.get(quota), used.get(quota));
                 if found != said {
                     let name = quota.name();
@@ -418,12 +459,26 @@ impl<P: Platform> Server<P> {
                     ));
                 }
             }
-            if !self.store.set_peak(*domid, *peak) {
+            if !self.store.set_peak(*domid, peak) {
                 return Err(sentence!("domain {domid} uses more than it ever did"));
             }
         }
         Ok(())
     }
+}
+
+/// A private part without its tail, and the tail. A version that has one ends with its length.
+///
+/// # Errors
+/// It is longer than the private part.
+pub fn split_tail(private: &[u8]) -> Result<(&[u8], &[u8]), Sentence> {
+    if FieldReader::new(private).u32()? < TAIL_SINCE {
+        return Ok((private, &[]));
+    }
+    let (rest, len) = private.split_last_chunk().ok_or(Short)?;
+    let len = usize::try_from(u64::from_le_bytes(*len)).unwrap_or(usize::MAX);
+    let start = rest.len().checked_sub(len).ok_or(Short)?;
+    Ok(rest.split_at_checked(start).ok_or(Short)?)
 }
 
 fn damaged(error: stream::StreamError) -> Refusal {

@@ -6,8 +6,9 @@
 //! same bytes again, and a digest of them proves it.
 //!
 //! The private part: `write_head`, `write_domains`, `write_causes`, then for each connection
-//! `write_connection_fields` with the depths of its watches and the heads of its transactions, then the
-//! generation of each node, then what is known of each touched path.
+//! `write_connection_fields` with the depths of its watches and the heads of its transactions, then what is known of
+//! each touched path, then the tail: all nodes, and its length. In versions without a tail the stream has the nodes, and
+//! the private part the generation of each, before what is known of each touched path.
 
 use super::Server;
 use super::connection::Connection;
@@ -15,7 +16,7 @@ use super::domains::Domain;
 use super::log::{self, LineBudget};
 use super::platform::{Identity, Platform};
 use super::update::Passage;
-use crate::proto::handover::{Digest, FieldWriter, HANDOVER};
+use crate::proto::handover::{Digest, FieldWriter, HANDOVER, TAIL_SINCE};
 use crate::proto::id::{ConnId, DomId, EvtchnPort};
 use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{
@@ -27,8 +28,8 @@ use alloc::vec::Vec;
 /// Whom a stream is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Scope {
-    /// This program, with a private part.
-    Successor,
+    /// This program, with a private part of this version.
+    Successor(u32),
     /// Anybody: without transactions, which nobody else understands.
     Anybody,
 }
@@ -53,7 +54,8 @@ impl<P: Platform> Server<P> {
             return Err(sentence!("version {handover} of the private part is unknown here"));
         }
         let sink = &mut Buffered::new(sink);
-        let written = self.write_stream(version, DepthLayout::Document, Scope::Successor, sink);
+        let written =
+            self.write_stream(version, DepthLayout::Document, Scope::Successor(handover), sink);
         let written = written.and_then(|len| sink.flush().map(|()| len).map_err(WriteError::from));
         let stream_len =
             written.map_err(|error| sentence!("the state was not written: {error}"))?;
@@ -119,12 +121,14 @@ impl<P: Platform> Server<P> {
             let Some(connection) = self.connections.get(id) else { continue };
             self.write_connection(*id, connection, version, &mut writer)?;
             self.store.write_watches(*id, &mut writer)?;
-            if scope == Scope::Successor {
+            if scope != Scope::Anybody {
                 self.store.write_transactions(*id, &mut writer)?;
             }
         }
-        self.store.write_nodes(&mut writer)?;
-        if scope == Scope::Successor {
+        if !matches!(scope, Scope::Successor(TAIL_SINCE..)) {
+            self.store.write_nodes(&mut writer)?;
+        }
+        if scope != Scope::Anybody {
             self.store.write_touched(&all, &mut writer)?;
         }
         for (domid, domain) in &self.domains {
@@ -192,8 +196,15 @@ impl<P: Platform> Server<P> {
             self.store.write_watch_fields(*id, fields)?;
             self.store.write_transaction_fields(*id, fields)?;
         }
-        self.store.write_node_fields(fields)?;
-        self.store.write_touched_fields(&all, fields)
+        if handover < TAIL_SINCE {
+            self.store.write_node_fields(fields)?;
+            return self.store.write_touched_fields(&all, fields);
+        }
+        self.store.write_touched_fields(&all, fields)?;
+        let mut tail = Counted { sink: &mut *fields.0, count: 0 };
+        self.store.write_tree(&mut FieldWriter(&mut tail))?;
+        let len = tail.count;
+        fields.u64(len)
     }
 
     /// The passage, and the server's own fields.
@@ -246,8 +257,14 @@ impl<P: Platform> Server<P> {
         for (domid, domain) in &self.domains {
             write_domain(*domid, domain, fields)?;
             let accounts = self.store.accounts(*domid);
-            let (quotas, peak, used) =
+            let (quotas, mut peak, mut used) =
                 accounts.unwrap_or((Quotas::ZERO, Quotas::ZERO, Quotas::ZERO));
+            // On trial, what was read has to be written again.
+            if let Ok(place) = self.said.binary_search_by_key(domid, |account| account.domid)
+                && let Some(said) = self.said.get(place)
+            {
+                (peak, used) = (said.peak, said.used);
+            }
             [quotas, peak, used].into_iter().try_for_each(|quotas| write_quotas(quotas, fields))?;
         }
         Ok(())
@@ -278,6 +295,27 @@ impl<P: Platform> Server<P> {
         fields.u32(self.store.last_transaction(id))?;
         connection.write_fields(handover, fields)?;
         connection.queue.write_fields(fields)
+    }
+}
+
+/// Counts what it passes on.
+struct Counted<S> {
+    sink: S,
+    count: u64,
+}
+
+impl<S: Sink> Sink for Counted<S> {
+    #[inline(always)]
+    fn append(&mut self, bytes: &[u8]) -> Result<(), OutOfRoom> {
+        self.count = self.count.saturating_add(bytes.len() as u64);
+        self.sink.append(bytes)
+    }
+
+    #[inline(always)]
+    fn place(&mut self, len: usize) -> Option<&mut [u8]> {
+        let place = self.sink.place(len)?;
+        self.count = self.count.saturating_add(len as u64);
+        Some(place)
     }
 }
 

@@ -405,6 +405,7 @@ impl<P: Platform> Server<P> {
     /// asked for the update, and looks at every ring and every domain, since signals may have been lost.
     pub fn take_over(&mut self) {
         self.platform.commit();
+        self.said = Vec::new();
         self.now_ms = self.platform.now_ms();
         let passage = self.passage.take();
         self.history.begin(passage.is_some());

@@ -22,6 +22,7 @@ mod check;
 mod domain;
 mod events;
 mod generation;
+mod handover;
 mod path;
 pub mod perms;
 pub mod quota;

@@ -140,6 +140,11 @@ impl<'a> Restoring<'a> {
         texts.saturating_mul(3).saturating_add(Transaction::TOUCH_COST)
     }
 
+    /// The same for a node with texts of so many bytes.
+    pub(super) fn texts_cost(texts: usize) -> usize {
+        texts.saturating_mul(3).saturating_add(Transaction::TOUCH_COST)
+    }
+
     /// Makes everything ready for so many nodes. Whether they come does not matter, only that there is room:
     /// [`EXPECT_BYTES`](Self::EXPECT_BYTES) for each.
     pub fn expect(&mut self, nodes: usize) {
@@ -234,15 +239,11 @@ impl<'a> Restoring<'a> {
         node: &stream::Node<'a>,
         generation: Option<u64>,
     ) -> Result<(), &'static str> {
-        let owner = match self.entries.first() {
-            Some(owner) if !owner.stale && owner.domid != DomId::ANY => owner.domid,
-            _ => return Err("it has no owner"),
-        };
+        self.owner()?;
         let generation = match generation {
             Some(generation) => generation,
             None => self.store.tree.advance(),
         };
-        self.newest = self.newest.max(generation);
         let value = node.value;
         let tree = &mut self.store.tree;
         let fixed = match node.path {
@@ -252,13 +253,7 @@ impl<'a> Restoring<'a> {
             _ => None,
         };
         if let Some((place, handle)) = fixed {
-            match self.fixed.get_mut(place) {
-                Some(came) if !*came => *came = true,
-                _ => return Err("it is there twice"),
-            }
-            return tree
-                .restore_fixed(handle, value, self.list, generation)
-                .map_err(|_| "no memory is left");
+            return self.put_fixed(place, handle, value, generation);
         }
         let place =
             self.find_place(node.path)?.ok_or("there is no node above it, or its name is none")?;
@@ -266,10 +261,50 @@ impl<'a> Restoring<'a> {
         let bytes = node_bytes(place.name, value);
         let made = tree.restore(&place, value, self.list, generation);
         let made = made.map_err(|_| "no memory is left")?.ok_or("it is there twice")?;
-        self.run.add(owner, made, bytes, tree);
+        self.made(made, bytes, generation)?;
         self.here = node.path;
         // What is above was found by the path, so it need not be the one before.
         self.above.push((made, self.here.len()));
+        Ok(())
+    }
+
+    /// The owner that the permissions name.
+    fn owner(&self) -> Result<DomId, &'static str> {
+        match self.entries.first() {
+            Some(owner) if !owner.stale && owner.domid != DomId::ANY => Ok(owner.domid),
+            _ => Err("it has no owner"),
+        }
+    }
+
+    /// Makes one of the nodes that are always there as it was, with a use of `self.list`.
+    pub(super) fn put_fixed(
+        &mut self,
+        place: usize,
+        handle: u32,
+        value: &[u8],
+        generation: u64,
+    ) -> Result<(), &'static str> {
+        self.owner()?;
+        self.newest = self.newest.max(generation);
+        match self.fixed.get_mut(place) {
+            Some(came) if !*came => *came = true,
+            _ => return Err("it is there twice"),
+        }
+        let made = self.store.tree.restore_fixed(handle, value, self.list, generation);
+        made.map_err(|NoMemory| "no memory is left")
+    }
+
+    /// A node was made, with a use of `self.list`: its owner gets it.
+    #[inline]
+    pub(super) fn made(
+        &mut self,
+        node: u32,
+        bytes: usize,
+        generation: u64,
+    ) -> Result<(), &'static str> {
+        let owner = self.owner()?;
+        self.newest = self.newest.max(generation);
+        self.run.add(owner, node, bytes, &mut self.store.tree);
         Ok(())
     }
 
@@ -325,27 +360,46 @@ impl<'a> Restoring<'a> {
     /// The same, for permissions that are not those of the node before; without a use for the caller.
     fn read_list(&mut self, perms: stream::Perms<'a>) -> bool {
         self.count_uses();
-        let tree = &mut self.store.tree;
         self.perms = stream::Perms::NONE;
         if self.entries.is_empty() || !perms.is(&self.entries) {
-            self.entries.clear();
-            self.entries.extend(perms.iter());
-            for entry in self.entries.iter().filter(|entry| !entry.stale) {
-                let known = entry.domid == DomId::ANY || tree.domains.get(entry.domid).is_some();
-                if !known && (self.closed || !entry.domid.is_ordinary()) {
-                    return false;
-                }
-                if !known && tree.domains.learn(entry.domid).is_err() {
-                    return false;
-                }
+            let replaced = self.replace_list(perms.iter());
+            if !replaced {
+                return false;
             }
-            tree.release_list(self.list);
-            self.list = NIL;
-            let Ok(list) = tree.intern(&self.entries) else { return false };
-            self.list = list;
         }
         self.perms = perms;
         true
+    }
+
+    /// One more node has the permissions `list`.
+    #[inline]
+    pub(super) fn use_list(&mut self) {
+        self.uses = self.uses.saturating_add(1);
+    }
+
+    /// Makes `list` the handle of these permissions. `false` if they name somebody whom they cannot.
+    pub(super) fn replace_list(&mut self, entries: impl Iterator<Item = Entry>) -> bool {
+        self.count_uses();
+        let tree = &mut self.store.tree;
+        self.entries.clear();
+        self.entries.extend(entries);
+        tree.release_list(core::mem::replace(&mut self.list, NIL));
+        let mut fine = true;
+        for entry in self.entries.iter().filter(|entry| !entry.stale) {
+            let known = entry.domid == DomId::ANY || tree.domains.get(entry.domid).is_some();
+            let learns = !self.closed && entry.domid.is_ordinary();
+            fine &= known || learns && tree.domains.learn(entry.domid).is_ok();
+        }
+        match tree.intern(&self.entries) {
+            Ok(list) if fine => self.list = list,
+            Ok(list) => tree.release_list(list),
+            Err(NoMemory) => fine = false,
+        }
+        if !fine {
+            // They are not those of `list`.
+            self.entries.clear();
+        }
+        fine
     }
 
     /// The store. `generation` is the latest one given out, `None` if they were new, and `dropped` the number of
