@@ -5,6 +5,8 @@
 //!
 //! * `world`: the hypervisor's side, with what a test may do to it; implements `server::platform::Platform`.
 //! * `page`: a ring page that the server and a client share.
+//! * [`host`]: a server with a toolstack and guests that wait for their replies.
+//! * `memory`: what the server's domain has of it, on the image's own allocator.
 //! * `client`: an honest client, which saves on signals as Linux does.
 //! * `journal`: what passed between the server and the world, for a judge.
 //! * `random`: chance from a seed.
@@ -17,7 +19,9 @@
 )]
 
 mod client;
+pub mod host;
 mod journal;
+mod memory;
 pub mod model;
 mod page;
 mod random;
@@ -26,6 +30,7 @@ mod world;
 
 pub use client::{Client, Message};
 pub use journal::{Journal, PageId, Seen};
+pub use memory::Memory;
 pub use page::SimPage;
 pub use random::Random;
 pub use world::{Region, SimPlatform, World};
@@ -35,6 +40,7 @@ use crate::proto::id::DomId;
 use crate::proto::sentence::Sentence;
 use crate::proto::wire::Kind;
 use crate::server::{Offer, Pass, Server};
+use crate::xen::bounded::outside;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -64,12 +70,22 @@ impl Simulation {
         let port = world.create(DomId(0));
         prepare(&world, world.page(DomId(0)).id());
         let command_line = alloc::format!("--event {port} {options}");
-        let mut server = Server::new(world.platform(), &command_line);
-        server.start();
+        let platform = world.platform();
+        let server = world.serve(|| {
+            let mut server = Server::new(platform, &command_line);
+            server.start();
+            server
+        });
         let mut simulation = Self { world, server };
         let _ = simulation.settle();
         let client = simulation.client(DomId(0));
         (simulation, client)
+    }
+
+    /// As [`start`](Self::start), in a domain whose memory has an end.
+    #[must_use]
+    pub fn start_bounded(options: &str, memory: Memory) -> (Self, Client) {
+        Self::start_watched(options, |world, _| world.set_memory(memory))
     }
 
     /// A client in a domain that exists.
@@ -124,7 +140,7 @@ impl Simulation {
     /// One pass of the server; if a live update is due then, that is done, too: if it fails, the reason goes to
     /// whoever asked.
     pub fn pass(&mut self) -> Pass {
-        match self.server.pass() {
+        match self.world.serve(|| self.server.pass()) {
             Pass::HandOver => {
                 let _reason = self.hand_over();
                 Pass::More
@@ -138,11 +154,12 @@ impl Simulation {
     /// # Errors
     /// Why it failed; then the old one goes on.
     pub fn hand_over(&mut self) -> Result<(), Sentence> {
-        match self.server.leave().and_then(|offer| self.trial(&offer)) {
+        let world = self.world.clone();
+        world.serve(|| match self.server.leave().and_then(|offer| self.trial(&offer)) {
             Ok(new) => {
                 core::mem::replace(&mut self.server, new).abandon();
                 // A successor looks at every domain, as after news that do not say of whom.
-                self.world.journal().note(|| Seen::Look);
+                outside(|| self.world.journal().note(|| Seen::Look));
                 self.server.take_over();
                 Ok(())
             }
@@ -150,7 +167,7 @@ impl Simulation {
                 self.server.stay(&why);
                 Err(why)
             }
-        }
+        })
     }
 
     /// A live update that fails at the last moment: the old server goes on.
@@ -158,10 +175,13 @@ impl Simulation {
     /// # Errors
     /// Why it failed before.
     pub fn fail_to_hand_over(&mut self) -> Result<(), Sentence> {
-        let result = self.server.leave().and_then(|offer| self.trial(&offer));
-        let result = result.map(Server::abandon);
-        self.server.stay("it was to fail");
-        result
+        let world = self.world.clone();
+        world.serve(|| {
+            let result = self.server.leave().and_then(|offer| self.trial(&offer));
+            let result = result.map(Server::abandon);
+            self.server.stay("it was to fail");
+            result
+        })
     }
 
     /// A successor on trial.
@@ -197,6 +217,16 @@ impl Simulation {
     /// # Errors
     /// The findings, one a line.
     pub fn check(&self) -> Result<(), String> {
-        self.server.check()
+        self.world.serve(|| self.server.check()).map_err(|findings| findings.as_str().into())
+    }
+
+    /// The server ends, and with it all that it holds.
+    ///
+    /// # Errors
+    /// That its memory has not been given back.
+    pub fn end(self) -> Result<(), String> {
+        let Self { world, server } = self;
+        drop(server);
+        world.memory().map_or(Ok(()), |memory| memory.is_empty())
     }
 }

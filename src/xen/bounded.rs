@@ -355,7 +355,7 @@ impl Arena {
     pub fn new(start: usize, limit: usize) -> Self {
         outside(|| {
             let arena = Self { place: Self::find_place(start, limit) };
-            let probe = arena.enter(|| alloc::boxed::Box::new(0_u8));
+            let probe = arena.enter(|| core::hint::black_box(alloc::boxed::Box::new(0_u8)));
             let asked = arena.figures().asked;
             drop(probe);
             assert!(asked == 1, "declare Bounded as the #[global_allocator]: nothing is bounded");
