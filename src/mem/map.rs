@@ -2,7 +2,6 @@
 
 use super::table::{Record, Table};
 use super::{NIL, NoMemory};
-use crate::proto::id::{ConnId, DomId, EvtchnPort, TxId};
 
 /// A key: a number that identifies it.
 pub trait Key: Copy + Eq {
@@ -19,36 +18,6 @@ impl Key for u64 {
 impl Key for u32 {
     fn bits(self) -> u64 {
         u64::from(self)
-    }
-}
-
-impl Key for DomId {
-    fn bits(self) -> u64 {
-        u64::from(self.0)
-    }
-}
-
-impl Key for ConnId {
-    fn bits(self) -> u64 {
-        u64::from(self.0)
-    }
-}
-
-impl Key for TxId {
-    fn bits(self) -> u64 {
-        u64::from(self.0)
-    }
-}
-
-impl Key for EvtchnPort {
-    fn bits(self) -> u64 {
-        u64::from(self.0)
-    }
-}
-
-impl Key for (ConnId, TxId) {
-    fn bits(self) -> u64 {
-        u64::from(self.0.0) << 32 | u64::from(self.1.0)
     }
 }
 
@@ -207,10 +176,10 @@ mod tests {
     fn a_map_is_a_map() {
         let mut map = Map::new(5);
         for number in 0..1000_u32 {
-            assert_eq!(map.insert(ConnId(number), number), Ok(None));
+            assert_eq!(map.insert(number, number), Ok(None));
         }
-        assert_eq!(map.insert(ConnId(7), 8), Ok(Some(7)));
-        assert_eq!((map.get(ConnId(7)), map.get(ConnId(1000)), map.len()), (Some(&8), None, 1000));
+        assert_eq!(map.insert(7_u32, 8), Ok(Some(7)));
+        assert_eq!((map.get(7_u32), map.get(1000_u32), map.len()), (Some(&8), None, 1000));
         map.iter_mut().for_each(|(_, value)| *value += 1);
         let (mut at, mut sum) = (0, 0);
         while let Some((handle, _, value)) = map.next_from(at) {
@@ -220,7 +189,7 @@ mod tests {
         assert_eq!(sum, 1000 * 999 / 2 + 1 + 1000);
         assert_eq!(map.iter().count(), 1000);
         for number in 0..1000_u32 {
-            assert!(map.remove(ConnId(number)).is_some() && !map.contains(ConnId(number)));
+            assert!(map.remove(number).is_some() && !map.contains(number));
         }
         assert!(map.is_empty() && map.next_from(0).is_none());
     }
