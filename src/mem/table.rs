@@ -29,6 +29,11 @@ pub trait Record {
     fn chain(&self) -> u32;
     /// Changes the next record of the same bucket.
     fn set_chain(&mut self, next: u32);
+    /// Whether it can be found by its key. It is asked only for records that were ever made
+    /// [without that](Table::insert_unlisted) or [lost it](Table::unlist).
+    fn is_listed(&self) -> bool {
+        true
+    }
 }
 
 /// The table.
@@ -144,6 +149,35 @@ impl<T: Record> Table<T> {
         Ok(handle)
     }
 
+    /// Adds a record that is not found by its key, until [`list`](Self::list); [`Record::is_listed`] says so meanwhile.
+    ///
+    /// # Errors
+    /// There is no memory; nothing has changed, and the record is lost.
+    pub fn insert_unlisted(&mut self, record: T) -> Result<u32, NoMemory> {
+        if self.buckets == 0 {
+            self.split();
+            if self.buckets == 0 {
+                return Err(NoMemory);
+            }
+        }
+        self.records.insert(record)
+    }
+
+    /// Makes a record found by its key from now on.
+    pub fn list(&mut self, handle: u32) {
+        if self.records.len() > self.buckets {
+            self.split();
+        }
+        self.link(handle);
+    }
+
+    /// Makes a record not found by its key any more.
+    pub fn unlist(&mut self, handle: u32) {
+        let Some(record) = self.get(handle) else { return };
+        let (hash, chain) = (record.hash(self.seed), record.chain());
+        self.unlink(handle, hash, chain);
+    }
+
     /// Keeps a place for a record, so that a later [`insert_promised`](Self::insert_promised) cannot fail.
     ///
     /// # Errors
@@ -204,7 +238,11 @@ impl<T: Record> Table<T> {
         self.buckets = buckets;
         self.mask = buckets.next_power_of_two().wrapping_sub(1);
         // Not a list of those that exist: there may be no memory for it.
-        (0..self.records.bound()).for_each(|handle| self.link(handle));
+        for handle in 0..self.records.bound() {
+            if self.get(handle).is_some_and(Record::is_listed) {
+                self.link(handle);
+            }
+        }
     }
 
     /// Upper bound of the bytes that [`expect`](Self::expect) allocates for each record that is there or expected.
@@ -222,8 +260,10 @@ impl<T: Record> Table<T> {
     #[inline(always)]
     pub fn take(&mut self, handle: u32) -> Option<T> {
         let record = self.get(handle)?;
-        let (hash, chain) = (record.hash(self.seed), record.chain());
-        self.unlink(handle, hash, chain);
+        if record.is_listed() {
+            let (hash, chain) = (record.hash(self.seed), record.chain());
+            self.unlink(handle, hash, chain);
+        }
         self.records.remove(handle)
     }
 

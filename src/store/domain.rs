@@ -4,7 +4,7 @@
 //! stored, so that the figures can be recounted from the data (see `check.rs`).
 
 use super::quota::{Quota, Quotas};
-use crate::mem::{Boxed, NoMemory, try_array};
+use crate::mem::{Boxed, NIL, NoMemory, try_array};
 use crate::proto::id::DomId;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -35,8 +35,9 @@ pub(super) struct Domain {
     pub(super) peak: Quotas,
     /// Bytes of its memory that are messages queued by the server.
     pub(super) queued: usize,
-    /// Handles of the nodes it owns. Not kept for the privileged domain, whose nodes nobody removes.
-    pub(super) owned: HashSet<u32, FixedState>,
+    /// The first and the last node that it owns, in the order in which it came to own them. Not kept for the
+    /// privileged domain, whose nodes nobody removes.
+    pub(super) owned: (u32, u32),
     /// Handles of the permission lists with an entry for it that is not stale, likewise.
     pub(super) lists: HashSet<u32, FixedState>,
 }
@@ -103,7 +104,7 @@ impl Accounts {
             used: Quotas::ZERO,
             peak: Quotas::ZERO,
             queued: 0,
-            owned: HashSet::with_hasher(hasher.clone()),
+            owned: (NIL, NIL),
             lists: HashSet::with_hasher(hasher),
         })?);
         Ok(())
@@ -210,29 +211,15 @@ impl Accounts {
         Quota::ALL.get(place).copied()
     }
 
-    /// A domain now owns these nodes, which take so many bytes together.
-    pub(super) fn own(&mut self, domid: DomId, nodes: &[u32], bytes: usize) {
-        let privileged = self.privileged;
-        if let Some(domain) = self.get_mut(domid) {
-            domain.charge(Quota::Nodes, nodes.len());
-            domain.charge(Quota::Memory, bytes);
-            if domid != privileged {
-                domain.owned.extend(nodes);
-            }
-        }
+    /// A domain now owns so many nodes more, which take so many bytes together.
+    pub(super) fn own(&mut self, domid: DomId, nodes: u32, bytes: usize) {
+        self.take(domid, Quota::Nodes, nodes as usize);
+        self.take(domid, Quota::Memory, bytes);
     }
 
-    /// A domain no longer owns so many nodes, which took so many bytes together. `nodes` are they, unless it is
-    /// the privileged domain.
-    pub(super) fn disown(&mut self, domid: DomId, count: u32, nodes: &[u32], bytes: usize) {
-        self.give_back(domid, Quota::Nodes, count as usize);
+    /// A domain no longer owns so many nodes, which took so many bytes together.
+    pub(super) fn disown(&mut self, domid: DomId, nodes: u32, bytes: usize) {
+        self.give_back(domid, Quota::Nodes, nodes as usize);
         self.give_back(domid, Quota::Memory, bytes);
-        if domid != self.privileged
-            && let Some(domain) = self.get_mut(domid)
-        {
-            for node in nodes {
-                domain.owned.remove(node);
-            }
-        }
     }
 }

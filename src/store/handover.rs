@@ -250,7 +250,7 @@ impl Restoring<'_> {
         let place = Place { parent, name, name_handle };
         let made = tree.restore(&place, value, self.list, head.generation).map_err(no_memory)?;
         let made = made.ok_or_else(|| wrong("it is there twice"))?;
-        self.made(made, node_bytes(name, value), head.generation).map_err(wrong)?;
+        self.made(node_bytes(name, value), head.generation).map_err(wrong)?;
         Ok(made)
     }
 }

@@ -226,18 +226,9 @@ impl Store {
     }
 
     fn bury(&mut self, domid: DomId, budget: &mut Budget, post: &mut impl Post) {
-        let owned = self.tree.domains.get(domid).map(|domain| domain.owned.iter().copied());
-        let mut tops: Vec<(Vec<u8>, u32)> = Vec::new();
-        for node in owned.into_iter().flatten() {
-            tops.push((self.tree.path(node), node));
-        }
-        // A path sorts behind the paths above it, so what goes with its parent is gone when its turn comes.
-        tops.sort_unstable();
-        for (path, node) in tops {
-            let list = self.tree.node(node).map(|node| node.list);
-            if list.is_none_or(|list| self.tree.owner(list) != domid) {
-                continue;
-            }
+        while let Some(owned) = self.tree.first_owned(domid) {
+            let node = self.tree.topmost_owned(owned, domid);
+            let path = self.tree.path(node);
             if node == ROOT || self.tree.special.contains(&node) {
                 self.hand_back(node);
             } else {
@@ -259,9 +250,10 @@ impl Store {
         if let Some(owner) = entries.first_mut() {
             owner.domid = self.tree.domains.privileged;
         }
-        if let Ok(list) = self.tree.intern(&entries) {
-            self.tree.set_list(node, list);
-        }
+        // Where there is no memory for another list, nobody else has a right any more.
+        let list = self.tree.intern(&entries).unwrap_or_else(|_| self.tree.private_list());
+        // The privileged domain needs no record of what it owns.
+        let _ = self.tree.set_list(node, list);
     }
 
     /// Every tracked domain, ascending.

@@ -31,32 +31,28 @@ fn no_memory(_: NoMemory) -> Refusal {
     sentence!("{NoMemory}")
 }
 
-/// The most nodes that an owner is told of at once.
-const RUN_MAX: usize = 64;
-
-/// Nodes in a row that have the same owner, which has not been told of them.
+/// Nodes in a row that have the same owner, whose account does not have them yet.
 #[derive(Debug)]
 struct Run {
     owner: DomId,
-    nodes: Vec<u32>,
+    nodes: u32,
     bytes: usize,
 }
 
 impl Run {
-    fn add(&mut self, owner: DomId, node: u32, bytes: usize, tree: &mut Tree) {
-        if owner != self.owner || self.nodes.len() >= RUN_MAX {
+    fn add(&mut self, owner: DomId, bytes: usize, tree: &mut Tree) {
+        if owner != self.owner {
             self.end(tree);
             self.owner = owner;
         }
-        self.nodes.push(node);
+        self.nodes = self.nodes.saturating_add(1);
         self.bytes = self.bytes.saturating_add(bytes);
     }
 
-    /// Tells the owner.
+    /// Charges the owner.
     fn end(&mut self, tree: &mut Tree) {
-        tree.domains.own(self.owner, &self.nodes, self.bytes);
-        self.nodes.clear();
-        self.bytes = 0;
+        tree.domains.own(self.owner, self.nodes, self.bytes);
+        (self.nodes, self.bytes) = (0, 0);
     }
 }
 
@@ -105,7 +101,7 @@ impl<'a> Restoring<'a> {
             uses: 0,
             fixed: [false; 3],
             newest: 0,
-            run: Run { owner: privileged, nodes: Vec::with_capacity(RUN_MAX), bytes: 0 },
+            run: Run { owner: privileged, nodes: 0, bytes: 0 },
             unfilled: VecDeque::new(),
         })
     }
@@ -261,7 +257,7 @@ impl<'a> Restoring<'a> {
         let bytes = node_bytes(place.name, value);
         let made = tree.restore(&place, value, self.list, generation);
         let made = made.map_err(|_| "no memory is left")?.ok_or("it is there twice")?;
-        self.made(made, bytes, generation)?;
+        self.made(bytes, generation)?;
         self.here = node.path;
         // What is above was found by the path, so it need not be the one before.
         self.above.push((made, self.here.len()));
@@ -296,15 +292,10 @@ impl<'a> Restoring<'a> {
 
     /// A node was made, with a use of `self.list`: its owner gets it.
     #[inline]
-    pub(super) fn made(
-        &mut self,
-        node: u32,
-        bytes: usize,
-        generation: u64,
-    ) -> Result<(), &'static str> {
+    pub(super) fn made(&mut self, bytes: usize, generation: u64) -> Result<(), &'static str> {
         let owner = self.owner()?;
         self.newest = self.newest.max(generation);
-        self.run.add(owner, node, bytes, &mut self.store.tree);
+        self.run.add(owner, bytes, &mut self.store.tree);
         Ok(())
     }
 

@@ -221,7 +221,11 @@ impl<P: Post> Session<'_, P> {
             }
             (Sight::Live(handle), _) => {
                 self.tree.retain_list(old);
-                self.tree.set_list(handle, list);
+                if let Err(error) = self.tree.set_list(handle, list) {
+                    self.tree.release_list(list);
+                    self.tree.release_list(old);
+                    return Err(error.into());
+                }
                 let above = parent_list(self.tree, path);
                 self.bell.ring(self.tree, path, Class::Subtree, &[old, list, above]);
                 self.tree.release_list(old);
@@ -432,12 +436,8 @@ impl<P: Post> Session<'_, P> {
         list: u32,
         value: &[u8],
     ) -> Result<(), XsError> {
-        let mut parent = above;
-        for (left, name) in (0..count).rev().zip(gap.names()) {
-            let value = if left == 0 { value } else { &[] };
-            parent = self.tree.create(parent, name, value, list)?;
-            self.tree.retain_list(list);
-        }
+        let first = self.tree.make_row(gap.names(), count, value, list)?;
+        self.tree.attach_row(above, first);
         Ok(())
     }
 }
@@ -462,14 +462,12 @@ pub(super) fn parent_list(tree: &Tree, path: &[u8]) -> u32 {
 pub(super) fn remove_tree<P: Post>(tree: &mut Tree, bell: &mut Bell<'_, P>, top: u32, path: &[u8]) {
     if bell.any_below(path) {
         remove_watched(tree, bell, top, path);
-    } else {
-        tree.remove_below(top);
     }
     let Some(node) = tree.node(top) else { return };
     let (parent, list) = (node.parent, node.list);
     let above = tree.node(parent).map_or(NIL, |node| node.list);
     bell.ring(tree, path, Class::Subtree, &[list, above]);
-    tree.remove_leaf(top);
+    tree.remove(top);
 }
 
 /// Removes everything below a live node, one by one, and tells who watches there.
@@ -490,7 +488,7 @@ fn remove_watched<P: Post>(tree: &mut Tree, bell: &mut Bell<'_, P>, top: u32, pa
         bell.ring(tree, &here, Class::Exact, &[list, above]);
         let up = path::parent(&here).map_or(0, <[u8]>::len);
         here.truncate(up);
-        tree.remove_leaf(at);
+        tree.remove(at);
         at = parent;
     }
 }

@@ -1009,6 +1009,8 @@ impl Chaos {
             let dead = self.guest;
             self.w.store.disconnect(dead);
             self.w.forget(1);
+            // Which of its nodes goes first depends on which it owned first, and that does not outlive a hand-over.
+            self.w.post.0.sort_unstable();
             self.open.retain(|(owner, _)| *owner != dead);
             self.guest = ConnId(dead.0 + 100);
             self.w.guest(self.guest, 1);

@@ -471,9 +471,9 @@ impl Transaction {
                     below.push((*at, touched.announcements_below(tree)));
                 }
                 for (node, _) in touched.removed.iter().rev() {
-                    tree.remove_leaf(*node);
+                    tree.remove(*node);
                 }
-                tree.remove_leaf(base.node);
+                tree.remove(base.node);
             }
         }
         for at in by_depth {
@@ -501,7 +501,8 @@ impl Transaction {
             && let Some(now) = &mut touched.now
         {
             tree.retain_list(now.list);
-            tree.set_list(handle, now.list);
+            // Admitted by `commit_bytes`.
+            let _ = tree.set_list(handle, now.list);
             if let Some(value) = now.value.take() {
                 // Admitted by `commit_bytes`.
                 let _ = tree.set_value(handle, value.get());

@@ -9,6 +9,9 @@
 //! Every mutation keeps the accounts of the owners; whether something is *allowed* is decided
 //! above, in `request.rs` and `transaction.rs`.
 
+mod detached;
+mod owned;
+
 use super::domain::Accounts;
 use super::path;
 use super::perms::{Access, Entry, Party, Rights, rights};
@@ -18,6 +21,10 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::hash::{BuildHasher, Hasher};
 use foldhash::fast::FixedState;
+use owned::Owned;
+
+/// "Nobody's child": the parent of a node that is in no tree.
+const ASIDE: u32 = NIL - 1;
 
 /// The handle of the root, which is the first node made and never goes away.
 pub(super) const ROOT: u32 = 0;
@@ -43,9 +50,9 @@ const SIZE_ENTRY: usize = 8;
 /// The longest value that is stored in its node.
 const SHORT_MAX: usize = 14;
 
-/// A value.
+/// A value. It is a handle: whoever has one and does not put it into a node has to give it up.
 #[derive(Clone, Copy, Debug)]
-enum Value {
+pub(super) enum Value {
     /// In place: only the first `len` bytes count.
     Short { len: u8, bytes: [u8; SHORT_MAX] },
     /// Everything longer: a handle in [`Tree::long`].
@@ -127,6 +134,9 @@ impl Record for Node {
     fn set_chain(&mut self, next: u32) {
         self.chain = next;
     }
+    fn is_listed(&self) -> bool {
+        self.parent != ASIDE
+    }
 }
 
 /// Mixes a parent and a name, both small numbers, into a hash whose low bits are good.
@@ -193,21 +203,6 @@ fn list_hash(seed: u64, entries: &[Entry]) -> u64 {
     hasher.finish()
 }
 
-/// The most nodes of which an owner is told at once.
-const RUN_MAX: u32 = 64;
-
-/// Nodes in a row that have the same permission list, whose owner has not been told that they are gone.
-#[derive(Debug, Default)]
-struct Run {
-    list: u32,
-    count: u32,
-    /// Bytes of their names and values.
-    texts: usize,
-    /// Whether there is a list of the nodes that the owner has: then these are the handles.
-    is_listed: bool,
-    handles: Vec<u32>,
-}
-
 /// Where a node is to be made.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place<'a> {
@@ -263,9 +258,13 @@ pub(super) struct Tree {
     long: Arena<Box<[u8]>>,
     names: Table<Name>,
     lists: Table<List>,
+    /// The nodes that others than the privileged domain own.
+    owned: Table<Owned>,
     pub(super) domains: Accounts,
     /// `@introduceDomain` and `@releaseDomain`: nodes without a place in the tree.
     pub(super) special: [u32; 2],
+    /// The permissions of nodes that only the privileged domain may look at, with a use of its own.
+    pub(super) private: u32,
     generation: u64,
     glances: [Glance; GLANCES],
     removals: u64,
@@ -298,8 +297,10 @@ impl Tree {
             long: Arena::new(),
             names: Table::new(seed),
             lists: Table::new(seed),
+            owned: Table::new(seed),
             domains,
             special: [NIL; 2],
+            private: NIL,
             generation: 0,
             glances: [const { Glance::NONE }; GLANCES],
             removals: 0,
@@ -307,13 +308,21 @@ impl Tree {
         let closed = Entry { domid: owner, access: Access::None, stale: false };
         let all = Entry { domid: DomId::ANY, access: Access::Read, stale: false };
         let private = tree.intern(&[closed])?;
-        tree.insert(NIL, NIL, &[], private)?;
+        tree.private = private;
         tree.retain_list(private);
-        let introduce = tree.insert(NIL, NIL, &[], private)?;
+        tree.insert_fixed(private)?;
+        tree.retain_list(private);
+        let introduce = tree.insert_fixed(private)?;
         let public = tree.intern(&[closed, all])?;
-        let release = tree.insert(NIL, NIL, &[], public)?;
+        let release = tree.insert_fixed(public)?;
         tree.special = [introduce, release];
         Ok(tree)
+    }
+
+    /// The permission list of nodes that only the privileged domain may look at, with a use more.
+    pub(super) fn private_list(&mut self) -> u32 {
+        self.retain_list(self.private);
+        self.private
     }
 
     /// The latest generation.
@@ -338,10 +347,7 @@ impl Tree {
     }
 
     pub(super) fn value<'a>(&'a self, node: &'a Node) -> &'a [u8] {
-        match &node.value {
-            Value::Short { len, bytes } => bytes.get(..usize::from(*len)).unwrap_or(bytes),
-            Value::Long(handle) => self.long.get(*handle).map_or(&[], |value| value),
-        }
+        self.kept(&node.value)
     }
 
     /// The children of a node, by their ends.
@@ -491,29 +497,9 @@ impl Tree {
         value: &[u8],
         list: u32,
     ) -> Result<u32, NoMemory> {
-        let name_handle = self.intern_name(name)?;
-        let made = self.create_named(Place { parent, name, name_handle }, value, list);
-        if made.is_err() {
-            self.release_name(name_handle);
-        }
-        made
-    }
-
-    fn create_named(&mut self, place: Place<'_>, value: &[u8], list: u32) -> Result<u32, NoMemory> {
-        let Place { parent, name, name_handle } = place;
-        self.prepare_family(parent)?;
-        let made = self.insert(parent, name_handle, value, list);
-        match made {
-            Ok(handle) => {
-                let generation = self.advance();
-                if let Some(above) = self.nodes.get_mut(parent) {
-                    above.set_generation(generation);
-                }
-                self.link(parent, name, handle);
-            }
-            Err(NoMemory) => self.drop_empty_family(parent),
-        }
-        made
+        let handle = self.make_detached(name, value, list)?;
+        self.attach(parent, handle);
+        Ok(handle)
     }
 
     /// Makes sure that a node can have children.
@@ -527,21 +513,12 @@ impl Tree {
         Ok(())
     }
 
-    /// Takes back what [`prepare_family`](Self::prepare_family) did, unless there are children.
-    fn drop_empty_family(&mut self, parent: u32) {
-        if let Some(above) = self.nodes.get_mut(parent)
-            && self.families.get(above.family).is_some_and(|family| family.first == NIL)
-        {
-            self.families.remove(core::mem::replace(&mut above.family, NIL));
-        }
-    }
-
     /// Makes the node the last child of its parent, which is prepared for it.
     #[inline]
-    fn link(&mut self, parent: u32, name: &[u8], handle: u32) {
+    fn link(&mut self, parent: u32, name_len: usize, handle: u32) {
         let Some(above) = self.nodes.get(parent) else { return };
         let Some(family) = self.families.get_mut(above.family) else { return };
-        family.bytes = family.bytes.saturating_add(entry_bytes(name));
+        family.bytes = family.bytes.saturating_add(entry_len(name_len));
         let last = core::mem::replace(&mut family.last, handle);
         if last == NIL {
             family.first = handle;
@@ -550,26 +527,24 @@ impl Tree {
             before.next = handle;
         }
         if let Some(node) = self.nodes.get_mut(handle) {
-            node.prev = last;
+            (node.prev, node.next) = (last, NIL);
         }
     }
 
-    fn insert(&mut self, parent: u32, name: u32, value: &[u8], list: u32) -> Result<u32, NoMemory> {
-        let value = self.keep(value)?;
+    /// One of the nodes that are always there, without a place in the tree.
+    fn insert_fixed(&mut self, list: u32) -> Result<u32, NoMemory> {
         let generation = self.advance();
-        let made = self.nodes.insert(Node::new(parent, name, value, list, generation));
-        match made {
-            Ok(handle) => {
-                let bytes = self.node(handle).map_or(0, |node| self.bytes(node));
-                self.domains.own(self.owner(list), &[handle], bytes);
-            }
-            Err(NoMemory) => _ = self.drop_value(&value),
-        }
-        made
+        let value = Value::Short { len: 0, bytes: [0; SHORT_MAX] };
+        let handle = self.nodes.insert(Node::new(NIL, NIL, value, list, generation))?;
+        self.domains.own(self.domains.privileged, 1, NODE_BYTES);
+        Ok(handle)
     }
 
-    /// A value to be put into a node.
-    fn keep(&mut self, value: &[u8]) -> Result<Value, NoMemory> {
+    /// A value to be put into a node, or [given up](Self::drop_value).
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub(super) fn keep(&mut self, value: &[u8]) -> Result<Value, NoMemory> {
         let mut bytes = [0; SHORT_MAX];
         match (bytes.get_mut(..value.len()), u8::try_from(value.len())) {
             (Some(to), Ok(len)) => {
@@ -580,9 +555,17 @@ impl Tree {
         }
     }
 
-    /// Frees a value that was taken out of its node; how long it was.
+    /// The bytes of a value that is in no node.
+    pub(super) fn kept<'a>(&'a self, value: &'a Value) -> &'a [u8] {
+        match value {
+            Value::Short { len, bytes } => bytes.get(..usize::from(*len)).unwrap_or(bytes),
+            Value::Long(handle) => self.long.get(*handle).map_or(&[], |value| value),
+        }
+    }
+
+    /// Frees a value that is in no node, or not any more; how long it was.
     #[inline]
-    fn drop_value(&mut self, value: &Value) -> usize {
+    pub(super) fn drop_value(&mut self, value: &Value) -> usize {
         match value {
             Value::Short { len, .. } => usize::from(*len),
             Value::Long(handle) => self.long.remove(*handle).map_or(0, |value| value.len()),
@@ -617,7 +600,8 @@ impl Tree {
         let node = Node::new(parent, name_handle, value, list, generation);
         self.prepare_family(parent)?;
         let handle = self.nodes.insert_hashed(hash, node)?;
-        self.link(parent, name, handle);
+        self.link(parent, name.len(), handle);
+        self.enter_owned(list, handle)?;
         Ok(Some(handle))
     }
 
@@ -632,7 +616,7 @@ impl Tree {
         list: u32,
         generation: u64,
     ) -> Result<(), NoMemory> {
-        self.set_list(handle, list);
+        self.set_list(handle, list)?;
         self.set_value(handle, value)?;
         if let Some(node) = self.nodes.get_mut(handle) {
             node.set_generation(generation);
@@ -650,10 +634,19 @@ impl Tree {
     /// # Errors
     /// There is no memory; nothing has changed.
     pub(super) fn set_value(&mut self, handle: u32, value: &[u8]) -> Result<(), NoMemory> {
-        let new = value.len();
         let value = self.keep(value)?;
+        self.put_value(handle, value);
+        Ok(())
+    }
+
+    /// Replaces the value of a node of the tree by one that was made before.
+    pub(super) fn put_value(&mut self, handle: u32, value: Value) {
+        let new = self.kept(&value).len();
         let generation = self.advance();
-        let Some(node) = self.nodes.get_mut(handle) else { return Ok(()) };
+        let Some(node) = self.nodes.get_mut(handle) else {
+            self.drop_value(&value);
+            return;
+        };
         node.set_generation(generation);
         let old = core::mem::replace(&mut node.value, value);
         let list = node.list;
@@ -661,116 +654,16 @@ impl Tree {
         let owner = self.owner(list);
         self.domains.give_back(owner, super::quota::Quota::Memory, old_len);
         self.domains.take(owner, super::quota::Quota::Memory, new);
-        Ok(())
     }
 
     /// Replaces the permissions. Takes over one use of `list`.
-    pub(super) fn set_list(&mut self, handle: u32, list: u32) {
-        let generation = self.advance();
-        let Some(bytes) = self.node(handle).map(|node| self.bytes(node)) else { return };
-        let Some(node) = self.nodes.get_mut(handle) else { return };
-        node.set_generation(generation);
-        let old = core::mem::replace(&mut node.list, list);
-        let (from, to) = (self.owner(old), self.owner(list));
-        if from != to {
-            self.domains.disown(from, 1, &[handle], bytes);
-            self.domains.own(to, &[handle], bytes);
-        }
-        self.release_list(old);
-    }
-
-    /// Removes a node without children from the tree.
-    pub(super) fn remove_leaf(&mut self, handle: u32) {
-        let Some(bytes) = self.node(handle).map(|node| self.bytes(node)) else { return };
-        let Some(node) = self.nodes.remove(handle) else { return };
-        self.removals = self.removals.wrapping_add(1);
-        self.domains.disown(self.owner(node.list), 1, &[handle], bytes);
-        self.drop_value(&node.value);
-        let generation = self.advance();
-        let gone = self.names.get(node.name).map_or(0, |name| entry_bytes(name.bytes.get()));
-        if let Some(above) = self.nodes.get_mut(node.parent) {
-            above.set_generation(generation);
-            if let Some(family) = self.families.get_mut(above.family) {
-                family.bytes = family.bytes.saturating_sub(gone);
-                if family.first == handle {
-                    family.first = node.next;
-                }
-                if family.last == handle {
-                    family.last = node.prev;
-                }
-                if family.first == NIL {
-                    self.families.remove(core::mem::replace(&mut above.family, NIL));
-                }
-            }
-        }
-        if let Some(before) = self.nodes.get_mut(node.prev) {
-            before.next = node.next;
-        }
-        if let Some(after) = self.nodes.get_mut(node.next) {
-            after.prev = node.prev;
-        }
-        self.release_name(node.name);
-        self.release_list(node.list);
-    }
-
-    /// Removes everything below a node. As whole families go, nothing is unlinked from its siblings, and
-    /// accounts and permission lists are told of nodes in a row that have the same.
-    pub(super) fn remove_below(&mut self, top: u32) {
-        self.removals = self.removals.wrapping_add(1);
-        let mut run = Run::default();
-        let mut removed = 0_u32;
-        let mut at = self.node(top).map_or(NIL, |node| self.family(node).first);
-        while let Some(node) = self.nodes.get(at) {
-            if node.family != NIL {
-                at = self.family(node).first;
-                continue;
-            }
-            let (parent, next, name, list) = (node.parent, node.next, node.name, node.list);
-            let value = match node.value {
-                Value::Short { len, .. } => usize::from(len),
-                Value::Long(handle) => self.long.remove(handle).map_or(0, |value| value.len()),
-            };
-            self.nodes.take(at);
-            removed = removed.saturating_add(1);
-            let name = self.release_name(name);
-            if list != run.list || run.count == RUN_MAX {
-                self.end_run(&mut run);
-                run.list = list;
-                run.is_listed = self.owner(list) != self.domains.privileged;
-            }
-            if run.is_listed {
-                run.handles.push(at);
-            }
-            run.count = run.count.wrapping_add(1);
-            run.texts = run.texts.wrapping_add(name).wrapping_add(value);
-            at = next;
-            if at == NIL {
-                // It was the last of its family: now its parent has no children.
-                at = parent;
-                let Some(parent) = self.nodes.get_mut(at) else { break };
-                self.families.remove(core::mem::replace(&mut parent.family, NIL));
-                if at == top {
-                    break;
-                }
-            }
-        }
-        self.end_run(&mut run);
-        self.nodes.fit(removed);
-        let generation = self.advance();
-        if let Some(node) = self.nodes.get_mut(top) {
-            node.set_generation(generation);
-        }
-    }
-
-    fn end_run(&mut self, run: &mut Run) {
-        if run.count > 0 {
-            let owner = self.owner(run.list);
-            let prices = NODE_BYTES.saturating_mul(run.count as usize);
-            self.domains.disown(owner, run.count, &run.handles, prices.saturating_add(run.texts));
-            self.release_uses(run.list, run.count);
-        }
-        run.handles.clear();
-        (run.count, run.texts) = (0, 0);
+    ///
+    /// # Errors
+    /// There is no memory; nothing has changed, and the use is the caller's.
+    pub(super) fn set_list(&mut self, handle: u32, list: u32) -> Result<(), NoMemory> {
+        self.promise_owner()?;
+        self.set_list_promised(handle, list);
+        Ok(())
     }
 
     // Names.
@@ -935,5 +828,10 @@ pub(super) fn node_bytes(name: &[u8], value: &[u8]) -> usize {
 
 /// What a child adds to its parent's list of children.
 pub(super) fn entry_bytes(name: &[u8]) -> u32 {
-    u32::try_from(name.len()).unwrap_or(u32::MAX).saturating_add(1)
+    entry_len(name.len())
+}
+
+/// The same, by the length of its name.
+fn entry_len(name: usize) -> u32 {
+    u32::try_from(name).unwrap_or(u32::MAX).saturating_add(1)
 }
