@@ -55,7 +55,7 @@ fn a_saved_store_looks_the_same_and_says_who_watches() {
     store.must(Kind::Write, b"/local/domain/1/data/deep/down\0x");
     let whole = options("/");
     let first = live(&mut store, &whole);
-    let special = "@introduceDomain  (owner 0)\n@releaseDomain  (owner 0)\n";
+    let special = "@introduceDomain  (owner 0)\n@releaseDomain  (owner 0, 32757 may read)\n";
     assert_eq!(saved(&mut store, &whole), first + special);
     store.say(0, Kind::Watch, b"data\0tok\x1ben\0");
     store.must(Kind::Watch, b"/local/domain/1/data\0backend\x002\0");
@@ -67,7 +67,7 @@ fn a_saved_store_looks_the_same_and_says_who_watches() {
             || got.contains("data  (owner 0; watched by 0 (backend, depth 2), 1 (tok\\x1ben))"),
         "{got}"
     );
-    let end = "@introduceDomain  (owner 0)\n@releaseDomain  (owner 0; watched by 0 (gone))\n/no/such is not there; watched by 0 (x)\n";
+    let end = "@introduceDomain  (owner 0)\n@releaseDomain  (owner 0, 32757 may read; watched by 0 (gone))\n/no/such is not there; watched by 0 (x)\n";
     assert!(got.ends_with(end), "{got}");
 }
 
