@@ -6,7 +6,7 @@
 //!
 //! A place can be *promised*: then a later insertion finds it, whatever comes in between.
 
-use super::{NIL, NoMemory, TryVec, try_array, try_with_capacity};
+use super::{NIL, NoMemory, TryVec, try_array, try_boxed, try_with_capacity};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
@@ -44,7 +44,7 @@ const _: () = assert!(size_of::<Chunk<u64>>() * PAGE <= CHUNK_BYTES);
 
 impl<T> Chunk<T> {
     fn without_places() -> Self {
-        Self { slots: Box::new([]), free: NONE, used: 0, prev: NIL, next: NIL }
+        Self { slots: Box::default(), free: NONE, used: 0, prev: NIL, next: NIL }
     }
 }
 
@@ -315,11 +315,11 @@ impl<T> Arena<T> {
     fn add_chunk(&mut self) -> Result<(), NoMemory> {
         let mut slots = try_with_capacity(Self::PLACES)?;
         let last = u16::try_from(Self::PLACES).map_or(NONE, |places| places.wrapping_sub(1));
-        slots.extend(
-            (0..=last)
-                .map(|place| Slot::Free(if place == last { NONE } else { place.wrapping_add(1) })),
-        );
-        let slots = slots.into_boxed_slice();
+        for place in 0..=last {
+            let next = if place == last { NONE } else { place.wrapping_add(1) };
+            slots.try_push(Slot::Free(next))?;
+        }
+        let slots = try_boxed(slots)?;
         let number = match self.vacant {
             NIL => {
                 let number = self.chunks;
@@ -328,8 +328,7 @@ impl<T> Arena<T> {
                     return Err(NoMemory);
                 }
                 if number as usize / PAGE >= self.pages.len() {
-                    self.pages.try_room(1)?;
-                    self.pages.push(try_array(|_| Chunk::without_places())?);
+                    self.pages.try_push(try_array(|_| Chunk::without_places())?)?;
                 }
                 self.chunks = number.wrapping_add(1);
                 number

@@ -10,7 +10,7 @@
 use super::Server;
 use super::accounts::Asked;
 use super::log::Repeated;
-use super::memory;
+use super::memory::{self, Share};
 use super::platform::Platform;
 use super::queue::{MESSAGE_OVERHEAD, Payload};
 use super::refusals::Refused;
@@ -178,7 +178,7 @@ impl<P: Platform> Server<P> {
         let grammar = Grammar { features: asker.features, privileged: asker.privileged };
         let request = Request::parse(kind, payload, grammar)?;
         let in_transaction = !ignores_tx && asker.tx != TxId::NONE;
-        if !self.admits(&request, in_transaction, asker.privileged, payload.len()) {
+        if !self.admits(asker, &request, in_transaction, payload.len()) {
             return Err(XsError::ENOMEM);
         }
         let (open, before) = (self.store.open_transactions(), self.store.generation());
@@ -306,6 +306,7 @@ impl<P: Platform> Server<P> {
 
     /// Queues one event.
     fn deliver(&mut self, id: ConnId, payload: Vec<u8>, asked: Option<Asked>) {
+        let connections = self.connections.len();
         let Some(connection) = self.connections.get_mut(&id) else { return };
         if !connection.is_connected()
             || payload.len() > PAYLOAD_MAX
@@ -314,7 +315,9 @@ impl<P: Platform> Server<P> {
             return;
         }
         let cost = payload.len().saturating_add(MESSAGE_OVERHEAD);
-        let has_room = memory::can_queue(&mut self.platform, payload.len());
+        let held = memory::held(&self.store, connection.domid);
+        let share = Share::of((!connection.privileged).then_some(held), connections);
+        let has_room = memory::can_queue(&mut self.platform, share, cost);
         let may_have =
             connection.privileged || self.store.allows(connection.domid, Quota::Memory, cost);
         if !has_room || !may_have {

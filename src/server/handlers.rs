@@ -8,7 +8,7 @@ use crate::mem::{Budget, Progress};
 use crate::proto::error::XsError;
 use crate::proto::id::{DomId, TxId};
 use crate::proto::request::{PermTexts, Request};
-use crate::proto::text::push_decimal;
+use crate::proto::text::Decimal;
 use crate::proto::wire::features;
 use crate::store::perms::{Access, Entry};
 use crate::store::quota::Quota;
@@ -19,7 +19,7 @@ use alloc::vec::Vec;
 /// A number as the text of a reply.
 fn number(value: u32) -> Reply {
     let mut text = Vec::new();
-    push_decimal(&mut text, u64::from(value));
+    text.extend_from_slice(Decimal::new(u64::from(value)).as_bytes());
     text.push(0);
     Reply::Data(text)
 }
@@ -198,7 +198,7 @@ fn start_transaction(store: &mut Store, caller: Caller) -> Answer {
 /// GET_DOMAIN_PATH: the home of any domid; the toolstack asks before there is such a domain.
 fn domain_path(domid: DomId) -> Reply {
     let mut path = b"/local/domain/".to_vec();
-    push_decimal(&mut path, u64::from(domid.0));
+    path.extend_from_slice(Decimal::new(u64::from(domid.0)).as_bytes());
     path.push(0);
     Reply::Data(path)
 }

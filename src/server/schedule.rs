@@ -321,7 +321,7 @@ impl<P: Platform> Server<P> {
         store: &Store,
     ) -> Option<Suspension> {
         let allows = |quota| store.allows(connection.domid, quota, 1);
-        if !memory::can_read(platform) {
+        if !memory::can_read(platform, connection.privileged) {
             Some(Suspension::Memory)
         } else if connection.privileged {
             None

@@ -2,7 +2,7 @@
 
 use crate::proto::error::XsError;
 use crate::proto::id::DomId;
-use crate::proto::text::{first_zero, push_decimal};
+use crate::proto::text::{Decimal, first_zero};
 use crate::proto::wire::{ABSOLUTE_PATH_MAX, RELATIVE_PATH_MAX};
 use alloc::vec::Vec;
 use core::fmt::Write;
@@ -72,7 +72,7 @@ impl Path {
         }
         if raw.first() != Some(&b'/') && !special {
             bytes.extend_from_slice(DOMAINS);
-            push_decimal(&mut bytes, u64::from(domid.0));
+            bytes.extend_from_slice(Decimal::new(u64::from(domid.0)).as_bytes());
             bytes.push(b'/');
         }
         let home = bytes.len();
