@@ -14,7 +14,7 @@ const LAYERS: [(&str, &[&str]); 7] = [
     ("store", &["mem", "proto"]),
     ("server", &["mem", "proto", "store"]),
     ("xen", &["mem", "proto", "server"]),
-    ("sim", &["mem", "proto", "store", "server", "xen"]),
+    ("sim", &["mem", "proto", "store", "server", "transcript", "xen"]),
     ("transcript", &["proto"]),
 ];
 

@@ -10,6 +10,7 @@
 //! * `client`: an honest client, which saves on signals as Linux does.
 //! * `journal`: what passed between the server and the world, for a judge.
 //! * `random`: chance from a seed.
+//! * [`stage`]: where conversations are played.
 //! * [`model`]: the judge, a naive second xenstore.
 //! * [`swarm`]: whole runs drawn from a seed.
 #![forbid(unsafe_code)]
@@ -25,6 +26,7 @@ mod memory;
 pub mod model;
 mod page;
 mod random;
+pub mod stage;
 pub mod swarm;
 mod world;
 
