@@ -144,6 +144,12 @@ impl Platform for XenPlatform {
     }
 
     fn wait(&mut self, deadline_ms: Option<u64>) {
+        self.may_ask_again();
+        let mut deadline_ms = deadline_ms;
+        if memory::needs_tending() {
+            let again = memory::tend(self.machine.now_ms());
+            deadline_ms = [deadline_ms, again].into_iter().flatten().min();
+        }
         self.machine.wait(deadline_ms);
     }
 
