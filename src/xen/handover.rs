@@ -407,6 +407,8 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         (self.first..self.first + self.pages).for_each(memory::give_frame);
+        // For the next one.
+        memory::settle();
     }
 }
 

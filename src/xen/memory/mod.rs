@@ -676,7 +676,8 @@ pub(super) fn frame_address(frame: usize) -> NonNull<u8> {
     direct(frame * PAGE_SIZE)
 }
 
-/// Keeps a place for a successor, once all that is needed at the start has its own.
+/// Keeps a place for a successor, if there is none: once all that is needed at the start has its own, and when an image
+/// that was on trial has left it.
 pub(super) fn settle() {
     MEMORY.lock().keep_slot();
 }
