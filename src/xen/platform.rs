@@ -85,6 +85,10 @@ impl Hypervisor for Xen {
         Ok(EvtchnPort(virq.port))
     }
 
+    fn is_missing(&mut self, domain: DomId) -> bool {
+        channels::is_missing(domain)
+    }
+
     fn own_domid(&self) -> Option<DomId> {
         super::start::own_domid()
     }
