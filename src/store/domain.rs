@@ -190,11 +190,23 @@ impl Accounts {
     /// Whether a domain may use `more` of something in addition to what it uses.
     #[must_use]
     pub fn allows(&self, domid: DomId, quota: Quota, more: usize) -> bool {
+        self.note(quota, self.permits(domid, quota, more))
+    }
+
+    /// As [`allows`](Self::allows), for what no request is refused for.
+    #[must_use]
+    pub fn permits(&self, domid: DomId, quota: Quota, more: usize) -> bool {
         domid == self.privileged
             || self.get(domid).is_none_or(|domain| {
                 let used = domain.used.get(quota) as usize;
-                self.note(quota, domain.quotas.allows(quota, used.saturating_add(more)))
+                domain.quotas.allows(quota, used.saturating_add(more))
             })
+    }
+
+    /// How much a domain uses of something.
+    #[must_use]
+    pub fn used(&self, domid: DomId, quota: Quota) -> usize {
+        self.get(domid).map_or(0, |domain| domain.used.get(quota) as usize)
     }
 
     /// Keeps in mind which quota refuses something, if it does, for whoever tells the administrator.

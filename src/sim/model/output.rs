@@ -77,14 +77,12 @@ impl Output {
             return;
         }
         let body = Body::Exact(payload);
-        if !matches!(&body, Body::Exact(payload) if payload.starts_with(b"@")) {
-            let kind = Kind::WatchEvent.number();
-            for twin in self.owed.iter().filter(|owed| owed.kind == kind && owed.body == body) {
-                if !twin.may_be_gone(now_ms) {
-                    return;
-                }
-                unsure = true;
+        let kind = Kind::WatchEvent.number();
+        for twin in self.owed.iter().filter(|owed| owed.kind == kind && owed.body == body) {
+            if !twin.may_be_gone(now_ms) {
+                return;
             }
+            unsure = true;
         }
         let cause = cause.map(|cause| ((cause >> 32) as u32, cause & 0xffff_ffff));
         self.owed.push_back(Owed {
