@@ -160,6 +160,9 @@ impl Model {
             }
         }
         let mut events = self.told(&changes);
+        // The order of the subtrees is the server's business.
+        let group = self.tree.next();
+        events.iter_mut().for_each(|event| event.2 = group);
         for node in self.tree.nodes.values_mut() {
             strip(&mut node.perms, domid);
         }
