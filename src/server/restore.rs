@@ -246,7 +246,7 @@ impl<P: Platform> Server<P> {
             seen.reserve(&mut self.platform, bytes)?;
             return new.node(node, Some(fields.u64()?));
         }
-        let bytes = bytes.saturating_add(new.touched_cost(fields.clone()));
+        let bytes = bytes.saturating_add(Restoring::touched_cost(node));
         seen.reserve(&mut self.platform, bytes)?;
         new.touched(node, fields)
     }

@@ -100,7 +100,8 @@ impl Store {
             let ends = family.last == prev && family.bytes == bytes;
             findings.expect(ends, format_args!("node {at} counts its children wrongly"));
         }
-        let total = tree.len();
+        // Those that transactions have made are in no tree yet.
+        let total = tree.len().saturating_sub(self.transactions.made());
         findings.expect(seen == total, format_args!("{seen} nodes are linked, {total} exist"));
     }
 
@@ -119,8 +120,11 @@ impl Store {
             count(&mut lists, node.list);
         }
         count(&mut lists, self.tree.private);
-        for list in self.transactions.values().flat_map(|tx| tx.list_uses()) {
+        for list in self.transactions.list_uses() {
             count(&mut lists, list);
+        }
+        for name in self.transactions.name_uses() {
+            count(&mut names, name);
         }
         for (name, users) in self.tree.names() {
             let real = names.remove(&name).unwrap_or(0);
@@ -163,17 +167,27 @@ impl Store {
     }
 
     fn check_transactions(&self, findings: &mut Findings, recounts: &mut Recounts) {
-        for ((conn, id), tx) in &self.transactions {
-            let state = self.conns.get(conn);
-            let open = state.is_some_and(|state| state.open.contains(id)) && tx.id == *id;
-            findings
-                .expect(open, format_args!("{id:?} of {conn:?} is not in the connection's list"));
-            if let Some(state) = state {
+        let counted = self.transactions.recount(&self.tree);
+        let mut seen = 0_usize;
+        for (conn, state) in &self.conns {
+            let open = self.transactions.of(state.open);
+            for (handle, tx) in open {
+                let found = self.transactions.find(*conn, tx.id) == Some(handle);
+                findings.expect(found, format_args!("{:?} of {conn:?} is not found", tx.id));
+                let real = counted.get(&handle).copied().unwrap_or_default();
+                findings.expect(
+                    tx.bytes == real,
+                    format_args!("{:?} of {conn:?} holds {real} bytes, not {}", tx.id, tx.bytes),
+                );
+                add(&mut seen, 1);
                 let count = recounts.entry(state.party.domid).or_default();
                 add(&mut count.transactions, 1);
                 add(&mut count.bytes, tx.bytes);
             }
         }
+        let total = self.transactions.open();
+        let fine = seen == total && counted.len() == total;
+        findings.expect(fine, format_args!("{seen} transactions are linked, {total} are open"));
     }
 
     fn check_domains(&self, findings: &mut Findings, recounts: &Recounts) {

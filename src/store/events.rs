@@ -2,6 +2,7 @@
 
 use super::domain::Accounts;
 use super::perms::{Access, Party};
+use super::transaction::OpenOf;
 use super::tree::Tree;
 use super::watch::{Class, Match, Watches};
 use crate::mem::Budget;
@@ -36,7 +37,9 @@ pub(super) struct Conn {
     /// The last transaction id that was given out.
     pub(super) last_tx: u32,
     /// Its open transactions.
-    pub(super) open: hashbrown::HashSet<crate::proto::id::TxId, FixedState>,
+    pub(super) open: OpenOf,
+    /// Those that are over, with something left to be done.
+    pub(super) ending: OpenOf,
 }
 
 /// All connections.

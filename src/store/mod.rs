@@ -48,12 +48,12 @@ use alloc::vec::Vec;
 pub(crate) use domain::give_room_back;
 use events::{Bell, Conn, Conns, Nobody};
 use foldhash::fast::FixedState;
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 use path::{Names, Path};
 use perms::Entry;
 use quota::{Quota, Quotas};
 use session::Session;
-use transaction::Transaction;
+use transaction::{OpenOf, Transactions};
 use tree::{ROOT, Tree};
 use watch::{Match, Watches, watch_bytes};
 
@@ -111,7 +111,7 @@ pub struct Store {
     tree: Tree,
     watches: Watches,
     conns: Conns,
-    transactions: HashMap<(ConnId, TxId), Transaction, FixedState>,
+    transactions: Transactions,
     found: Vec<Match>,
     /// Scratch space for the path of a request.
     spelling: Vec<u8>,
@@ -154,8 +154,8 @@ impl Store {
         Ok(Self {
             tree: Tree::new(seed, Accounts::new(seed, privileged, quotas))?,
             watches: Watches::new(seed),
-            conns: HashMap::with_hasher(hasher.clone()),
-            transactions: HashMap::with_hasher(hasher),
+            conns: HashMap::with_hasher(hasher),
+            transactions: Transactions::new(seed),
             found: Vec::new(),
             spelling: Vec::new(),
             headroom: usize::MAX,
@@ -398,8 +398,8 @@ impl Store {
     /// There is no memory.
     pub fn connect(&mut self, conn: ConnId, party: Party) -> Result<(), NoMemory> {
         self.conns.try_reserve(1).map_err(|_| NoMemory)?;
-        let open = HashSet::with_hasher(FixedState::with_seed(self.seed));
-        self.conns.insert(conn, Conn { party, last_tx: 0, open });
+        let (open, ending) = (OpenOf::NONE, OpenOf::NONE);
+        self.conns.insert(conn, Conn { party, last_tx: 0, open, ending });
         Ok(())
     }
 
@@ -415,40 +415,34 @@ impl Store {
     /// Goes on with what a request of a connection has begun. Until it is done the request has no reply, and the
     /// connection no other request.
     pub fn go_on(&mut self, conn: ConnId, budget: &mut Budget, post: &mut impl Post) -> Progress {
-        let _ = (conn, budget, post);
-        Progress::Done
+        self.go_on_endings(conn, budget, post)
     }
 
     /// Whether a connection has something to [go on](Self::go_on) with. A request that was refused may have, too: a
     /// transaction that could not commit is given up in slices.
     #[must_use]
     pub fn is_busy(&self, conn: ConnId) -> bool {
-        let _ = conn;
-        false
+        self.has_endings(conn)
     }
 
     /// Brings everything to its end that was begun: after it nobody is busy and nobody is dying.
     pub fn finish(&mut self, post: &mut impl Post) {
         let _done = self.go_on_deaths(&mut Budget::endless(), post);
+        let mut at = 0;
+        while let Some(conn) = self.conns.keys().copied().nth(at) {
+            let _done = self.go_on_endings(conn, &mut Budget::endless(), post);
+            at = at.saturating_add(1);
+        }
     }
 
     /// Drops the connection's watches and transactions, after what a request of it has begun. With
     /// [`More`](Progress::More) it goes on in [`go_on`](Self::go_on).
     pub fn reset(&mut self, conn: ConnId, budget: &mut Budget, post: &mut impl Post) -> Progress {
-        let _ = (&budget, &post);
         while let Some(watch) = self.watches.first_of(conn) {
             self.remove_watch(conn, watch);
         }
-        let open = self.conns.get_mut(&conn).map(|conn| core::mem::take(&mut conn.open));
-        for tx in open.into_iter().flatten() {
-            if let Some(tx) = self.close_transaction(conn, tx) {
-                tx.discard(&mut self.tree);
-            }
-        }
-        if let Some(conn) = self.conns.get_mut(&conn) {
-            conn.open = HashSet::with_hasher(FixedState::with_seed(self.seed));
-        }
-        Progress::Done
+        self.close_transactions(conn);
+        self.go_on_endings(conn, budget, post)
     }
 
     /// Gives the connection the rights of another domain besides its own.
@@ -756,7 +750,7 @@ impl Store {
         let path = Path::new(core::mem::take(&mut self.spelling), raw, names, party.domid, max)?;
         let tx = match caller.tx {
             TxId::NONE => None,
-            id => Some(self.transactions.get_mut(&(caller.conn, id)).ok_or(XsError::ENOENT)?),
+            id => Some(self.transactions.get_mut(caller.conn, id).ok_or(XsError::ENOENT)?),
         };
         let bell = Bell {
             watches: &self.watches,

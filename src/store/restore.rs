@@ -10,19 +10,16 @@ use super::path::{Names, Path, split_name};
 use super::perms::{Entry, Party};
 use super::quota::{Quota, Quotas};
 use super::save::special;
-use super::transaction::{Transaction, Unfilled};
+use super::transaction::{OpenOf, TOUCH_COST, Unfilled};
 use super::tree::{Found, Place, ROOT, Tree, node_bytes};
 use super::watch::{Watches, watch_bytes};
 use super::{Store, give_room_back};
 use crate::mem::{NIL, NoMemory};
-use crate::proto::handover::FieldReader;
 use crate::proto::id::{ConnId, DomId};
 use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use foldhash::fast::FixedState;
-use hashbrown::HashSet;
 
 /// What does not fit together, as a sentence.
 type Refusal = Sentence;
@@ -74,7 +71,7 @@ pub struct Restoring<'a> {
     uses: u32,
     /// Which of the root and the special nodes have come.
     fixed: [bool; 3],
-    newest: u64,
+    pub(super) newest: u64,
     run: Run,
     pub(super) unfilled: VecDeque<Unfilled>,
 }
@@ -125,7 +122,7 @@ impl<'a> Restoring<'a> {
             | stream::Record::Domain(_)
             | stream::Record::Unknown(_) => 0,
         };
-        texts.saturating_mul(3).saturating_add(Transaction::TOUCH_COST)
+        texts.saturating_mul(3).saturating_add(TOUCH_COST)
     }
 
     /// The same for a node's record.
@@ -133,7 +130,7 @@ impl<'a> Restoring<'a> {
     pub fn node_cost(node: &stream::Node<'_>) -> usize {
         let perms = node.perms.len().saturating_mul(size_of::<Entry>());
         let texts = node.path.len().saturating_add(node.value.len()).saturating_add(perms);
-        texts.saturating_mul(3).saturating_add(Transaction::TOUCH_COST)
+        texts.saturating_mul(3).saturating_add(TOUCH_COST)
     }
 
     /// The same for a node with texts of so many bytes.
@@ -150,10 +147,10 @@ impl<'a> Restoring<'a> {
     /// Upper bound of what each node takes that is expected.
     pub const EXPECT_BYTES: usize = Tree::EXPECT_BYTES;
 
-    /// Upper bound of what the next touched path allocates besides, by its fields.
+    /// Upper bound of what the records of a touched path take besides: every second byte of it can start a name.
     #[must_use]
-    pub fn touched_cost(&self, fields: FieldReader<'_>) -> usize {
-        Transaction::restore_bytes(fields, self.store.tree.len())
+    pub fn touched_cost(node: &stream::Node<'_>) -> usize {
+        TOUCH_COST.saturating_mul(node.path.len().div_ceil(2))
     }
 
     /// What has been put together so far.
@@ -182,8 +179,8 @@ impl<'a> Restoring<'a> {
         if self.store.conns.contains_key(&conn) {
             return Err(sentence!("connection {} is there twice", conn.0));
         }
-        let open = HashSet::with_hasher(FixedState::with_seed(self.store.seed));
-        self.store.conns.insert(conn, Conn { party, last_tx, open });
+        let (open, ending) = (OpenOf::NONE, OpenOf::NONE);
+        self.store.conns.insert(conn, Conn { party, last_tx, open, ending });
         Ok(())
     }
 

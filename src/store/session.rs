@@ -8,10 +8,9 @@ use super::generation::{ListOf, Mixed};
 use super::path::{self, Path, Text};
 use super::perms::{Access, Entry, Party, Rights};
 use super::quota::Quota;
-use super::transaction::Transaction;
+use super::transaction::Open;
 use super::tree::{Found, NODE_BYTES, ROOT, Tree, entry_bytes};
 use super::watch::Class;
-use crate::mem::Bytes;
 use crate::mem::NIL;
 use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, DomId};
@@ -79,7 +78,7 @@ pub(super) struct Session<'a, P> {
     pub(super) tree: &'a mut Tree,
     pub(super) bell: Bell<'a, P>,
     pub(super) party: Party,
-    pub(super) tx: Option<&'a mut Transaction>,
+    pub(super) tx: Option<Open<'a>>,
 }
 
 impl<P: Post> Session<'_, P> {
@@ -191,7 +190,7 @@ impl<P: Post> Session<'_, P> {
                 remove_tree(self.tree, &mut self.bell, handle, path);
                 Ok(())
             }
-            Sight::Copied(at) => self.remove_copied(at, path),
+            Sight::Copied(at) => self.remove_copied(at),
         }
     }
 
@@ -214,12 +213,14 @@ impl<P: Post> Session<'_, P> {
             self.tree.release_list(list);
             return Err(error);
         }
-        match (sight, self.tx.as_deref_mut()) {
-            (Sight::Copied(at), Some(tx)) => {
-                tx.set_list(self.tree, at, list);
-                tx.announce(at, Class::Subtree);
+        match sight {
+            Sight::Copied(at) => {
+                if let Err(error) = self.set_list_copied(at, list) {
+                    self.tree.release_list(list);
+                    return Err(error);
+                }
             }
-            (Sight::Live(handle), _) => {
+            Sight::Live(handle) => {
                 self.tree.retain_list(old);
                 if let Err(error) = self.tree.set_list(handle, list) {
                     self.tree.release_list(list);
@@ -230,7 +231,6 @@ impl<P: Post> Session<'_, P> {
                 self.bell.ring(self.tree, path, Class::Subtree, &[old, list, above]);
                 self.tree.release_list(old);
             }
-            (Sight::Copied(_), None) => {}
         }
         Ok(())
     }
@@ -281,10 +281,11 @@ impl<P: Post> Session<'_, P> {
                 children_bytes: self.tree.family(node).bytes as usize,
             }),
             Sight::Copied(at) => {
-                let tx = self.tx.as_deref();
+                let tx = self.tx.as_ref();
                 let now = tx.and_then(|tx| tx.get(at)?.now.as_ref());
+                let value = tx.and_then(|tx| tx.places.value(self.tree, at, &self.party));
                 now.map(|now| View {
-                    value: tx.and_then(|tx| tx.value(self.tree, at, &self.party)).unwrap_or(&[]),
+                    value: value.unwrap_or(&[]),
                     list: now.list,
                     generation: now.generation,
                     children_bytes: now.children_bytes as usize,
@@ -298,10 +299,10 @@ impl<P: Post> Session<'_, P> {
     /// What the list of a node's children depends on.
     fn list_of(&self, sight: Sight) -> Result<ListOf, XsError> {
         let own = self.view(sight)?.generation;
-        let mixed = match (sight, self.tx.as_deref()) {
-            (Sight::Copied(at), Some(tx)) => {
-                let live = tx.changed_meanwhile(self.tree, at);
-                live.map(|live| Mixed { live, conn: self.conn, tx: tx.id })
+        let mixed = match (sight, self.tx.as_ref()) {
+            (Sight::Copied(at), Some(open)) => {
+                let live = open.places.changed_meanwhile(self.tree, at);
+                live.map(|live| Mixed { live, conn: self.conn, tx: open.tx.id })
             }
             _ => None,
         };
@@ -319,7 +320,7 @@ impl<P: Post> Session<'_, P> {
                 let _all = self.tree.children(handle).all(|(_, node)| each(self.tree.name(node)));
             }
             (Sight::Copied(at), Some(tx)) => {
-                let _all = tx.children(self.tree, at, &self.party).iter().all(|name| each(name));
+                tx.places.each_child(self.tree, at, &self.party, each);
             }
             (Sight::Copied(_), None) => {}
         }
@@ -355,14 +356,7 @@ impl<P: Post> Session<'_, P> {
         });
         self.spoiled(checked)?;
         match sight {
-            Sight::Copied(at) => {
-                let before = self.transaction_bytes(at);
-                if let Some(tx) = self.tx.as_deref_mut() {
-                    tx.set_value(self.tree, at, Bytes::new(value)?);
-                    tx.announce(at, Class::Subtree);
-                }
-                self.charge_transaction(at, before);
-            }
+            Sight::Copied(at) => self.replace_copied(at, value)?,
             Sight::Live(handle) => {
                 self.tree.set_value(handle, value)?;
                 let above = self.tree.node(handle).and_then(|node| self.tree.node(node.parent));
@@ -382,7 +376,7 @@ impl<P: Post> Session<'_, P> {
         let checked = self.check_create(gap, count, list, value);
         let made = self.spoiled(checked).and_then(|()| match gap.above {
             Sight::Live(handle) => self.create_live(handle, gap, count, list, value),
-            Sight::Copied(_) => self.create_copied(gap, count, list, value),
+            Sight::Copied(at) => self.create_copied(at, gap, count, list, value),
         });
         let made = self.spoiled(made);
         if made.is_ok() && self.tx.is_none() {
@@ -406,7 +400,7 @@ impl<P: Post> Session<'_, P> {
             return Ok(());
         }
         let domid = self.party.domid;
-        let pending = self.tx.as_ref().map_or(0, |tx| tx.delta(domid));
+        let pending = self.tx.as_ref().map_or(0, Open::delta);
         let used = self.tree.domains.get(domid).map_or(0, |domain| domain.used.get(Quota::Nodes));
         let owned = i64::from(used).saturating_add(pending);
         let owned = usize::try_from(owned).unwrap_or(0).saturating_add(count);

@@ -10,6 +10,7 @@
 //! above, in `request.rs` and `transaction.rs`.
 
 mod detached;
+mod named;
 mod owned;
 
 use super::domain::Accounts;
@@ -57,6 +58,11 @@ pub(super) enum Value {
     Short { len: u8, bytes: [u8; SHORT_MAX] },
     /// Everything longer: a handle in [`Tree::long`].
     Long(u32),
+}
+
+impl Value {
+    /// The longest that needs no block.
+    pub(super) const SHORT_MAX: usize = SHORT_MAX;
 }
 
 /// A node.
@@ -268,6 +274,8 @@ pub(super) struct Tree {
     generation: u64,
     glances: [Glance; GLANCES],
     removals: u64,
+    /// Nodes that were taken out of the tree with what is below, and are not yet freed.
+    leaving: u32,
 }
 
 impl Tree {
@@ -304,6 +312,7 @@ impl Tree {
             generation: 0,
             glances: [const { Glance::NONE }; GLANCES],
             removals: 0,
+            leaving: 0,
         };
         let closed = Entry { domid: owner, access: Access::None, stale: false };
         let all = Entry { domid: DomId::ANY, access: Access::Read, stale: false };
@@ -669,7 +678,7 @@ impl Tree {
     // Names.
 
     /// The handle of a name, with one use more.
-    fn intern_name(&mut self, bytes: &[u8]) -> Result<u32, NoMemory> {
+    pub(super) fn intern_name(&mut self, bytes: &[u8]) -> Result<u32, NoMemory> {
         let hash = bytes_hash(self.names.seed(), bytes);
         self.use_name(hash, bytes).map_or_else(|| self.add_name(hash, bytes), Ok)
     }
@@ -699,7 +708,7 @@ impl Tree {
 
     /// One use less of a name; how long it is.
     #[inline]
-    fn release_name(&mut self, handle: u32) -> usize {
+    pub(super) fn release_name(&mut self, handle: u32) -> usize {
         let Some(name) = self.names.get_mut(handle) else { return 0 };
         let len = name.bytes.len();
         name.users = name.users.saturating_sub(1);

@@ -168,6 +168,7 @@ impl Tree {
             return;
         }
         self.nodes.unlist(handle);
+        self.leaving = self.leaving.saturating_add(1);
         self.removals = self.removals.wrapping_add(1);
         let generation = self.advance();
         let gone = self.names.get(name).map_or(0, |name| super::entry_len(name.bytes.len()));
@@ -195,6 +196,11 @@ impl Tree {
         if let Some(node) = self.nodes.get_mut(handle) {
             (node.parent, node.prev, node.next) = (ASIDE, NIL, NIL);
         }
+    }
+
+    /// Whether something that was taken out of the tree is not yet freed: then a handle may lead to what nobody sees.
+    pub(in crate::store) fn has_detached(&self) -> bool {
+        self.leaving > 0
     }
 
     /// Whether a node is in no tree itself; those below it do not say so.
@@ -240,6 +246,7 @@ impl Tree {
             budget.spend(FREE_WORK);
             is_over = budget.is_over();
             if at == top {
+                self.leaving = self.leaving.saturating_sub(1);
                 at = NIL;
                 break;
             }
