@@ -100,8 +100,7 @@ impl Store {
             let ends = family.last == prev && family.bytes == bytes;
             findings.expect(ends, format_args!("node {at} counts its children wrongly"));
         }
-        // Those that transactions have made are in no tree yet.
-        let total = tree.len().saturating_sub(self.transactions.made());
+        let total = tree.len();
         findings.expect(seen == total, format_args!("{seen} nodes are linked, {total} exist"));
     }
 
@@ -167,6 +166,8 @@ impl Store {
     }
 
     fn check_transactions(&self, findings: &mut Findings, recounts: &mut Recounts) {
+        let (made, aside) = (self.transactions.made(), self.tree.aside());
+        findings.expect(made == aside, format_args!("{made} nodes are made, {aside} stand aside"));
         let counted = self.transactions.recount(&self.tree);
         let mut seen = 0_usize;
         for (conn, state) in &self.conns {

@@ -135,7 +135,7 @@ impl<'a> Restoring<'a> {
 
     /// The same for a node with texts of so many bytes.
     pub(super) fn texts_cost(texts: usize) -> usize {
-        texts.saturating_mul(3).saturating_add(Transaction::TOUCH_COST)
+        texts.saturating_mul(3).saturating_add(TOUCH_COST)
     }
 
     /// Makes everything ready for so many nodes. Whether they come does not matter, only that there is room:

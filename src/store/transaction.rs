@@ -128,8 +128,13 @@ impl Record for Touched {
 enum State {
     /// Requests may name it.
     Open,
-    /// It was committed: what it did is told, this record next.
-    Telling(u32),
+    /// It was committed: what it did is told.
+    Telling {
+        /// This record next.
+        at: u32,
+        /// The node below it that was told last, of those removed with it; `NIL` if it has not begun.
+        below: u32,
+    },
     /// Its records are freed.
     Leaving,
 }

@@ -276,6 +276,8 @@ pub(super) struct Tree {
     removals: u64,
     /// Nodes that were taken out of the tree with what is below, and are not yet freed.
     leaving: u32,
+    /// Nodes that were made and are not yet in the tree.
+    aside: u32,
 }
 
 impl Tree {
@@ -313,6 +315,7 @@ impl Tree {
             glances: [const { Glance::NONE }; GLANCES],
             removals: 0,
             leaving: 0,
+            aside: 0,
         };
         let closed = Entry { domid: owner, access: Access::None, stale: false };
         let all = Entry { domid: DomId::ANY, access: Access::Read, stale: false };
@@ -488,9 +491,14 @@ impl Tree {
         node_bytes(self.name(node), self.value(node))
     }
 
-    /// How many nodes there are, the special ones included.
+    /// How many nodes there are, the special ones included. Those that were made and that nobody sees do not count.
     pub(super) fn len(&self) -> usize {
-        self.nodes.len()
+        self.nodes.len().saturating_sub(self.aside as usize)
+    }
+
+    /// How many were made and are not yet in the tree.
+    pub(super) fn aside(&self) -> usize {
+        self.aside as usize
     }
 
     // Changing.

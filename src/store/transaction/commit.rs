@@ -17,6 +17,9 @@ const TELL_WORK: u64 = 200;
 const LEVEL_WORK: u64 = 40;
 const FREE_WORK: u64 = 150;
 
+/// In place of the node told last: all were. The root never goes.
+const ALL: u32 = ROOT;
+
 impl Open<'_> {
     /// Whether anything that it touched has changed since, or an owner it gave a node to is gone.
     pub(super) fn conflicts(&mut self, tree: &Tree, budget: &mut Budget) -> bool {
@@ -106,6 +109,7 @@ impl Open<'_> {
         let mut at = self.tx.first;
         while let Some(touched) = self.places.get_mut(at) {
             let here = core::mem::replace(&mut at, touched.after);
+            touched.seen = touched.node();
             if let Some(base) = touched.base.filter(|_| touched.removed_at.is_some()) {
                 tree.detach(base.node);
             } else if touched.modified && touched.made == NIL {
@@ -114,14 +118,14 @@ impl Open<'_> {
         }
         at = self.tx.first;
         while let Some(touched) = self.places.get(at) {
+            let after = touched.after;
             if touched.has_made {
-                let (node, first) = (touched.node(), touched.first);
+                let (node, first) = (touched.seen, touched.first);
                 self.attach_children(tree, node, first);
             }
-            at = self.places.get(at).map_or(NIL, |touched| touched.after);
+            at = after;
         }
-        // Only now: until then it says which node the children belong to.
-        self.tx.state = State::Telling(self.tx.first);
+        self.tx.state = State::Telling { at: self.tx.first, below: NIL };
     }
 
     /// Writes value and permissions of a node that was there before.
@@ -129,22 +133,28 @@ impl Open<'_> {
         let Some(touched) = self.places.get_mut(at) else { return };
         let (Some(base), Some(now)) = (touched.base, touched.now) else { return };
         let promised = core::mem::take(&mut touched.promised);
-        if let Some(value) = touched.value.take() {
+        let value = touched.value.take();
+        // Whoever has written, be it the same again, has changed the node.
+        let lists = promised && (now.list != base.list || value.is_none());
+        if let Some(value) = value {
             let bytes = value_bytes(tree.kept(&value).len());
             self.refund(tree, bytes);
             tree.put_value(base.node, value);
         }
-        if promised {
+        if lists {
             tree.retain_list(now.list);
             tree.set_list_promised(base.node, now.list);
+        } else if promised {
+            tree.withdraw_owner();
         }
     }
 
     /// Attaches the nodes that were made below one, in the order in which they were made.
     fn attach_children(&mut self, tree: &mut Tree, parent: u32, first: u32) {
         let mut at = first;
-        while let Some(touched) = self.places.get(at) {
-            let made = touched.made;
+        while let Some(touched) = self.places.get_mut(at) {
+            // From now on it is the tree's.
+            let made = core::mem::replace(&mut touched.made, NIL);
             at = touched.next;
             if made != NIL {
                 let bytes = tree.node(made).map_or(0, |node| tree.bytes(node));
@@ -189,7 +199,7 @@ impl Open<'_> {
     }
 
     /// Frees a record that has none below; the ones above and beside it.
-    fn free(&mut self, tree: &mut Tree, at: u32) -> Option<(Option<u32>, u32)> {
+    pub(super) fn free(&mut self, tree: &mut Tree, at: u32) -> Option<(Option<u32>, u32)> {
         let bytes = self.places.get(at)?.bytes(tree);
         self.refund(tree, bytes);
         let gone = self.places.remove(at)?;
@@ -249,14 +259,16 @@ impl Store {
             let Some(open) = self.transactions.at(handle) else { return Progress::Done };
             match open.tx.state {
                 State::Open => return Progress::Done,
-                State::Telling(NIL) => open.tx.state = State::Leaving,
-                State::Telling(at) => {
-                    if self.tell_one(handle, at, budget, post) == Progress::More {
-                        return Progress::More;
-                    }
-                    let Some(open) = self.transactions.at(handle) else { return Progress::Done };
+                State::Telling { at: NIL, .. } => open.tx.state = State::Leaving,
+                State::Telling { at, below } => {
                     let after = open.get(at).map_or(NIL, |touched| touched.after);
-                    open.tx.state = State::Telling(after);
+                    let state = match self.tell_one(handle, at, below, budget, post) {
+                        Some(below) => State::Telling { at, below },
+                        None => State::Telling { at: after, below: NIL },
+                    };
+                    if let Some(open) = self.transactions.at(handle) {
+                        open.tx.state = state;
+                    }
                 }
                 State::Leaving => {
                     let mut open = open;
@@ -274,25 +286,27 @@ impl Store {
         }
     }
 
-    /// Tells of one path that a committed transaction has touched, after what went with it is freed.
+    /// Tells of one path that a committed transaction has touched, then of what was removed with it, of which `below` is
+    /// the node told last, and frees that. If it does not come to the end, the node told last by now.
     fn tell_one(
         &mut self,
         handle: u32,
         at: u32,
+        below: u32,
         budget: &mut Budget,
         post: &mut impl Post,
-    ) -> Progress {
-        let Some(open) = self.transactions.at(handle) else { return Progress::Done };
-        let Some(touched) = open.get(at) else { return Progress::Done };
-        let removed = touched.base.filter(|_| touched.removed_at.is_some());
+    ) -> Option<u32> {
+        let open = self.transactions.at(handle)?;
+        let touched = open.get(at)?;
+        let top = touched.base.filter(|_| touched.removed_at.is_some()).map(|base| base.node);
         let gone = touched.now.is_none();
-        let event = touched.event.filter(|_| !gone || touched.base.is_some());
+        let event = touched.event.filter(|_| below == NIL && (!gone || touched.base.is_some()));
         let old_list = touched.base.map_or(NIL, |base| base.list);
         let list = touched.now.map_or(NIL, |now| now.list);
         let is_heard = self.watches.len() > 0;
-        if removed.is_none() && (event.is_none() || !is_heard) {
+        if top.is_none() && (event.is_none() || !is_heard) {
             budget.spend(APPLY_WORK / 4);
-            return Progress::Done;
+            return None;
         }
         budget.spend(TELL_WORK);
         let mut path = core::mem::take(&mut self.spelling);
@@ -302,18 +316,6 @@ impl Store {
             self.dropped = self.dropped.saturating_add(1);
         }
         budget.spend(LEVEL_WORK.saturating_mul(path.len() as u64 / 8));
-        if let Some(base) = removed {
-            let progress = self.free_removed(base.node, is_known, &mut path, budget, post);
-            if progress == Progress::More {
-                self.spelling = path;
-                return Progress::More;
-            }
-            // What its record names is no more.
-            let open = self.transactions.at(handle);
-            if let Some(touched) = open.and_then(|open| open.places.get_mut(at)) {
-                touched.removed_at = None;
-            }
-        }
         if let Some(class) = event.filter(|_| is_known) {
             let (tree, mut bell) = self.tree_and_bell(budget, post);
             let (now, above) = match tree.find(&path) {
@@ -328,55 +330,78 @@ impl Store {
             };
             bell.ring(tree, &path, class, &[old_list, now, above]);
         }
+        let mut left = None;
+        if let Some(top) = top {
+            let from = if below == NIL { top } else { below };
+            let told = if is_known && below != ALL && self.watches.any_below(&path) {
+                self.tell_removed(top, from, &mut path, budget, post)
+            } else {
+                None
+            };
+            left = told.or_else(|| {
+                let progress = self.tree.free_some(top, budget);
+                (progress == Progress::More).then_some(ALL)
+            });
+        }
         self.spelling = path;
-        Progress::Done
+        left
     }
 
-    /// Frees a node that was taken out of the tree with everything below, children first, and tells who watches there.
-    /// `path` is its path if it is known.
-    fn free_removed(
+    /// Tells who watches below a node that was taken out of the tree, from the one told last on. If it does not come to
+    /// the end, the node told last by now. `path` is the top's.
+    fn tell_removed(
         &mut self,
         top: u32,
-        is_known: bool,
+        from: u32,
         path: &mut Vec<u8>,
         budget: &mut Budget,
         post: &mut impl Post,
-    ) -> Progress {
-        if !is_known || !self.watches.any_below(path) {
-            return self.tree.free_some(top, budget);
+    ) -> Option<u32> {
+        let mut at = from;
+        if self.push_names(top, from, path).is_err() {
+            self.dropped = self.dropped.saturating_add(1);
+            return None;
         }
-        let len = path.len();
-        let mut at = top;
         loop {
-            loop {
-                let first = self.tree.node(at).map_or(NIL, |node| self.tree.family(node).first);
-                let Some(name) = self.tree.node(first).map(|child| child.name) else { break };
-                at = first;
-                let name = self.tree.name_of(name);
-                if path.try_push(b'/').and_then(|()| path.try_extend(name)).is_err() {
-                    self.dropped = self.dropped.saturating_add(1);
-                    path.truncate(len);
-                    return self.tree.free_some(top, budget);
-                }
+            if budget.is_over() {
+                return Some(at);
+            }
+            let mut next = self.tree.node(at).map_or(NIL, |node| self.tree.family(node).first);
+            while next == NIL && at != top {
+                let node = self.tree.node(at)?;
+                next = node.next;
+                at = node.parent;
+                let up = path::parent(path).map_or(0, <[u8]>::len);
+                path.truncate(up);
                 budget.spend(LEVEL_WORK);
             }
-            if at == top {
-                path.truncate(len);
-                return self.tree.free_some(top, budget);
+            let node = self.tree.node(next)?;
+            let (name, list) = (node.name, node.list);
+            let name = self.tree.name_of(name);
+            if path.try_push(b'/').and_then(|()| path.try_extend(name)).is_err() {
+                self.dropped = self.dropped.saturating_add(1);
+                return None;
             }
-            if budget.is_over() {
-                path.truncate(len);
-                return Progress::More;
-            }
-            let Some(node) = self.tree.node(at) else { return Progress::Done };
-            let (parent, list) = (node.parent, node.list);
+            at = next;
+            budget.spend(LEVEL_WORK);
             let (tree, mut bell) = self.tree_and_bell(budget, post);
             bell.ring(tree, path, Class::Exact, &[list]);
-            tree.remove(at);
-            budget.spend(FREE_WORK);
-            let up = path::parent(path).map_or(0, <[u8]>::len);
-            path.truncate(up);
-            at = parent;
         }
+    }
+
+    /// Adds the names that lead from a node to one below it.
+    fn push_names(&self, top: u32, below: u32, path: &mut Vec<u8>) -> Result<(), NoMemory> {
+        let len = path.len();
+        let mut at = below;
+        while at != top {
+            let Some(node) = self.tree.node(at) else { break };
+            let start = path.len();
+            path.try_extend(self.tree.name(node))?;
+            path.get_mut(start..).unwrap_or_default().reverse();
+            path.try_push(b'/')?;
+            at = node.parent;
+        }
+        path.get_mut(len..).unwrap_or_default().reverse();
+        Ok(())
     }
 }

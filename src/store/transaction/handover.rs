@@ -8,7 +8,7 @@
 //! is as it was then, it is newer than nothing that the successor starts with.
 
 use super::overlay::Open;
-use super::{Base, Now, Places, Touched, Transaction, Transactions};
+use super::{Base, Now, Touched, Transaction, Transactions};
 use crate::mem::{NIL, TryVec};
 use crate::proto::handover::{FieldReader, FieldWriter};
 use crate::proto::id::DomId;
@@ -110,8 +110,7 @@ impl Transactions {
             ];
             let set = bits.into_iter().filter(|(_, is_set)| *is_set);
             fields.u16(set.fold(event << EVENT_SHIFT, |all, (bit, _)| all | bit))?;
-            let below = if is_intact { places.hidden_below(tree, at) } else { touched.below };
-            fields.u32(below)?;
+            fields.u32(touched.below)?;
             let made = |touched: &Touched| {
                 let first = if touched.has_made { touched.first } else { NIL };
                 let below =
@@ -197,7 +196,9 @@ impl Open<'_> {
             if made.is_err() {
                 tree.release_name(name);
             }
-            return Ok(made?);
+            let made = made?;
+            self.hold(tree, made);
+            return Ok(made);
         }
         let is_new = self.tx.root == NIL;
         let mut at = self.root()?;
@@ -241,11 +242,7 @@ impl Open<'_> {
             Found::Node(handle) => handle,
             Found::Above { .. } => NIL,
         };
-        let special = if node.path.first() == Some(&b'@') { self.tx.special } else { NIL };
         let at = self.restore_path(tree, node.path)?;
-        if special != self.tx.special {
-            self.hold(tree, at);
-        }
         if self.get(at).is_some_and(|touched| touched.accessed) {
             return Err(Sentence::from("a transaction has touched a path twice"));
         }
@@ -352,21 +349,9 @@ impl Open<'_> {
     }
 }
 
-impl Places {
-    /// How many live nodes go with one that is removed and are seen to by its record.
-    fn hidden_below(&self, tree: &Tree, top: u32) -> u32 {
-        let mut count = 0_u32;
-        self.each_hidden(tree, top, |_| {
-            count = count.saturating_add(1);
-            true
-        });
-        count
-    }
-}
-
 impl Touched {
     /// Whether the live node that it stands for is as it was at the first access.
-    fn is_intact(&self, tree: &Tree) -> bool {
+    pub(super) fn is_intact(&self, tree: &Tree) -> bool {
         let same = |base: Base| {
             tree.node(base.node).is_some_and(|node| node.generation() == base.generation)
         };

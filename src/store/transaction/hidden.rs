@@ -4,7 +4,7 @@
 use super::overlay::Open;
 use super::{Places, Touched};
 use crate::mem::NIL;
-use crate::store::perms::{Access, Party};
+use crate::store::perms::Party;
 use crate::store::tree::{Node, Tree, entry_bytes};
 use crate::store::watch::Class;
 
@@ -81,23 +81,17 @@ impl Places {
         party: &Party,
         most: usize,
     ) -> (usize, i64) {
-        let Some((live, _)) = self.live(tree, top, party) else { return (0, 0) };
-        if self.get(top).is_none_or(Touched::is_fresh) {
-            return (0, 0);
-        }
-        let mut walk = Walk { top: live, at: live, record: top, levels: 0 };
+        let touched = self.get(top).filter(|top| !top.is_fresh() && top.is_intact(tree));
+        let Some(base) = touched.and_then(|top| top.base) else { return (0, 0) };
+        let mut walk = Walk { top: base.node, at: base.node, record: top, levels: 0 };
         let (mut count, mut own) = (0_usize, 0_i64);
         let mut deeper = true;
         while count <= most && walk.next(tree, self, deeper) {
             deeper = true;
             let Some(node) = tree.node(walk.at) else { break };
             if let Some(record) = walk.accessed(self) {
-                // What hides what is live is gone already. Below a node that has changed only those look who may.
-                let base = record.base.filter(|_| !record.hides());
-                deeper = base.is_some_and(|base| {
-                    base.node == walk.at && base.generation == node.generation()
-                        || tree.rights(node.list, party).access.includes(Access::Read)
-                });
+                // What hides what is live is gone already, and with a node that has changed nothing goes any more.
+                deeper = !record.hides() && record.is_intact(tree);
                 continue;
             }
             count = count.saturating_add(1);
@@ -105,6 +99,28 @@ impl Places {
             own = own.saturating_add(i64::from(is_own));
         }
         (count, own)
+    }
+
+    /// The record behind one in a walk through all below `top`, parents first; `NIL` at the end.
+    fn next_below(&self, top: u32, at: u32) -> u32 {
+        let mut at = at;
+        let mut next = self.get(at).map_or(NIL, |touched| touched.first);
+        while next == NIL && at != top {
+            let Some(touched) = self.get(at) else { return NIL };
+            next = touched.next;
+            at = touched.above().unwrap_or(top);
+        }
+        next
+    }
+
+    /// How many live nodes go with one that is removed and are seen to by its record.
+    pub(super) fn hidden_below(&self, tree: &Tree, top: u32) -> u32 {
+        let mut count = 0_u32;
+        self.each_hidden(tree, top, |_| {
+            count = count.saturating_add(1);
+            true
+        });
+        count
     }
 
     /// Whether a live node below a removed one is newer than the removal. What was accessed itself has its own look.
@@ -144,16 +160,12 @@ impl Open<'_> {
     /// Removes a node that exists as the transaction sees it, with everything below: all records there say so from now
     /// on, and what is live there may not change any more. The parent must have been touched. Returns the bytes that it
     /// holds less.
-    pub(super) fn remove(&mut self, tree: &mut Tree, top: u32, hidden: usize, own: i64) -> usize {
+    pub(super) fn remove(&mut self, tree: &mut Tree, top: u32, own: i64) -> usize {
         let mut freed = 0_usize;
         let removed_at = tree.generation();
-        self.tx.below = self.tx.below.saturating_add(hidden);
         self.tx.delta = self.tx.delta.saturating_sub(own);
-        if let Some(touched) = self.get_mut(top) {
-            touched.below = touched.below.saturating_add(u32::try_from(hidden).unwrap_or(u32::MAX));
-        }
         let mut at = top;
-        loop {
+        while at != NIL {
             let is_fresh = self.get(at).is_some_and(Touched::is_fresh);
             let before = self.get(at).map_or(0, |touched| touched.bytes(tree));
             let class = if at == top { Class::Subtree } else { Class::Exact };
@@ -163,20 +175,23 @@ impl Open<'_> {
             {
                 touched.removed_at.get_or_insert(removed_at);
             }
-            let Some(touched) = self.get(at) else { break };
-            freed = freed.saturating_add(before.saturating_sub(touched.bytes(tree)));
-            let mut next = touched.first;
-            while next == NIL && at != top {
-                let Some(touched) = self.get(at) else { return freed };
-                next = touched.next;
-                if next == NIL {
-                    at = touched.above().unwrap_or(NIL);
+            freed = freed.saturating_add(before);
+            let held = self.get(at).map_or(0, |touched| touched.bytes(tree));
+            freed = freed.saturating_sub(held);
+            at = self.places.next_below(top, at);
+        }
+        // Each of them sees to the live nodes between it and the next ones.
+        at = top;
+        while at != NIL {
+            let is_new = |touched: &&Touched| touched.removed_at == Some(removed_at);
+            if self.get(at).filter(is_new).is_some_and(|touched| touched.is_intact(tree)) {
+                let below = self.places.hidden_below(tree, at);
+                self.tx.below = self.tx.below.saturating_add(below as usize);
+                if let Some(touched) = self.get_mut(at) {
+                    touched.below = below;
                 }
             }
-            if next == NIL {
-                break;
-            }
-            at = next;
+            at = self.places.next_below(top, at);
         }
         let generation = tree.advance();
         let Some(touched) = self.get(top) else { return freed };

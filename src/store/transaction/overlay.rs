@@ -202,11 +202,6 @@ impl Transactions {
         core::iter::successors(at(tx.first), move |(_, touched)| at(touched.after))
     }
 
-    /// All records of all transactions, steps on the way included, for the consistency check.
-    pub(in crate::store) fn places(&self) -> impl Iterator<Item = &Touched> {
-        self.places.iter().map(|(_, touched)| touched)
-    }
-
     /// The transaction that a record belongs to, for the consistency check.
     pub(super) fn owner_of(&self, at: &Touched) -> u32 {
         let mut at = at;
@@ -397,6 +392,31 @@ impl Open<'_> {
         }
         self.tx.special = at;
         Ok(at)
+    }
+
+    /// Takes a record that has none below out of its place.
+    pub(super) fn unlink(&mut self, at: u32) {
+        let Some(touched) = self.places.get(at) else { return };
+        let (parent, prev, next) = (touched.parent, touched.prev, touched.next);
+        if self.tx.root == at {
+            self.tx.root = NIL;
+        } else if self.tx.special == at {
+            self.tx.special = next;
+        }
+        if let Some(above) = self.places.get_mut(parent) {
+            if above.first == at {
+                above.first = next;
+            }
+            if above.last == at {
+                above.last = prev;
+            }
+        }
+        if let Some(before) = self.places.get_mut(prev) {
+            before.next = next;
+        }
+        if let Some(after) = self.places.get_mut(next) {
+            after.prev = prev;
+        }
     }
 
     /// Makes a record the last of those below the one above.

@@ -32,7 +32,14 @@ impl<P: Post> Session<'_, P> {
         let (mut at, mut level) = (way.at, way.levels);
         let mut there = path.len();
         loop {
-            if self.access(at, level > way.open)? {
+            let exists = match self.access(at, level > way.open) {
+                Ok(exists) => exists,
+                Err(error) => {
+                    self.prune(way.at);
+                    return Err(error);
+                }
+            };
+            if exists {
                 let found = Sight::Copied(at);
                 return Ok(if at == way.at {
                     Spot::There(found)
@@ -97,7 +104,13 @@ impl<P: Post> Session<'_, P> {
                 Some(known) => known,
                 None => {
                     is_known = false;
-                    self.step(at, name)?
+                    match self.step(at, name) {
+                        Ok(step) => step,
+                        Err(error) => {
+                            self.prune(at);
+                            return Err(error);
+                        }
+                    }
                 }
             };
             if let Some(touched) = self.tx.as_mut().and_then(|tx| tx.get_mut(at)) {
@@ -138,6 +151,19 @@ impl<P: Post> Session<'_, P> {
         let at = self.spoiled(made.map_err(XsError::from))?;
         self.charge_transaction(at, 0);
         Ok(at)
+    }
+
+    /// After a refusal: frees a record and those above that lead to nothing that was accessed.
+    fn prune(&mut self, from: u32) {
+        let mut at = Some(from);
+        while let Some(open) = self.tx.as_mut() {
+            let Some(here) = at else { return };
+            let is_idle = |touched: &&Touched| !touched.accessed && touched.first == NIL;
+            let Some(touched) = open.get(here).filter(is_idle) else { return };
+            at = touched.above();
+            open.unlink(here);
+            open.free(self.tree, here);
+        }
     }
 
     /// Whether the transaction may have a record more: it is made because a node more is accessed.
@@ -254,7 +280,9 @@ impl<P: Post> Session<'_, P> {
     fn check_transaction(&mut self, count: usize, bytes: usize) -> Result<(), XsError> {
         let checked = if !self.within(Quota::TransactionNodes, count) {
             Err(XsError::ENOSPC)
-        } else if !self.tree.domains.allows(self.party.domid, Quota::Memory, bytes) {
+        } else if !self.tree.domains.allows(self.party.domid, Quota::Memory, bytes)
+            || !self.bell.spend(bytes)
+        {
             Err(XsError::ENOMEM)
         } else {
             Ok(())
@@ -371,18 +399,19 @@ impl<P: Post> Session<'_, P> {
             self.access(above, is_hidden)?;
         }
         let Some(tx) = self.tx.as_ref() else { return Err(XsError::EIO) };
-        let (mut hidden, mut own) = (0, 0);
+        let mut own = 0;
         if !self.party.privileged {
             let domain = self.tree.domains.get(self.party.domid);
             let limit =
                 domain.map_or(0, |domain| domain.quotas.get(Quota::TransactionNodes) as usize);
             let most = if limit == 0 { usize::MAX } else { limit.saturating_sub(tx.len()) };
+            let hidden;
             (hidden, own) = tx.places.count_hidden(self.tree, top, &self.party, most);
             let count = tx.len().saturating_add(hidden);
             self.check_transaction(count, 0)?;
         }
         let Some(open) = self.tx.as_mut() else { return Err(XsError::EIO) };
-        let freed = open.remove(self.tree, top, hidden, own);
+        let freed = open.remove(self.tree, top, own);
         open.tx.bytes = open.tx.bytes.saturating_sub(freed);
         self.tree.domains.give_back(self.party.domid, Quota::Memory, freed);
         Ok(())

@@ -63,6 +63,7 @@ impl Tree {
         if made.is_err() {
             self.families.withdraw();
         }
+        self.aside = self.aside.saturating_add(u32::from(made.is_ok()));
         made
     }
 
@@ -72,6 +73,7 @@ impl Tree {
             return;
         }
         let Some(node) = self.nodes.remove(handle) else { return };
+        self.aside = self.aside.saturating_sub(1);
         self.families.withdraw();
         self.owned.withdraw();
         self.drop_value(&node.value);
@@ -85,6 +87,7 @@ impl Tree {
     pub(in crate::store) fn attach(&mut self, parent: u32, handle: u32) {
         let generation = self.advance();
         let Some(node) = self.nodes.get_mut(handle) else { return };
+        self.aside = self.aside.saturating_sub(1);
         node.parent = parent;
         node.set_generation(generation);
         let (name, list) = (node.name, node.list);
