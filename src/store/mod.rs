@@ -117,7 +117,6 @@ pub struct Store {
     spelling: Vec<u8>,
     headroom: usize,
     dropped: u64,
-    seed: u64,
     /// Domains of which something has to be done, in that order.
     dying: Vec<Death>,
 }
@@ -160,7 +159,6 @@ impl Store {
             spelling: Vec::new(),
             headroom: usize::MAX,
             dropped: 0,
-            seed,
             dying: Vec::new(),
         })
     }

@@ -51,15 +51,6 @@ impl<'a> Gap<'a> {
     pub(super) fn names(self) -> impl Iterator<Item = &'a [u8]> {
         path::components(self.path.get(self.there..).unwrap_or(&[]))
     }
-
-    /// Their paths, likewise.
-    pub(super) fn levels(self) -> impl Iterator<Item = &'a [u8]> {
-        let mut end = self.there;
-        self.names().map(move |name| {
-            end = end.saturating_add(name.len()).saturating_add(1);
-            self.path.get(..end).unwrap_or(self.path)
-        })
-    }
 }
 
 /// The parts of a node that requests ask for.

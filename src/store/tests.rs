@@ -775,7 +775,8 @@ fn restore(
     let initial = old.initial_quotas();
     // Other hash tables, so that nothing depends on their order.
     let mut new =
-        Restoring::new(old.seed.wrapping_add(1), old.privileged(), initial, true).unwrap();
+        Restoring::new(old.tree.nodes.seed().wrapping_add(1), old.privileged(), initial, true)
+            .unwrap();
     for domid in old.domids() {
         new.domain(domid, old.accounts(domid).unwrap().0).unwrap();
     }

@@ -267,19 +267,7 @@ impl Open<'_> {
         } else {
             Some(Now { list, generation: fields.u64()?, children_bytes: fields.u32()? })
         };
-        let base = if is_set(INTACT) {
-            let found = tree.node(found).map(|node| (found, node.list, node.generation()));
-            let (node, list, generation) =
-                found.ok_or("a node that a transaction has touched is missing")?;
-            tree.retain_list(list);
-            Some(Base { node, list, generation })
-        } else if is_set(BASE) {
-            Some(Base { node: NIL, list: NIL, generation: 0 })
-        } else if below > 0 {
-            return Err(Sentence::from("a transaction removed nodes below one that did not exist"));
-        } else {
-            None
-        };
+        let base = restore_base(tree, bits, below, found)?;
         let is_fresh = is_set(FRESH) && now.is_some();
         let fresh = if is_fresh {
             let above = self.get(at).and_then(Touched::above);
@@ -347,6 +335,29 @@ impl Open<'_> {
         }
         Ok(())
     }
+}
+
+/// The live node that was there at the first access, as the bits say; `found` is the one that is there now.
+fn restore_base(
+    tree: &mut Tree,
+    bits: u16,
+    below: u32,
+    found: u32,
+) -> Result<Option<Base>, Refusal> {
+    if bits & INTACT != 0 {
+        let found = tree.node(found).map(|node| (found, node.list, node.generation()));
+        let (node, list, generation) =
+            found.ok_or("a node that a transaction has touched is missing")?;
+        tree.retain_list(list);
+        return Ok(Some(Base { node, list, generation }));
+    }
+    if bits & BASE != 0 {
+        return Ok(Some(Base { node: NIL, list: NIL, generation: 0 }));
+    }
+    if below > 0 {
+        return Err(Sentence::from("a transaction removed nodes below one that did not exist"));
+    }
+    Ok(None)
 }
 
 impl Touched {
