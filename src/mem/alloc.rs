@@ -89,6 +89,16 @@ pub fn try_boxed<T>(list: Vec<T>) -> Result<Box<[T]>, NoMemory> {
     if list.len() == list.capacity() { Ok(list.into_boxed_slice()) } else { Err(NoMemory) }
 }
 
+/// A block of so many copies of a value.
+///
+/// # Errors
+/// There is no memory.
+pub fn try_fill<T: Copy>(len: usize, value: T) -> Result<Box<[T]>, NoMemory> {
+    let mut list = try_with_capacity(len)?;
+    list.resize(len, value);
+    Ok(list.into_boxed_slice())
+}
+
 /// A block of `N` values, each made of its place.
 ///
 /// # Errors

@@ -39,7 +39,9 @@ pub mod classes;
 mod map;
 mod table;
 
-pub use alloc::{Boxed, TryVec, try_array, try_boxed, try_bytes, try_slice, try_with_capacity};
+pub use alloc::{
+    Boxed, TryVec, try_array, try_boxed, try_bytes, try_fill, try_slice, try_with_capacity,
+};
 pub use arena::Arena;
 pub use budget::{Budget, Progress};
 pub use bytes::Bytes;

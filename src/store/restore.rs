@@ -5,16 +5,16 @@
 //! allocated by a number that was not checked against what is there. Nodes come parents first, so
 //! the place of each is found from the one before: no path is looked up from the root.
 
+use super::Store;
 use super::events::Conn;
 use super::path::{Names, Path, split_name};
 use super::perms::{Entry, Party};
 use super::quota::{Quota, Quotas};
 use super::save::special;
-use super::transaction::{OpenOf, TOUCH_COST, Unfilled};
+use super::transaction::{TOUCH_COST, Unfilled};
 use super::tree::{Found, Place, ROOT, Tree, node_bytes};
 use super::watch::{Watches, watch_bytes};
-use super::{Store, give_room_back};
-use crate::mem::{NIL, NoMemory};
+use crate::mem::{NIL, NoMemory, TryVec};
 use crate::proto::id::{ConnId, DomId};
 use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream;
@@ -87,11 +87,13 @@ impl<'a> Restoring<'a> {
         initial: Quotas,
         closed: bool,
     ) -> Result<Self, NoMemory> {
+        let mut above = Vec::new();
+        above.try_push((ROOT, 0))?;
         Ok(Self {
             store: Store::bare(seed, privileged, initial)?,
             closed,
             here: &[],
-            above: Vec::from([(ROOT, 0)]),
+            above,
             perms: stream::Perms::NONE,
             entries: Vec::new(),
             list: NIL,
@@ -179,9 +181,7 @@ impl<'a> Restoring<'a> {
         if self.store.conns.contains_key(&conn) {
             return Err(sentence!("connection {} is there twice", conn.0));
         }
-        let (open, ending) = (OpenOf::NONE, OpenOf::NONE);
-        self.store.conns.insert(conn, Conn { party, last_tx, open, ending });
-        Ok(())
+        self.store.conns.insert(conn, Conn::new(party, last_tx)).map_err(no_memory)
     }
 
     /// A watch, with its depth as the private part has it.
@@ -195,10 +195,13 @@ impl<'a> Restoring<'a> {
             store.party(conn).ok_or_else(|| sentence!("a watch of no connection ({})", conn.0))?;
         let path = Path::of_any_length(Vec::new(), watch.path, Names::OrSpecial, party.domid)
             .map_err(|_| sentence!("a watch of domain {} on no path", party.domid))?;
-        if store.watches.find(conn, path.bytes(), watch.token).is_some() {
+        if store.watches.find(&store.tree, conn, path.bytes(), watch.token).is_some() {
             return Err(sentence!("a watch of domain {} is there twice", party.domid));
         }
-        store.watches.add(conn, &path, watch.token, depth).map_err(no_memory)?;
+        let Some(state) = store.conns.get_mut(&conn) else { return Ok(()) };
+        let whose = (conn, state);
+        let added = store.watches.add(&mut store.tree, whose, &path, watch.token, depth);
+        added.map_err(no_memory)?;
         let bytes = watch_bytes(path.bytes(), watch.token);
         store.tree.domains.take(party.domid, Quota::Watches, 1);
         store.tree.domains.take(party.domid, Quota::Memory, bytes);
@@ -257,7 +260,8 @@ impl<'a> Restoring<'a> {
         self.made(bytes, generation)?;
         self.here = node.path;
         // What is above was found by the path, so it need not be the one before.
-        self.above.push((made, self.here.len()));
+        let kept = self.above.try_push((made, self.here.len()));
+        kept.map_err(|NoMemory| "no memory is left")?;
         Ok(())
     }
 
@@ -370,7 +374,11 @@ impl<'a> Restoring<'a> {
         self.count_uses();
         let tree = &mut self.store.tree;
         self.entries.clear();
-        self.entries.extend(entries);
+        for entry in entries {
+            if self.entries.try_push(entry).is_err() {
+                return false;
+            }
+        }
         tree.release_list(core::mem::replace(&mut self.list, NIL));
         let mut fine = true;
         for entry in self.entries.iter().filter(|entry| !entry.stale) {
@@ -413,7 +421,6 @@ impl<'a> Restoring<'a> {
         self.count_uses();
         self.store.tree.release_list(self.list);
         self.store.dropped = dropped;
-        give_room_back(&mut self.store.conns);
         Ok(self.store)
     }
 }

@@ -71,6 +71,7 @@ impl Store {
         let refusal =
             commit.then(|| self.commit(handle, party.privileged, budget)).and_then(Result::err);
         let progress = self.go_on_endings(conn, budget, post);
+        let progress = if self.keep_rest(conn) { Progress::More } else { progress };
         refusal.map_or(Ok(progress), Err)
     }
 
@@ -133,7 +134,7 @@ impl Store {
             if let Some(state) = self.conns.get_mut(&conn) {
                 state.ending.take_first(next);
             }
-            if budget.is_over() && next != NIL {
+            if self.rest.is_some() || budget.is_over() && next != NIL {
                 return Progress::More;
             }
         }

@@ -303,7 +303,7 @@ impl Store {
         let event = touched.event.filter(|_| below == NIL && (!gone || touched.base.is_some()));
         let old_list = touched.base.map_or(NIL, |base| base.list);
         let list = touched.now.map_or(NIL, |now| now.list);
-        let is_heard = self.watches.len() > 0;
+        let is_heard = !self.watches.is_empty();
         if top.is_none() && (event.is_none() || !is_heard) {
             budget.spend(APPLY_WORK / 4);
             return None;
@@ -331,9 +331,12 @@ impl Store {
             bell.ring(tree, &path, class, &[old_list, now, above]);
         }
         let mut left = None;
-        if let Some(top) = top {
+        if let Some(top) = top.filter(|_| self.rest.is_some()) {
+            // Not everybody knows of the top.
+            left = Some(if below == NIL { top } else { below });
+        } else if let Some(top) = top {
             let from = if below == NIL { top } else { below };
-            let told = if is_known && below != ALL && self.watches.any_below(&path) {
+            let told = if is_known && below != ALL && self.watches.any_below(&self.tree, &path) {
                 self.tell_removed(top, from, &mut path, budget, post)
             } else {
                 None
@@ -363,9 +366,6 @@ impl Store {
             return None;
         }
         loop {
-            if budget.is_over() {
-                return Some(at);
-            }
             let mut next = self.tree.node(at).map_or(NIL, |node| self.tree.family(node).first);
             while next == NIL && at != top {
                 let node = self.tree.node(at)?;
@@ -386,6 +386,9 @@ impl Store {
             budget.spend(LEVEL_WORK);
             let (tree, mut bell) = self.tree_and_bell(budget, post);
             bell.ring(tree, path, Class::Exact, &[list]);
+            if budget.is_over() || self.rest.is_some() {
+                return Some(at);
+            }
         }
     }
 

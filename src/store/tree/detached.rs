@@ -226,6 +226,10 @@ impl Tree {
     /// the budget reaches: then it is called again. As whole families go, nothing is unlinked from its siblings, and
     /// accounts and permission lists are told of nodes in a row that have the same.
     pub(in crate::store) fn free_some(&mut self, top: u32, budget: &mut Budget) -> Progress {
+        self.free(top, true, budget)
+    }
+
+    fn free(&mut self, top: u32, with_top: bool, budget: &mut Budget) -> Progress {
         let mut run = Run::default();
         let mut removed = 0_u32;
         let mut at = top;
@@ -239,6 +243,10 @@ impl Tree {
                 }
                 at = down;
                 continue;
+            }
+            if at == top && !with_top {
+                at = NIL;
+                break;
             }
             if is_over {
                 break;
@@ -267,6 +275,23 @@ impl Tree {
         self.end_run(&mut run);
         self.nodes.fit(removed);
         if at == NIL || self.nodes.get(top).is_none() { Progress::Done } else { Progress::More }
+    }
+
+    /// As [`free_some`](Self::free_some), but the node itself stays.
+    pub(in crate::store) fn free_below(&mut self, top: u32, budget: &mut Budget) -> Progress {
+        self.free(top, false, budget)
+    }
+
+    /// The first child of a node, and the name of that.
+    pub(in crate::store) fn first_child(&self, handle: u32) -> Option<(u32, u32)> {
+        let first = self.node(handle).map(|node| self.family(node).first)?;
+        self.node(first).map(|child| (first, child.name))
+    }
+
+    /// Takes a node without children that is out of everybody's sight away from its siblings, and frees it.
+    pub(in crate::store) fn take_leaf(&mut self, handle: u32) {
+        self.detach(handle);
+        let _done = self.free_some(handle, &mut Budget::endless());
     }
 
     /// Makes a node the first child of its parent.
@@ -311,12 +336,6 @@ impl Tree {
         }
         (run.count, run.texts) = (0, 0);
     }
-
-    /// Removes a node with everything below at once.
-    pub(in crate::store) fn remove(&mut self, handle: u32) {
-        self.detach(handle);
-        let _done = self.free_some(handle, &mut Budget::endless());
-    }
 }
 
 #[cfg(test)]
@@ -332,7 +351,7 @@ mod tests {
     const GUEST: DomId = DomId(5);
 
     fn tree() -> (Tree, u32) {
-        let mut tree = Tree::new(7, Accounts::new(7, DomId(0), Quotas::default())).unwrap();
+        let mut tree = Tree::new(7, Accounts::new(DomId(0), Quotas::default())).unwrap();
         tree.domains.learn(GUEST).unwrap();
         let list = tree.intern(&[Entry { domid: GUEST, access: Access::None, stale: false }]);
         (tree, list.unwrap())
