@@ -1,6 +1,7 @@
 //! Tests of the store as a whole.
 
 mod chaos;
+mod transactions;
 
 use super::perms::Access;
 use super::*;
@@ -523,19 +524,6 @@ fn a_large_subtree_is_removed_in_a_transaction_by_its_handles() {
     assert_eq!(w.rm(A, t, "d"), Err(XsError::ENOSPC));
     assert_eq!(w.list(A, t, "d").unwrap().split(' ').count(), 20);
     assert_eq!(w.end(A, t), Err(XsError::ENOMEM));
-}
-
-#[test]
-fn a_value_that_was_read_reads_the_same_for_the_rest_of_the_transaction() {
-    let mut w = World::new();
-    w.write(DOM0, 0, "/x", "old").unwrap();
-    w.write(DOM0, 0, "/y", "old").unwrap();
-    let t = w.start(DOM0);
-    assert_eq!(w.read(DOM0, t, "/x").unwrap(), "old");
-    w.write(DOM0, 0, "/x", "new").unwrap();
-    w.rm(DOM0, 0, "/y").unwrap();
-    assert_eq!(w.read(DOM0, t, "/x").unwrap(), "old");
-    assert_eq!(w.end(DOM0, t), Err(XsError::EAGAIN));
 }
 
 #[test]

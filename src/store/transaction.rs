@@ -39,6 +39,9 @@ mod restore;
 mod save;
 mod session;
 
+#[cfg(test)]
+pub(super) mod steps;
+
 pub(super) use overlay::Open;
 pub(super) use restore::Unfilled;
 

@@ -230,6 +230,8 @@ impl Places {
         path.clear();
         let mut at = Some(at);
         while let Some(touched) = at.and_then(|at| self.get(at)) {
+            #[cfg(test)]
+            super::steps::add();
             at = touched.above();
             let start = path.len();
             path.try_extend(tree.name_of(touched.name))?;

@@ -46,6 +46,8 @@ impl Walk {
 
     /// Goes on: below the present node if `deeper`, else beside it, or beside one above. `false` at the end.
     fn next(&mut self, tree: &Tree, places: &Places, deeper: bool) -> bool {
+        #[cfg(test)]
+        super::steps::add();
         if deeper {
             let first = tree.node(self.at).map_or(NIL, |node| tree.family(node).first);
             if first != NIL {

@@ -229,6 +229,8 @@ impl DerefMut for Places {
 impl Places {
     /// The record below another one.
     pub(super) fn child(&self, parent: u32, name: u32) -> Option<u32> {
+        #[cfg(test)]
+        super::steps::add();
         let hash = mix(self.0.seed(), parent, name);
         self.0.find(hash, |touched| touched.parent == parent && touched.name == name)
     }
@@ -238,6 +240,8 @@ impl Places {
     pub(super) fn is_hidden(&self, at: u32) -> bool {
         let mut at = self.get(at).and_then(Touched::above);
         while let Some(above) = at.and_then(|at| self.get(at)) {
+            #[cfg(test)]
+            super::steps::add();
             if above.hides() {
                 return true;
             }
@@ -324,6 +328,8 @@ impl Places {
 
 impl Open<'_> {
     pub(in crate::store) fn get(&self, at: u32) -> Option<&Touched> {
+        #[cfg(test)]
+        super::steps::add();
         self.places.get(at)
     }
 
