@@ -6,6 +6,7 @@
 use super::connection::Connection;
 use crate::mem::{Map, NIL, NoMemory};
 use crate::proto::id::ConnId;
+use core::cell::Cell;
 
 /// The lists.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,12 +83,18 @@ struct Ends {
 #[derive(Debug)]
 pub(super) struct Connections<R> {
     map: Map<ConnId, Connection<R>>,
+    /// The one that was looked for last, and its handle: in its turn a connection is looked for again and again.
+    last: Cell<(ConnId, u32)>,
     lists: [Ends; LISTS],
 }
 
 impl<R> Connections<R> {
     pub(super) fn new(seed: u64) -> Self {
-        Self { map: Map::new(seed), lists: [Ends { first: NIL, last: NIL, len: 0 }; LISTS] }
+        Self {
+            map: Map::new(seed),
+            last: Cell::new((ConnId(0), NIL)),
+            lists: [Ends { first: NIL, last: NIL, len: 0 }; LISTS],
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -96,12 +103,24 @@ impl<R> Connections<R> {
 
     #[inline]
     pub(super) fn get(&self, id: ConnId) -> Option<&Connection<R>> {
-        self.map.get(id)
+        self.map.at(self.find(id)?).map(|(_, connection)| connection)
+    }
+
+    #[inline]
+    fn find(&self, id: ConnId) -> Option<u32> {
+        let (last, handle) = self.last.get();
+        if last == id && handle != NIL {
+            return Some(handle);
+        }
+        let handle = self.map.find(id)?;
+        self.last.set((id, handle));
+        Some(handle)
     }
 
     #[inline]
     pub(super) fn get_mut(&mut self, id: ConnId) -> Option<&mut Connection<R>> {
-        self.map.get_mut(id)
+        let handle = self.find(id)?;
+        self.map.at_mut(handle).map(|(_, connection)| connection)
     }
 
     /// Makes sure that one more can be [entered](Self::insert).
@@ -125,6 +144,7 @@ impl<R> Connections<R> {
         for list in [List::All, List::Ready, List::Served, List::Short, List::Lost] {
             self.leave(list, id);
         }
+        self.last.set((ConnId(0), NIL));
         self.map.remove(id)
     }
 
@@ -145,7 +165,7 @@ impl<R> Connections<R> {
 
     /// The one behind another one in a list.
     pub(super) fn next(&self, list: List, id: ConnId) -> Option<ConnId> {
-        let next = self.map.get(id)?.links.of(list).next;
+        let next = self.get(id)?.links.of(list).next;
         self.map.at(next).map(|(id, _)| id)
     }
 
@@ -161,7 +181,7 @@ impl<R> Connections<R> {
 
     /// Puts a connection at the end of a list, unless it is in it.
     pub(super) fn push(&mut self, list: List, id: ConnId) {
-        let Some(handle) = self.map.find(id) else { return };
+        let Some(handle) = self.find(id) else { return };
         let last = self.ends(list).last;
         let Some((_, connection)) = self.map.at_mut(handle) else { return };
         let link = connection.links.of_mut(list);
@@ -195,7 +215,7 @@ impl<R> Connections<R> {
 
     /// Takes a connection out of a list, if it is in it.
     pub(super) fn leave(&mut self, list: List, id: ConnId) {
-        let Some(connection) = self.map.get_mut(id) else { return };
+        let Some(connection) = self.get_mut(id) else { return };
         let link = connection.links.of_mut(list);
         if !link.is_in {
             return;
