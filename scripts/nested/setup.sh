@@ -373,6 +373,6 @@ for module in list(sys.modules.values()):
     mkdir -p "$root/usr/bin"
     cp "$python" "$root/usr/bin/python3"
     add_programs "$root" "$root/usr/bin/python3"
-    find "$from/usr/lib" "$from/lib" \( -name 'libexpat.so.*' -o -name 'libz.so.*' \) 2>/dev/null |
+    find "$from" \( -name 'libexpat.so.*' -o -name 'libz.so.*' \) |
         while read -r file; do cp -L "$file" "$root/lib/x86_64-linux-gnu/"; done
 }
