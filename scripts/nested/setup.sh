@@ -48,6 +48,9 @@ fetch_lists() {
 
 known() { apt-cache "${apt_options[@]}" "$@"; }
 
+# has_package NAME: whether it can be had; a name that others only mention shows nothing, with a status of 0.
+has_package() { [ -n "$(known show "$1" 2>/dev/null)" ]; }
+
 say() { printf -- '-- %s\n' "$*" >&2; }
 
 # The one way in which setting up fails: 125 is what scripts/nested-xen documents for it.
@@ -135,7 +138,7 @@ package_closure() {
 # The kernel package behind the distribution's meta package, with Ubuntu's separate package of modules.
 kernel_packages() {
     local meta=linux-image-generic
-    known show linux-image-amd64 >/dev/null 2>&1 && meta=linux-image-amd64
+    has_package linux-image-amd64 && meta=linux-image-amd64
     known depends "$meta" | sed -n 's/^ *Depends: \(linux-\(image\|modules\)-[0-9].*\)/\1/p'
     package_closure "$meta" | grep '^linux-modules-[0-9]' || true
 }
@@ -335,7 +338,7 @@ setup_pyxs() {
     local from=$nested/pyxs root=$nested/pyxs-root packages=()
     rm -rf "$from" "$root"
     mkdir -p "$from/packages" "$root"
-    if known show python3-pyxs >/dev/null 2>&1; then
+    if has_package python3-pyxs; then
         mapfile -t packages < <(package_closure python3-minimal libpython3-stdlib |
             grep -E '^((lib)?python3\.[0-9]+-(minimal|stdlib)|libexpat1|zlib1g)$')
         say "downloading Python and pyxs (about 5 MB)"
