@@ -57,7 +57,7 @@ handle_report() {
 # own. The lines after the first one should be seen, too.
 look_for_crash() {
     [ -n "$crash" ] || crash=$(grep -a -m 1 -E \
-        'Panic on CPU|Kernel panic|\(d1\) (panic|fatal)|d1v0 Triple fault|Domain 1 .*crashed|domain_crash called.*d1' \
+        'Panic on CPU|Kernel panic|ALERT! .* does not exist|\(d1\) (panic|fatal)|d1v0 Triple fault|Domain 1 .*crashed|domain_crash called.*d1' \
         "$run/console" | tr -d '\r') || return 0
     crash_seen=${crash_seen:-$SECONDS}
     [ $((SECONDS - crash_seen)) -lt "$1" ] || end_run 126 "crashed: $crash"
@@ -90,6 +90,7 @@ set_slowness() {
     local took=$(((SECONDS - began) * 1000 - $(waited_for_processor)))
     slow=$((took / idle_boot / 100))
     [ $slow -ge 10 ] || slow=10
+    say "dom0 came up in $((took / 1000)) s of a processor's own time, after $((SECONDS - began)) s"
 }
 
 # Seconds since DATE, as an idle machine would have counted them.
