@@ -48,7 +48,8 @@ our_errors() {
     {
         journalctl -b -p err --no-pager -q -o cat
         journalctl -b --no-pager -q -o cat -u xen.service -u xendomains.service | grep -iE 'error|fail|warn|cannot|could not'
-    } | grep -iE 'xen' | sort -u | grep -vE '^libxl: error: .*(failed to get own domid|9pfs)' >/run/errors
+    } | grep -iE 'xen' | sort -u |
+        grep -vE '^libxl: error: .*([Ff]ailed to get (own )?domid|9pfs)|^Host path "/var/lib/xen/xenstore"|about a 9pfs device' >/run/errors
 }
 
 # sound WHEN: the state of the host.
@@ -81,10 +82,10 @@ daemon_serves() {
     equal "$1: there is no xenstore domain" 0 "$(xl list | grep -c '^Xenstore ')"
 }
 
-# Pipes among the standard descriptors of what the start of the store leaves behind.
+# Pipes of which what the start of the store leaves behind holds one end. Both ends are its own: libxenstore makes such.
 held_pipes() {
     for process in $(pgrep -x 'xen-9pfsd|xenconsoled'); do
-        ls -l "/proc/$process/fd" 2>/dev/null | grep -o 'pipe:.*'
+        ls -l "/proc/$process/fd" 2>/dev/null | grep -o 'pipe:.*' | sort | uniq -u
     done
 }
 
@@ -96,5 +97,7 @@ guest_life() {
     check "it writes" guest_run "$1" 'xenstore-write data/mine 1 && xenstore-read data/mine'
     gone=$(guest_domid "$1")
     check "xl shutdown" timeout 120 xl shutdown -w "$1"
+    # The xl that created it clears away behind it.
+    check "it is gone" wait_gone "$1"
     refuse "/local/domain/$gone is gone" xenstore-exists "/local/domain/$gone"
 }
