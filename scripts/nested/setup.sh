@@ -155,6 +155,8 @@ download_packages() {
         setup_failed "the package lists name no xen-hypervisor-*-amd64 (on Ubuntu it is in universe; sudo apt-get update may help)"
     mapfile -t packages < <({
         printf '%s\n' "xen-hypervisor-$version-amd64" "xen-utils-$version" xenstore-utils busybox-static "${base_programs[@]}"
+        # Where older releases have the functions of init scripts.
+        ! has_package lsb-base || echo lsb-base
         kernel_packages
         package_closure "xen-utils-$version" xenstore-utils "${base_programs[@]}" |
             grep -E '^(xen-utils-common|zlib1g|lib.*)$' | grep -vE '^lib(python|pam|ssl|text|debian)|-perl$'
