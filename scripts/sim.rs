@@ -3,6 +3,7 @@
 //! ```text
 //! sim [--seeds N] [--from N] [--jobs N]   N seeds from a first one on, on so many processors
 //! sim --seed N                            one seed
+//! sim --only hungry|judged ...            only the seeds of this kind: hungry guests, or those that the model judges
 //! ```
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,6 +14,11 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Instant;
 use xenstore_stubdom::sim::swarm;
+use xenstore_stubdom::xen::bounded::Bounded;
+
+/// The servers run on the image's own allocator.
+#[global_allocator]
+static ALLOCATOR: Bounded = Bounded;
 
 /// A line of progress after so many seeds.
 const PROGRESS: u64 = 5000;
@@ -21,13 +27,24 @@ struct Wanted {
     from: u64,
     seeds: u64,
     jobs: u64,
+    /// Only seeds of hungry guests, or only the others.
+    hungry: Option<bool>,
 }
 
 fn arguments() -> Option<Wanted> {
-    let mut wanted = Wanted { from: 0, seeds: 1000, jobs: 1 };
+    let mut wanted = Wanted { from: 0, seeds: 1000, jobs: 1, hungry: None };
     let mut words = env::args().skip(1);
     while let Some(word) = words.next() {
-        let value = words.next()?.parse().ok()?;
+        let value = words.next()?;
+        if word == "--only" {
+            wanted.hungry = Some(match value.as_str() {
+                "hungry" => true,
+                "judged" => false,
+                _ => return None,
+            });
+            continue;
+        }
+        let value = value.parse().ok()?;
         match word.as_str() {
             "--seeds" => wanted.seeds = value,
             "--from" => wanted.from = value,
@@ -46,7 +63,7 @@ fn say(line: &str) {
 
 fn main() -> ExitCode {
     let Some(wanted) = arguments() else {
-        say("sim [--seeds N] [--from N] [--jobs N] [--seed N]");
+        say("sim [--seeds N] [--from N] [--jobs N] [--seed N] [--only hungry|judged]");
         return ExitCode::from(2);
     };
     let (next, requests) = (AtomicU64::new(wanted.from), AtomicU64::new(0));
@@ -58,6 +75,9 @@ fn main() -> ExitCode {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= end {
                 break;
+            }
+            if wanted.hungry.is_some_and(|hungry| hungry != swarm::is_hungry(seed)) {
+                continue;
             }
             name_seed_of_panics(seed);
             match swarm::play(seed) {

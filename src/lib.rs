@@ -5,17 +5,18 @@
 //!
 //! ```text
 //!     main.rs ──► xen ──┐
-//!                       ├──► server ──► store ──► proto
+//!                       ├──► server ──► store ──► proto ──► mem
 //!     tests ───► sim ───┘
 //! ```
 //!
+//! * [`mem`]: containers and accounts of memory that may be refused, and of work.
 //! * [`proto`]: bytes. Wire messages, ring arithmetic, record stream. No state, no I/O.
 //! * [`store`]: state. Nodes, permissions, transactions, watches, quotas. No I/O, no clock.
 //! * [`server`]: who, when, how much. Connections, dispatch, domains, CONTROL, live update. Talks to the world
 //!   through [`server::platform::Platform`] and [`proto::ring::RingPage`] only.
 //! * [`transcript`]: conversations written down as text, and who plays them: on [`proto`] only, for tests on
 //!   every level, beside the server and not in it.
-//! * `xen`: the real world, on the bare target only; the one place with `unsafe`.
+//! * `xen`: the real world, on the bare target only but for its allocator; the one place with `unsafe`.
 //! * `sim`: the simulated world, on the host only.
 //! * `dom0`: what programs in dom0 ask of Xen, on the host only; a file of `xen`.
 
@@ -32,6 +33,7 @@ pub const VERSION: &str = if cfg!(feature = "handover-1") {
     concat!("[xenstore-stubdom ", env!("CARGO_PKG_VERSION"), "]")
 };
 
+pub mod mem;
 pub mod proto;
 pub mod server;
 #[cfg(not(target_os = "none"))]
@@ -44,7 +46,6 @@ pub mod transcript;
 #[expect(unsafe_code, reason = "hypercalls and devices; the file is part of src/xen")]
 pub mod dom0;
 
-#[cfg(any(test, target_os = "none"))]
 #[expect(
     unsafe_code,
     reason = "the real world: hypercalls, page tables, memory shared with others"

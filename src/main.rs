@@ -7,10 +7,9 @@ extern crate alloc;
 #[cfg(target_os = "none")]
 mod image {
     use alloc::borrow::Cow;
-    use alloc::format;
-    use alloc::string::String;
     use core::hint;
     use xenstore_stubdom::proto::handover::Digest;
+    use xenstore_stubdom::proto::sentence::Sentence;
     use xenstore_stubdom::server::Server;
     use xenstore_stubdom::xen::handover::{Handover, abandon};
     use xenstore_stubdom::xen::platform::XenPlatform;
@@ -69,17 +68,20 @@ mod image {
             *byte = !*byte;
         }
         let server = Server::restore(XenPlatform::new(machine), command_line, &stream, private);
-        let server = server.map_err(|why| format!("the new image cannot take over: {why}"));
+        let server = server
+            .map_err(|why| Sentence::from(format_args!("the new image cannot take over: {why}")));
         let server = server.and_then(|server| {
             fail_on_purpose(fault);
             let why = match server.digest() {
                 Ok(digest) if digest == handover.digest() && fault != "digest" => {
                     return Ok(server);
                 }
-                Ok(_) => String::from(
+                Ok(_) => Sentence::from(
                     "the new image did not understand everything: the digest of its state differs",
                 ),
-                Err(why) => format!("the new image cannot write its state: {why}"),
+                Err(why) => {
+                    Sentence::from(format_args!("the new image cannot write its state: {why}"))
+                }
             };
             // Not dropped: that would unmap the rings, which are the old image's.
             server.abandon();

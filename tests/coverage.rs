@@ -5,7 +5,7 @@ extern crate alloc;
 use alloc::collections::BTreeSet;
 use std::path::Path;
 
-/// The sections of the protocol's rules.
+/// The sections of `docs/protocol.md` that are rules.
 const SECTIONS: [&str; 58] = [
     "1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.7", "1.8", "1.9", "1.10", "1.11", "2.0", "2.1",
     "2.2", "2.3", "2.4", "2.5", "2.6", "2.7", "2.8", "2.9", "2.10", "2.11", "2.12", "2.13", "2.14",
@@ -82,6 +82,16 @@ fn no_section_and_no_advisory_is_missing() {
     let wanted = sections.chain(ADVISORIES.iter().map(|number| format!("XSA-{number}")));
     let missing = wanted.filter(|wanted| !listed.contains(wanted)).collect::<Vec<_>>();
     assert!(missing.is_empty(), "without a row: {missing:?}");
+}
+
+#[test]
+fn the_sections_are_those_of_the_protocol_page() {
+    let page = read("docs/protocol.md");
+    let headings = page.lines().filter_map(|line| line.strip_prefix("##"));
+    let numbers = headings.filter_map(|line| line.trim_start_matches('#').split(' ').nth(1));
+    let numbers = numbers.map(|number| number.trim_end_matches('.')).collect::<BTreeSet<_>>();
+    let missing = SECTIONS.iter().filter(|section| !numbers.contains(*section)).collect::<Vec<_>>();
+    assert!(missing.is_empty(), "no such section: {missing:?}");
 }
 
 #[test]

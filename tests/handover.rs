@@ -2,7 +2,8 @@
 //!
 //! `tests/streams/handover-N.bin` is a region: the record stream, and right behind it the private part, both of what
 //! `scenario` leaves behind. It was written once, when version N was defined, and must never be written again; a
-//! new version gets a file of its own: `WRITE_HANDOVER=1 cargo test --test handover`.
+//! new version gets a file of its own: `WRITE_HANDOVER=1 cargo test --test handover`. Only as long as no image with that
+//! version was given away, its file may be removed and written again; version 4 is not given away yet.
 
 use std::path::PathBuf;
 use xenstore_stubdom::proto::handover::{Digest, HANDOVER};

@@ -4,6 +4,7 @@
 use xenstore_stubdom::proto::handover::{Digest, HANDOVER};
 use xenstore_stubdom::proto::id::DomId;
 use xenstore_stubdom::proto::ring::Word;
+use xenstore_stubdom::proto::sentence::Sentence;
 use xenstore_stubdom::proto::stream::Version;
 use xenstore_stubdom::proto::wire::{Header, Kind};
 use xenstore_stubdom::server::Server;
@@ -279,11 +280,11 @@ fn region(simulation: &mut Simulation) -> (Vec<u8>, usize) {
     (offer.region.bytes, offer.stream_len)
 }
 
-fn restore(simulation: &Simulation, all: &[u8], stream_len: usize) -> Result<u64, String> {
+fn restore(simulation: &Simulation, all: &[u8], stream_len: usize) -> Result<u64, Sentence> {
     let (stream, private) = all.split_at(stream_len);
     let new = Server::restore(simulation.world.successor(), "", stream, private)?;
     let digest = new.digest();
-    new.check()?;
+    new.check().map_err(|findings| Sentence::from(findings.as_str()))?;
     new.abandon();
     digest
 }
@@ -330,16 +331,39 @@ fn every_damaged_byte_is_refused_or_gives_a_sound_server() {
     }
 }
 
+/// Attack 14: a guest whose nodes are below a long name, so that its paths are many times what its nodes take.
+#[test]
+fn long_names_do_not_make_a_hand_over_large() {
+    let (mut simulation, _, mut seven) = start();
+    let (all, stream_len) = region(&mut simulation);
+    let (before, private_before) = (all.len(), all.len() - stream_len);
+    let top = "x".repeat(1900);
+    for child in 0..900 {
+        let child = format!("{}/{child}", child / 100);
+        assert_eq!(
+            ask(&mut simulation, &mut seven, Kind::Write, 0, &format!("{top}/{child}\0v")),
+            "OK "
+        );
+    }
+    let (all, stream_len) = region(&mut simulation);
+    assert!(all.len() < before + 2000 + 900 * 40, "{} after {before}", all.len());
+    assert!(all.len() - stream_len > private_before + 900 * 16, "where are the nodes?");
+    assert_eq!(restore(&simulation, &all, stream_len), Ok(Digest::of(&all)));
+}
+
 #[test]
 fn an_unknown_version_is_refused_in_words() {
     let (mut simulation, _, _) = start();
     let (mut all, stream_len) = region(&mut simulation);
     all[stream_len] = 9;
     let why = restore(&simulation, &all, stream_len).unwrap_err();
-    assert_eq!(why, "the private part is of version 9, this image reads 1 to 2");
+    let newest = *HANDOVER.end();
+    let expected = format!("the private part is of version 9, this image reads 1 to {newest}");
+    assert_eq!(why.to_string(), expected);
     let mut sink = Vec::new();
-    let why = simulation.server.save(Version::Two, HANDOVER.end() + 1, &mut sink).unwrap_err();
-    assert_eq!(why, "version 3 of the private part is unknown here");
+    let why = simulation.server.save(Version::Two, newest + 1, &mut sink).unwrap_err();
+    let expected = format!("version {} of the private part is unknown here", newest + 1);
+    assert_eq!(why.to_string(), expected);
 }
 
 #[test]

@@ -3,6 +3,8 @@
 
 image=/usr/lib/xenstore-stubdom/xenstore-stubdom
 start=/usr/lib/xenstore-stubdom/xenstored
+# What people look at the store with.
+tools=/usr/lib/xenstore-stubdom/xenstore-tools
 start_with_xl=/usr/lib/xenstore-stubdom/start-with-xl
 settings=/etc/default/xenstore-stubdom
 # The domain as `xl create` builds it.

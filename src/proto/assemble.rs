@@ -12,6 +12,22 @@ use alloc::vec::Vec;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Oversize(pub u32);
 
+/// Why no more was taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Obstacle {
+    /// See [`Oversize`].
+    Oversize(u32),
+    /// There is no memory for the payload. What came before it is kept, and nothing is lost: the same call may
+    /// succeed later.
+    NoMemory,
+}
+
+impl From<Oversize> for Obstacle {
+    fn from(Oversize(len): Oversize) -> Self {
+        Self::Oversize(len)
+    }
+}
+
 /// Payloads up to this size keep their buffer for the next request; a larger buffer is given back, so
 /// that thousands of quiet connections hold no more than this each.
 const KEEP_BYTES: usize = 256;
@@ -53,12 +69,13 @@ impl Assembler {
     /// which they come. Returns whether the request is complete.
     ///
     /// # Errors
-    /// [`Oversize`] as for [`wanted`](Self::wanted), also after a header has been completed by these bytes.
+    /// [`Obstacle::Oversize`] as for [`wanted`](Self::wanted), also after a header has been completed by these bytes;
+    /// [`Obstacle::NoMemory`].
     pub fn fill(
         &mut self,
         available: usize,
         mut copy: impl FnMut(&mut [u8]),
-    ) -> Result<bool, Oversize> {
+    ) -> Result<bool, Obstacle> {
         let mut left = available;
         loop {
             let wanted = self.wanted()?;
@@ -73,6 +90,8 @@ impl Assembler {
                 self.header_len = end;
             } else {
                 let start = self.payload.len();
+                // For all of it at once, so that it is moved at most once.
+                self.payload.try_reserve_exact(wanted).map_err(|_| Obstacle::NoMemory)?;
                 self.payload.resize(start.saturating_add(len), 0);
                 copy(self.payload.get_mut(start..).unwrap_or(&mut []));
             }
@@ -82,8 +101,8 @@ impl Assembler {
     /// Takes the next bytes; never more than [`wanted`](Self::wanted) said, the rest is ignored.
     ///
     /// # Errors
-    /// [`Oversize`] as for `wanted`, also after a header has been completed by these bytes.
-    pub fn push(&mut self, bytes: &[u8]) -> Result<(), Oversize> {
+    /// As for [`fill`](Self::fill).
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), Obstacle> {
         let wanted = self.wanted()?;
         let bytes = bytes.get(..wanted).unwrap_or(bytes);
         self.fill(bytes.len(), |room| room.copy_from_slice(bytes)).map(drop)
@@ -110,18 +129,19 @@ impl Assembler {
         (self.header.get(..self.header_len).unwrap_or(&[]), &self.payload)
     }
 
-    /// An assembler that has received these bytes; `None` if they are more than one request, or none that
-    /// could be followed.
-    #[must_use]
-    pub fn restore(received: &[u8]) -> Option<Self> {
+    /// An assembler that has received these bytes; `None` if they are more than one request.
+    ///
+    /// # Errors
+    /// As for [`fill`](Self::fill).
+    pub fn restore(received: &[u8]) -> Result<Option<Self>, Obstacle> {
         let mut new = Self::new();
         let (header, payload) = received.split_at_checked(HEADER_SIZE).unwrap_or((received, &[]));
-        new.push(header).ok()?;
-        if payload.len() > new.wanted().ok()? {
-            return None;
+        new.push(header)?;
+        if payload.len() > new.wanted()? {
+            return Ok(None);
         }
-        new.push(payload).ok()?;
-        Some(new)
+        new.push(payload)?;
+        Ok(Some(new))
     }
 
     /// Forgets the current request and starts over.
@@ -181,7 +201,7 @@ mod tests {
         for (len, legal) in [(4096, true), (4097, false), (0x8000_0000, false), (u32::MAX, false)] {
             let header = Header { kind: 2, req_id: 0, tx_id: 0, len };
             let result = Assembler::new().push(&header.to_bytes());
-            assert_eq!(result, if legal { Ok(()) } else { Err(Oversize(len)) });
+            assert_eq!(result, if legal { Ok(()) } else { Err(Obstacle::Oversize(len)) });
         }
     }
 }

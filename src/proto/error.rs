@@ -25,6 +25,12 @@ pub enum XsError {
     EPERM,
 }
 
+impl From<crate::mem::NoMemory> for XsError {
+    fn from(_: crate::mem::NoMemory) -> Self {
+        Self::ENOMEM
+    }
+}
+
 impl XsError {
     /// Every error, in the order of the public header's table.
     pub const ALL: [Self; 16] = [

@@ -5,26 +5,39 @@
 //! has a version of its own ([`HANDOVER`]): its fields follow each other in a fixed order, little endian,
 //! without gaps, so that the same state always gives the same bytes.
 //!
+//! Nearly all of a state is nodes. From version 4 on they are not in the stream, each with its whole path, but in the
+//! *tail* of the private part, each with its place below the one before: so no name is written more often than the
+//! store has it. A successor reads the tail through a [`Source`], piece by piece; what was read may be gone.
+//!
 //! Both parts are read as untrusted bytes: every length is checked before it is used.
 
+use super::sentence::Sentence;
 use super::stream::{OutOfRoom, Sink};
-use alloc::string::String;
+use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
 /// The versions of the private part that this program reads; it writes any of them.
 ///
-/// 1: the first. 2: also how many requests are left until the next one is measured.
+/// 1: the first. 2: also how many requests are left until the next one is measured. 3: also the sum of request times, how
+/// often the server was replaced and restarted, what was refused and told, and each kind of lines has a ration. 4: nodes in the tail; other
+/// prices, so the memory that a domain is said to use by an older version is counted anew.
 pub const HANDOVER: RangeInclusive<u32> = 1..=NEWEST;
 
 /// With the feature `handover-1` the image is one of the time before version 2, as far as anybody can tell who hands
 /// over to it or takes over from it: that is what tests of an upgrade and a downgrade need.
-const NEWEST: u32 = if cfg!(feature = "handover-1") { 1 } else { 2 };
+const NEWEST: u32 = if cfg!(feature = "handover-1") { 1 } else { 4 };
+
+/// The first version that has a tail.
+pub const TAIL_SINCE: u32 = 4;
+
+/// The first version with the prices of today.
+pub const PRICES_SINCE: u32 = 4;
 
 /// The private part ends where more was expected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Short;
 
-impl From<Short> for String {
+impl From<Short> for Sentence {
     fn from(_: Short) -> Self {
         Self::from("the private part ends too early")
     }
@@ -238,6 +251,126 @@ impl<'a> FieldReader<'a> {
     }
 }
 
+/// Bytes that are read once, from front to back.
+pub trait Source {
+    /// Fills `into` with the next bytes.
+    ///
+    /// # Errors
+    /// [`Short`]: there are fewer.
+    fn read(&mut self, into: &mut [u8]) -> Result<(), Short>;
+
+    /// How many bytes are left.
+    fn left(&self) -> usize;
+}
+
+impl Source for &[u8] {
+    fn read(&mut self, into: &mut [u8]) -> Result<(), Short> {
+        let (first, rest) = self.split_at_checked(into.len()).ok_or(Short)?;
+        into.copy_from_slice(first);
+        *self = rest;
+        Ok(())
+    }
+
+    fn left(&self) -> usize {
+        self.len()
+    }
+}
+
+/// Why a [`Tail`] gave nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TailError {
+    /// It ends where more was expected.
+    Short,
+    /// There is no memory for the piece.
+    NoMemory,
+}
+
+impl From<Short> for TailError {
+    fn from(_: Short) -> Self {
+        Self::Short
+    }
+}
+
+impl From<TailError> for Sentence {
+    fn from(error: TailError) -> Self {
+        match error {
+            TailError::Short => Short.into(),
+            TailError::NoMemory => Self::from("there is not enough memory to read the state"),
+        }
+    }
+}
+
+/// Bytes that are asked of a [`Source`] at a time.
+const PULLED: usize = 2032;
+
+/// Reads fields from a [`Source`]: what was read stays until more is asked for.
+#[derive(Debug)]
+pub struct Tail<'a, S> {
+    source: &'a mut S,
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl<'a, S: Source> Tail<'a, S> {
+    /// From the first byte on.
+    pub fn new(source: &'a mut S) -> Self {
+        Self { source, bytes: Vec::new(), at: 0 }
+    }
+
+    /// Whether nothing is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.left() == 0
+    }
+
+    /// How many bytes are left.
+    #[must_use]
+    pub fn left(&self) -> usize {
+        self.source.left().saturating_add(self.bytes.len()).saturating_sub(self.at)
+    }
+
+    /// The next `len` bytes.
+    ///
+    /// # Errors
+    /// [`TailError`].
+    #[inline]
+    pub fn take(&mut self, len: usize) -> Result<&[u8], TailError> {
+        let start = self.at;
+        let end = start.saturating_add(len);
+        if end <= self.bytes.len() {
+            self.at = end;
+            return self.bytes.get(start..end).ok_or(TailError::Short);
+        }
+        self.pull(len)?;
+        self.at = len;
+        self.bytes.get(..len).ok_or(TailError::Short)
+    }
+
+    /// Puts what is there and not read to the front, and fills up behind it until `len` bytes are there.
+    #[inline(never)]
+    fn pull(&mut self, len: usize) -> Result<(), TailError> {
+        if len > self.left() {
+            return Err(TailError::Short);
+        }
+        let kept = self.bytes.len().saturating_sub(self.at);
+        self.bytes.copy_within(self.at.., 0);
+        self.bytes.truncate(kept);
+        self.at = 0;
+        let wanted = len.max(PULLED).saturating_sub(kept).min(self.source.left());
+        self.bytes.try_reserve_exact(wanted).map_err(|_| TailError::NoMemory)?;
+        self.bytes.resize(kept.saturating_add(wanted), 0);
+        Ok(self.source.read(self.bytes.get_mut(kept..).unwrap_or(&mut []))?)
+    }
+
+    /// Fields of a fixed length.
+    ///
+    /// # Errors
+    /// [`TailError`].
+    pub fn fields(&mut self, len: usize) -> Result<FieldReader<'_>, TailError> {
+        self.take(len).map(FieldReader::new)
+    }
+}
+
 /// Bytes that a [`Digest`] takes at a time.
 const BLOCK: usize = 16;
 
@@ -337,7 +470,6 @@ fn fold(state: u64, first: u64, second: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec::Vec;
 
     #[test]
     fn a_digest_depends_on_every_bit_and_not_on_the_cuts() {
@@ -360,6 +492,28 @@ mod tests {
         }
         assert_ne!(Digest::of(&[0; 8]), Digest::of(&[0; 16]));
         assert_ne!(Digest::of(&[]), Digest::of(&[0]));
+    }
+
+    #[test]
+    fn a_tail_gives_the_same_bytes_whatever_is_asked_for() {
+        let bytes: Vec<u8> = (0..=255_u8).cycle().take(20_000).collect();
+        for step in [1, 7, 15, 1000, 2031, 2032, 2033, 5000, 20_000] {
+            let mut source = &bytes[..];
+            let mut tail = Tail::new(&mut source);
+            let (mut at, mut small) = (0, false);
+            while !tail.is_empty() {
+                let len = if small { 3 } else { step }.min(tail.left());
+                assert_eq!(tail.take(len).unwrap(), &bytes[at..at + len]);
+                at += len;
+                small = !small;
+            }
+            assert_eq!(at, bytes.len());
+            assert_eq!(tail.take(1), Err(TailError::Short));
+        }
+        let mut source = &bytes[..5];
+        let mut tail = Tail::new(&mut source);
+        assert_eq!(tail.take(6), Err(TailError::Short));
+        assert_eq!(tail.take(5).unwrap(), &bytes[..5]);
     }
 
     #[test]

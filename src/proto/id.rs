@@ -1,5 +1,6 @@
 //! Identifiers shared by all layers, each a type of its own so that they cannot be confused.
 
+use crate::mem::Key;
 use core::fmt;
 
 /// A Xen domain identifier (`domid_t`, `xen/include/public/xen.h`).
@@ -45,3 +46,33 @@ impl TxId {
 /// An event channel port of the server's own domain (`evtchn_port_t`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct EvtchnPort(pub u32);
+
+impl Key for DomId {
+    fn bits(self) -> u64 {
+        u64::from(self.0)
+    }
+}
+
+impl Key for ConnId {
+    fn bits(self) -> u64 {
+        u64::from(self.0)
+    }
+}
+
+impl Key for TxId {
+    fn bits(self) -> u64 {
+        u64::from(self.0)
+    }
+}
+
+impl Key for EvtchnPort {
+    fn bits(self) -> u64 {
+        u64::from(self.0)
+    }
+}
+
+impl Key for (ConnId, TxId) {
+    fn bits(self) -> u64 {
+        u64::from(self.0.0) << 32 | u64::from(self.1.0)
+    }
+}

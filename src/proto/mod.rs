@@ -26,6 +26,7 @@ pub mod image;
 pub mod perms;
 pub mod request;
 pub mod ring;
+pub mod sentence;
 pub mod stream;
 pub mod text;
 pub mod wire;

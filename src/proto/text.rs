@@ -4,8 +4,8 @@
 //! `strtoul` in base 10, ports and the like by `atoi`, domids of permissions by `strtol` in base 0.
 
 use super::id::DomId;
-use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 
 /// How many strings a payload holds: bytes behind the last NUL are none.
 #[must_use]
@@ -192,39 +192,64 @@ pub fn atoi_unsigned(text: &[u8]) -> u32 {
     u32::from_le_bytes(atoi(text).to_le_bytes())
 }
 
-/// Appends a number in decimal.
-pub fn push_decimal(to: &mut Vec<u8>, value: u64) {
-    let mut digits = [0; 20];
-    let mut rest = value;
-    let mut used = 0_usize;
-    for slot in digits.iter_mut().rev() {
-        // A remainder of ten fits.
-        *slot = b'0'.saturating_add(u8::try_from(rest % 10).unwrap_or(0));
-        used = used.saturating_add(1);
-        rest /= 10;
-        if rest == 0 {
-            break;
-        }
-    }
-    to.extend_from_slice(digits.get(digits.len().saturating_sub(used)..).unwrap_or(&[]));
+/// A number in decimal.
+#[derive(Clone, Copy, Debug)]
+pub struct Decimal {
+    digits: [u8; 20],
+    used: usize,
 }
 
-/// Appends bytes in base64 (RFC 4648, section 4), padding included.
-pub fn push_base64(to: &mut String, bytes: &[u8]) {
+impl Decimal {
+    /// The digits of a number, without leading zeros.
+    #[must_use]
+    pub fn new(value: u64) -> Self {
+        let mut new = Self { digits: [0; 20], used: 0 };
+        let mut rest = value;
+        for slot in new.digits.iter_mut().rev() {
+            // A remainder of ten fits.
+            *slot = b'0'.saturating_add(u8::try_from(rest % 10).unwrap_or(0));
+            new.used = new.used.saturating_add(1);
+            rest /= 10;
+            if rest == 0 {
+                break;
+            }
+        }
+        new
+    }
+
+    /// The digits.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        self.digits.get(self.digits.len().saturating_sub(self.used)..).unwrap_or(&[])
+    }
+}
+
+/// Appends a number in decimal.
+pub fn push_decimal(to: &mut Vec<u8>, value: u64) {
+    to.extend_from_slice(Decimal::new(value).as_bytes());
+}
+
+/// Writes bytes in base64 (RFC 4648, section 4), padding included.
+///
+/// # Errors
+/// `to` takes no more.
+pub fn write_base64(to: &mut impl fmt::Write, bytes: &[u8]) -> fmt::Result {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     for group in bytes.chunks(3) {
         let byte = |at: usize| group.get(at).copied().map_or(0, u32::from);
         let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
         for (shift, needs) in [(18, 1), (12, 1), (6, 2), (0, 3)] {
             let letter = LETTERS.get((bits >> shift & 63) as usize).copied().map(char::from);
-            to.push(letter.filter(|_| group.len() >= needs).unwrap_or('='));
+            to.write_char(letter.filter(|_| group.len() >= needs).unwrap_or('='))?;
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::string::String;
 
     #[test]
     fn strings_end_in_nul_and_a_tail_is_none() {
@@ -342,9 +367,10 @@ mod tests {
     #[test]
     fn decimal_output() {
         for value in [0, 7, 10, 1234, u64::MAX] {
-            let mut text = Vec::new();
-            push_decimal(&mut text, value);
-            assert_eq!(text, alloc::string::ToString::to_string(&value).into_bytes());
+            assert_eq!(
+                *Decimal::new(value).as_bytes(),
+                *alloc::string::ToString::to_string(&value).as_bytes()
+            );
         }
     }
 
@@ -353,11 +379,11 @@ mod tests {
         let all = [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")];
         for (bytes, expected) in all {
             let mut text = String::new();
-            push_base64(&mut text, bytes.as_bytes());
+            write_base64(&mut text, bytes.as_bytes()).unwrap();
             assert_eq!(text, expected);
         }
         let mut text = String::new();
-        push_base64(&mut text, &[0xfb, 0xff, 0xbf]);
+        write_base64(&mut text, &[0xfb, 0xff, 0xbf]).unwrap();
         assert_eq!(text, "+/+/");
     }
 }

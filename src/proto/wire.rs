@@ -9,6 +9,12 @@ pub const HEADER_SIZE: usize = 16;
 /// The most bytes a payload may have, in both directions (`XENSTORE_PAYLOAD_MAX`).
 pub const PAYLOAD_MAX: usize = 4096;
 
+/// The longest absolute path, for everybody (`xs_wire.h`, `XENSTORE_ABS_PATH_MAX`).
+pub const ABSOLUTE_PATH_MAX: usize = 3072;
+
+/// The longest relative path, for everybody (`xs_wire.h`, `XENSTORE_REL_PATH_MAX`).
+pub const RELATIVE_PATH_MAX: usize = 2048;
+
 /// Feature bits, as in the ring page's `server_features` word and in GET_FEATURE.
 pub mod features {
     /// The server writes the reason into the `error` word when it gives a ring up

@@ -3,9 +3,11 @@
 //! Nothing here knows what a request means or who else is connected. Every access to the page is one pass
 //! over a snapshot of its indices (`proto::ring`).
 
+use super::log::{self, Repeated};
 use super::queue::{Queue, Released};
 use super::rate::WriteCredit;
-use crate::proto::assemble::{Assembler, Oversize};
+use super::refusals::Told;
+use crate::proto::assemble::{Assembler, Obstacle};
 use crate::proto::handover::{FieldReader, FieldWriter, Short};
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::proto::ring::{self, BadIndices, Requests, Responses, RingError, RingPage, Word};
@@ -26,6 +28,8 @@ pub(super) enum Fault {
     Indices,
     /// A header announced more than a payload may have.
     Oversize(u32),
+    /// There is no memory for a request, which stays in the ring: nobody's fault.
+    NoMemory,
     /// A header of nothing but ones: firmware fills its rings with them when it is done, so perhaps the
     /// indices were seen while they were being zeroed.
     Ones,
@@ -170,8 +174,10 @@ pub(super) struct Connection<R> {
     pub(super) wake_at_ms: Option<u64>,
     pub(super) credit: WriteCredit,
     pub(super) figures: Figures,
-    /// Until then its misbehaviour is not logged again.
-    pub(super) quiet_until_ms: u64,
+    /// Until then no line of a kind is printed about it.
+    pub(super) quiet_until_ms: [u64; Repeated::COUNT],
+    /// What the administrator was told of it.
+    pub(super) told: Told,
 }
 
 impl<R: RingPage> Connection<R> {
@@ -195,7 +201,8 @@ impl<R: RingPage> Connection<R> {
             wake_at_ms: None,
             credit: WriteCredit::default(),
             figures: Figures::default(),
-            quiet_until_ms: 0,
+            quiet_until_ms: [0; Repeated::COUNT],
+            told: Told::default(),
         }
     }
 
@@ -216,11 +223,15 @@ impl<R: RingPage> Connection<R> {
                 Ok(is_complete)
             }
             // What cannot be followed is not taken from the ring either.
-            Err(Oversize(u32::MAX)) if was_empty => {
+            Err(Obstacle::Oversize(u32::MAX)) if was_empty => {
                 self.assembler.clear();
                 Err(Fault::Ones)
             }
-            Err(Oversize(len)) => Err(Fault::Oversize(len)),
+            Err(Obstacle::Oversize(len)) => Err(Fault::Oversize(len)),
+            Err(Obstacle::NoMemory) => {
+                self.must_notify |= pass.close(&mut self.ring);
+                Err(Fault::NoMemory)
+            }
         }
     }
 
@@ -285,6 +296,7 @@ impl<R: RingPage> Connection<R> {
     /// What only a successor wants to know.
     pub(super) fn write_fields<S: Sink>(
         &self,
+        handover: u32,
         fields: &mut FieldWriter<'_, S>,
     ) -> Result<(), OutOfRoom> {
         fields.flag(self.is_connected())?;
@@ -298,11 +310,21 @@ impl<R: RingPage> Connection<R> {
         fields.i64(credit)?;
         fields.u64(since_ms)?;
         self.figures.write(fields)?;
-        fields.u64(self.quiet_until_ms)
+        for quiet_until_ms in log::kept(&self.quiet_until_ms, handover) {
+            fields.u64(*quiet_until_ms)?;
+        }
+        if handover >= 3 {
+            self.told.write(fields)?;
+        }
+        Ok(())
     }
 
     /// Takes that over.
-    pub(super) fn read_fields(&mut self, fields: &mut FieldReader<'_>) -> Result<(), Short> {
+    pub(super) fn read_fields(
+        &mut self,
+        handover: u32,
+        fields: &mut FieldReader<'_>,
+    ) -> Result<(), Short> {
         self.state = if fields.flag()? { State::Connected } else { State::Ignored };
         self.features = fields.u32()?;
         if fields.flag()? {
@@ -310,7 +332,12 @@ impl<R: RingPage> Connection<R> {
         }
         self.credit = WriteCredit::from_numbers((fields.i64()?, fields.u64()?));
         self.figures = Figures::read(fields)?;
-        self.quiet_until_ms = fields.u64()?;
+        for quiet_until_ms in log::kept_mut(&mut self.quiet_until_ms, handover) {
+            *quiet_until_ms = fields.u64()?;
+        }
+        if handover >= 3 {
+            self.told = Told::read(fields)?;
+        }
         Ok(())
     }
 

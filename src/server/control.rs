@@ -5,13 +5,14 @@
 
 use super::Server;
 use super::dispatch::{Answer, Asker, Reply};
+use super::figures::{self, Limit};
+use super::log;
 use super::platform::Platform;
 use crate::proto::error::XsError;
 use crate::proto::id::DomId;
 use crate::proto::text;
 use crate::proto::wire::PAYLOAD_MAX;
 use crate::store::quota::Quota;
-use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
@@ -25,27 +26,36 @@ const COMMANDS: [(&str, &str); 10] = [
     ("help", ""),
     ("live-update", "[-c <cmdline>] [-F] [-t <timeout>] [-v <version>] <file>"),
     ("log", "[on|off|+<switch>|-<switch>]"),
-    ("memreport", ""),
+    ("memreport", "[--values]"),
     ("print", "<string>"),
     ("quota", "[set <name> <val>|<domid>|max [-r]]"),
     ("quota-soft", "[set memory <val>]"),
-    ("stats", "[<first domid>]"),
+    ("stats", "[--values] [<first domid>]"),
 ];
 
 /// The text of a reply: lines, as many as fit into a message.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Text {
-    lines: String,
+    /// With room for a whole payload.
+    lines: Vec<u8>,
     is_full: bool,
 }
 
 impl Text {
+    /// No line yet.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub(super) fn new() -> Result<Self, XsError> {
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(PAYLOAD_MAX).map_err(|_| XsError::ENOMEM)?;
+        Ok(Self { lines, is_full: false })
+    }
+
     /// Appends a line, unless it or one before did not fit.
     pub(super) fn line(&mut self, line: fmt::Arguments<'_>) {
         let before = self.lines.len();
-        // Writing to a string does not fail.
-        let _ = writeln!(self.lines, "{line}");
-        if self.is_full || self.lines.len() >= PAYLOAD_MAX {
+        if self.is_full || writeln!(self, "{line}").is_err() {
             self.lines.truncate(before);
             self.is_full = true;
         }
@@ -56,18 +66,29 @@ impl Text {
         self.lines.len()
     }
 
-    pub(super) fn reply(self) -> Reply {
-        let mut bytes = self.lines.into_bytes();
-        bytes.push(0);
-        Reply::Data(bytes)
+    pub(super) fn reply(mut self) -> Answer {
+        // A line leaves room for it.
+        self.lines.push(0);
+        Ok(Reply::Data(self.lines))
+    }
+}
+
+/// Takes what leaves room for a NUL.
+impl Write for Text {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if self.lines.len().saturating_add(text.len()) >= PAYLOAD_MAX {
+            return Err(fmt::Error);
+        }
+        self.lines.extend_from_slice(text.as_bytes());
+        Ok(())
     }
 }
 
 /// Puts one text into a reply.
 pub(super) fn text(line: fmt::Arguments<'_>) -> Answer {
-    let mut text = Text::default();
+    let mut text = Text::new()?;
     text.line(line);
-    Ok(text.reply())
+    text.reply()
 }
 
 /// A quota value of the administrator: a positive number.
@@ -87,37 +108,45 @@ impl<P: Platform> Server<P> {
             // Part of it is raw data.
             return self.control_update(asker, arguments);
         }
-        let arguments = text::strings(arguments).take(ARGUMENTS_MAX).collect::<Vec<_>>();
-        match (command, arguments.as_slice()) {
-            (b"check", []) => Ok(self.control_check()),
+        let mut words = [&[][..]; ARGUMENTS_MAX];
+        let mut count = 0_usize;
+        for (word, argument) in words.iter_mut().zip(text::strings(arguments)) {
+            *word = argument;
+            count = count.saturating_add(1);
+        }
+        match (command, words.get(..count).unwrap_or(&words)) {
+            (b"check", []) => self.control_check(),
             (b"dump", arguments) => self.control_dump(arguments),
-            (b"help", []) => Ok(help()),
+            (b"help", []) => help(),
             (b"log", arguments) => self.control_log(arguments),
-            (b"memreport", []) => Ok(self.control_memreport()),
+            (b"memreport", []) => self.control_memreport(),
+            (b"memreport", [figures::VALUES]) => self.control_memory_values(),
             (b"print", [line]) => {
                 self.platform.log(format_args!("{}", line.escape_ascii()));
                 Ok(Reply::Done)
             }
             (b"quota", arguments) => self.control_quota(arguments),
-            (b"quota-soft", []) => Ok(self.list_limits(&[Quota::SoftMemory])),
+            (b"quota-soft", []) => self.list_limits(|quota| quota == Quota::SoftMemory),
             (b"quota-soft", [b"set", b"memory", value]) => {
                 self.store.set_quota(None, Quota::SoftMemory, positive(value)?);
                 Ok(Reply::Done)
             }
-            (b"stats", []) => Ok(self.control_stats(DomId(0))),
-            (b"stats", [domid]) => {
-                Ok(self.control_stats(text::domid(domid).ok_or(XsError::EINVAL)?))
+            (b"stats", []) => self.control_stats(DomId(0)),
+            (b"stats", [figures::VALUES]) => self.control_values(None),
+            (b"stats", [figures::VALUES, domid]) => {
+                self.control_values(Some(text::domid(domid).ok_or(XsError::EINVAL)?))
             }
+            (b"stats", [domid]) => self.control_stats(text::domid(domid).ok_or(XsError::EINVAL)?),
             _ => Err(XsError::EINVAL),
         }
     }
 
     /// `check`: everything that can be checked, is.
-    fn control_check(&mut self) -> Reply {
+    fn control_check(&mut self) -> Answer {
         match self.check() {
-            Ok(()) => Reply::Done,
+            Ok(()) => Ok(Reply::Done),
             Err(findings) => {
-                let mut text = Text::default();
+                let mut text = Text::new()?;
                 for finding in findings.lines() {
                     self.platform.log(format_args!("check: {finding}"));
                     text.line(format_args!("{finding}"));
@@ -131,14 +160,17 @@ impl<P: Platform> Server<P> {
     fn control_log(&mut self, arguments: &[&[u8]]) -> Answer {
         match arguments {
             [] => {
-                let mut text = Text::default();
+                let mut text = Text::new()?;
                 let state = if self.switches.on { "on" } else { "off" };
                 text.line(format_args!("Log is {state}, switches:"));
                 for (name, wanted) in self.switches.each {
                     let state = if wanted { "on" } else { "off" };
                     text.line(format_args!("{name:<8}: {state}"));
                 }
-                return Ok(text.reply());
+                for line in log::ALWAYS {
+                    text.line(format_args!("{line}"));
+                }
+                return text.reply();
             }
             [b"on"] => self.switches.on = true,
             [b"off"] => self.switches.on = false,
@@ -150,13 +182,15 @@ impl<P: Platform> Server<P> {
     }
 
     /// `memreport`: where the memory is, one figure a line.
-    fn control_memreport(&mut self) -> Reply {
+    fn control_memreport(&mut self) -> Answer {
         let heap = self.platform.heap();
         let waiting: usize = self.connections.values().map(|c| c.queue.len()).sum();
-        let mut text = Text::default();
+        let mut text = Text::new()?;
         text.line(format_args!(
             "heap: used {} bytes, size {}, limit {}",
-            heap.used, heap.size, heap.limit
+            heap.used,
+            heap.size,
+            Limit(heap.limit)
         ));
         text.line(format_args!("nodes: {}", self.store.node_count()));
         text.line(format_args!("watches: {}", self.store.watch_count()));
@@ -172,10 +206,7 @@ impl<P: Platform> Server<P> {
     /// `quota` in all its forms.
     fn control_quota(&mut self, arguments: &[&[u8]]) -> Answer {
         match arguments {
-            [] => {
-                let hard = Quota::ALL.into_iter().filter(|quota| *quota != Quota::SoftMemory);
-                Ok(self.list_limits(&hard.collect::<Vec<_>>()))
-            }
+            [] => self.list_limits(|quota| quota != Quota::SoftMemory),
             [b"set", name, value] => {
                 let quota = Quota::from_name(name)
                     .filter(|quota| *quota != Quota::SoftMemory)
@@ -183,10 +214,10 @@ impl<P: Platform> Server<P> {
                 self.store.set_quota(None, quota, positive(value)?);
                 Ok(Reply::Done)
             }
-            [b"max"] => Ok(self.list_maxima()),
+            [b"max"] => self.list_maxima(),
             [b"max", b"-r"] => {
                 self.store.reset_peaks();
-                Ok(self.list_maxima())
+                self.list_maxima()
             }
             [domid] => self.list_usage(text::domid(domid).ok_or(XsError::EINVAL)?),
             _ => Err(XsError::EINVAL),
@@ -194,11 +225,11 @@ impl<P: Platform> Server<P> {
     }
 
     /// The initial limits.
-    fn list_limits(&self, quotas: &[Quota]) -> Reply {
-        let mut text = Text::default();
+    fn list_limits(&self, wanted: fn(Quota) -> bool) -> Answer {
+        let mut text = Text::new()?;
         text.line(format_args!("Quota settings:"));
-        for quota in quotas {
-            let value = self.store.quota(None, *quota).unwrap_or(0);
+        for quota in Quota::ALL.into_iter().filter(|quota| wanted(*quota)) {
+            let value = self.store.quota(None, quota).unwrap_or(0);
             let (name, what) = (quota.name(), quota.description());
             text.line(format_args!("{name:<17}: {value:>8} {what}"));
         }
@@ -210,7 +241,7 @@ impl<P: Platform> Server<P> {
         if !self.store.knows(domid) {
             return Err(XsError::ENOENT);
         }
-        let mut text = Text::default();
+        let mut text = Text::new()?;
         text.line(format_args!("Domain {domid}:"));
         for quota in Quota::ALL.into_iter().filter(|quota| quota.counts_stock()) {
             if let Some((used, most)) = self.store.usage(domid, quota) {
@@ -218,18 +249,18 @@ impl<P: Platform> Server<P> {
                 text.line(format_args!("{name:<17}: {used:>8} (max: {most:>8})"));
             }
         }
-        Ok(text.reply())
+        text.reply()
     }
 
     /// The most that any unprivileged domain ever used.
-    fn list_maxima(&self) -> Reply {
-        let mut text = Text::default();
+    fn list_maxima(&self) -> Answer {
+        let mut text = Text::new()?;
         text.line(format_args!("Max. quotas used by unprivileged domains:"));
         let privileged = self.store.privileged();
-        let domids = self.store.domids();
         for quota in Quota::ALL.into_iter().filter(|quota| quota.counts_stock()) {
-            let most = domids
-                .iter()
+            let most = self
+                .domains
+                .keys()
                 .filter(|domid| **domid != privileged)
                 .filter_map(|domid| self.store.usage(*domid, quota))
                 .map(|(_, most)| most)
@@ -243,8 +274,8 @@ impl<P: Platform> Server<P> {
 }
 
 /// `help`: every command with its parameters.
-fn help() -> Reply {
-    let mut text = Text::default();
+fn help() -> Answer {
+    let mut text = Text::new()?;
     for (name, parameters) in COMMANDS {
         text.line(format_args!("{name:<15} {parameters}"));
     }

@@ -9,15 +9,18 @@
 
 use super::Server;
 use super::accounts::Asked;
+use super::log::Repeated;
 use super::memory;
 use super::platform::Platform;
 use super::queue::{MESSAGE_OVERHEAD, Payload};
+use super::refusals::Refused;
 use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, DomId, TxId};
 use crate::proto::request::{Grammar, Request};
 use crate::proto::wire::{Header, Kind, PAYLOAD_MAX};
+use crate::store::Caller;
 use crate::store::quota::Quota;
-use crate::store::{Caller, Level};
+use crate::store::{Accounts, Post};
 use alloc::borrow::Cow;
 use alloc::vec::Vec;
 
@@ -30,8 +33,17 @@ const REPLY_KEPT: usize = 256;
 /// Events for which room is kept from one request to the next.
 const EVENTS_KEPT: usize = 32;
 
-/// The loss of events is reported at most once in this time.
-const DROP_LINE_PAUSE_MS: u64 = 10_000;
+/// Events that the store has handed over, until they are in their queues.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    events: Vec<(ConnId, Vec<u8>)>,
+}
+
+impl Post for Gathered {
+    fn event(&mut self, _: &mut Accounts, conn: ConnId, path: &[u8], token: &[u8]) {
+        self.events.push((conn, [path, &[0], token, &[0]].concat()));
+    }
+}
 
 /// What a request that succeeded answers.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -143,7 +155,7 @@ impl<P: Platform> Server<P> {
         connection.assembler = assembler;
         if !connection.privileged {
             let domid = connection.domid;
-            self.watch_soft_memory(id, domid);
+            self.watch_soft_memory(id, self.store.memory_level(domid));
         }
     }
 
@@ -153,6 +165,8 @@ impl<P: Platform> Server<P> {
             .filter(|kind| !matches!(kind, Kind::WatchEvent | Kind::Error))
             .ok_or(XsError::ENOSYS)?;
         self.trace_request(asker, kind, payload);
+        // Of whatever was looked at before.
+        let _ = self.store.take_refused();
         if is_privileged_only(kind) && !asker.privileged {
             return Err(XsError::EACCES);
         }
@@ -221,8 +235,13 @@ impl<P: Platform> Server<P> {
                 || payload.len() <= SHORT_REPLY
                 || self.store.allows(connection.domid, Quota::Memory, cost)
         };
-        let answer = answer
-            .and_then(|payload| if fits(&payload) { Ok(payload) } else { Err(XsError::ENOMEM) });
+        let answer = if answer.as_ref().is_ok_and(|payload| !fits(payload)) {
+            self.refuse(id, Quota::Memory, Refused::Reply);
+            Err(XsError::ENOMEM)
+        } else {
+            answer
+        };
+        let Some(connection) = self.connections.get_mut(&id) else { return };
         let (kind, payload): (u32, Payload) = match answer {
             Ok(payload) => (header.kind, payload),
             Err(error) => (Kind::Error.number(), Cow::Borrowed(error_payload(error))),
@@ -274,19 +293,15 @@ impl<P: Platform> Server<P> {
 
     /// Queues the events that the store has gathered.
     pub(super) fn deliver_events(&mut self, asked: Option<Asked>) {
-        let mut events = core::mem::take(self.store.events());
-        for event in events.drain(..) {
-            self.deliver(event.conn, event.payload, asked);
+        let mut gathered = core::mem::take(&mut self.gathered);
+        for (conn, payload) in gathered.events.drain(..) {
+            self.deliver(conn, payload, asked);
         }
         // A burst's worth of memory is given back.
-        *self.store.events() = if events.capacity() > EVENTS_KEPT { Vec::new() } else { events };
-        let dropped = self.store.dropped_events();
-        if dropped != self.dropped_before && self.now_ms >= self.next_drop_line_ms {
-            let more = dropped.saturating_sub(self.dropped_before);
-            self.platform.log(format_args!("{more} watch events dropped, no memory is left"));
-            self.dropped_before = dropped;
-            self.next_drop_line_ms = self.now_ms.saturating_add(DROP_LINE_PAUSE_MS);
+        if gathered.events.capacity() <= EVENTS_KEPT {
+            self.gathered = gathered;
         }
+        self.tell_drops();
     }
 
     /// Queues one event.
@@ -303,7 +318,7 @@ impl<P: Platform> Server<P> {
         let may_have =
             connection.privileged || self.store.allows(connection.domid, Quota::Memory, cost);
         if !has_room || !may_have {
-            self.drop_undeliverable(id);
+            self.drop_undeliverable(id, has_room);
             return;
         }
         connection.figures.events = connection.figures.events.saturating_add(1);
@@ -319,24 +334,18 @@ impl<P: Platform> Server<P> {
         self.mark_ready(id);
     }
 
-    /// An event for which there is no memory: for a guest that is its own fault, for the
-    /// privileged domain the administrator has to know.
-    fn drop_undeliverable(&mut self, id: ConnId) {
+    /// An event for which there is no memory: either the receiver's quota is used up, or the server has none.
+    fn drop_undeliverable(&mut self, id: ConnId, has_room: bool) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.figures.dropped_events = connection.figures.dropped_events.saturating_add(1);
-        if connection.privileged {
-            self.guest_log(id, format_args!("watch event dropped, no memory is left"));
-        }
-    }
-
-    /// Warns, without consequences, about a domain that makes the server hold much.
-    fn watch_soft_memory(&mut self, id: ConnId, domid: DomId) {
-        match self.store.memory_level(domid) {
-            Level::Fine => {}
-            Level::Soft { used, limit } => {
-                self.guest_log(id, format_args!("holds {used} bytes, the soft limit is {limit}"));
-            }
-            Level::Over => self.guest_log(id, format_args!("holds more memory than it may")),
+        if has_room {
+            self.refuse(id, Quota::Memory, Refused::Event);
+        } else {
+            self.guest_log(
+                id,
+                Repeated::NoMemory,
+                format_args!("event dropped, no memory is left"),
+            );
         }
     }
 

@@ -30,6 +30,7 @@ use super::dispatch::{Answer, Reply};
 use super::platform::{Change, DomainState, Identity, Platform};
 use super::queue::{Queue, Released};
 use super::rate::WriteCredit;
+use crate::mem::Budget;
 use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, DomId, EvtchnPort};
 use crate::proto::ring::{self, RingPage, Word};
@@ -106,7 +107,7 @@ impl<P: Platform> Server<P> {
 
     fn track(&mut self, domid: DomId, identity: Identity) {
         self.domains.insert(domid, Domain::new(identity));
-        self.store.learn(domid);
+        let _ = self.store.learn(domid);
         self.trace("obj", format_args!("domain {domid}: known"));
     }
 
@@ -161,7 +162,7 @@ impl<P: Platform> Server<P> {
         };
         let id = self.open(domid, page, port, identity)?;
         if domid != self.privileged {
-            self.store.fire_special(Special::IntroduceDomain, domid, true);
+            self.announce(Special::IntroduceDomain, domid, true);
             self.deliver_events(None);
         }
         self.start_over(id);
@@ -221,7 +222,8 @@ impl<P: Platform> Server<P> {
         self.trace("obj", format_args!("domain {domid}: connection opened"));
         self.ports.insert(port, id);
         self.connections.insert(id, Box::new(connection));
-        self.store.connect(id, Party { domid, target: None, privileged });
+        // Without memory for that its requests fail.
+        let _ = self.store.connect(id, Party { domid, target: None, privileged });
         if let Some(domain) = self.domains.get_mut(&domid).filter(|_| !is_local) {
             domain.connection = Some(id);
         }
@@ -257,7 +259,7 @@ impl<P: Platform> Server<P> {
     /// Empties the ring and drops everything the domain had set up, then tells it if it waits for that.
     fn start_over(&mut self, id: ConnId) {
         self.drop_upload_of(id, "its connection starts over");
-        self.store.reset(id);
+        let _done = self.store.reset(id, &mut Budget::endless(), &mut self.gathered);
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let mut released = Released::default();
         connection.forget_messages(&mut released);
@@ -388,9 +390,14 @@ impl<P: Platform> Server<P> {
         }
     }
 
+    pub(super) fn announce(&mut self, special: Special, domid: DomId, plain: bool) {
+        let (budget, post) = (&mut Budget::endless(), &mut self.gathered);
+        let _done = self.store.announce(special, domid, plain, budget, post);
+    }
+
     fn announce_shutdown(&mut self, announced: &mut Option<DomId>, plain: Plain) {
         if let Some(domid) = announced.take() {
-            self.store.fire_special(Special::ReleaseDomain, domid, plain == Plain::Yes);
+            self.announce(Special::ReleaseDomain, domid, plain == Plain::Yes);
             self.deliver_events(None);
         }
     }
@@ -416,6 +423,7 @@ impl<P: Platform> Server<P> {
         // Others lose the rights that they had as its emulators, too.
         self.give_headroom();
         self.store.forget(domid);
+        let _done = self.store.go_on_deaths(&mut Budget::endless(), &mut self.gathered);
         if let Some(port) = connection.as_ref().and_then(|connection| connection.port) {
             self.ports.remove(&port);
             give_room_back(&mut self.ports);
@@ -424,7 +432,7 @@ impl<P: Platform> Server<P> {
         // This unmaps the page.
         drop(connection);
         if domain.connection.is_some() {
-            self.store.fire_special(Special::ReleaseDomain, domid, true);
+            self.announce(Special::ReleaseDomain, domid, true);
         }
         self.deliver_events(None);
     }
@@ -465,6 +473,7 @@ impl<P: Platform> Server<P> {
         self.drop_upload_of(id, "its connection is gone");
         connection.credit.leave(&mut self.reserve);
         self.past.add(connection.figures);
+        self.history.refused = self.history.refused.saturating_add(connection.told.refused);
         self.trace("obj", format_args!("domain {}: connection closed", connection.domid));
         if let Some(at_ms) = connection.wake_at_ms {
             self.timers.remove(&(at_ms, id));

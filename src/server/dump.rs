@@ -21,10 +21,11 @@ use super::memory;
 use super::platform::Platform;
 use crate::proto::error::XsError;
 use crate::proto::handover::Digest;
+use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{DepthLayout, Version};
-use crate::proto::text::push_base64;
-use alloc::string::String;
+use crate::proto::text::write_base64;
 use alloc::vec::Vec;
+use core::fmt;
 
 /// Bytes of the stream in a line of text, and in a reply: 52 lines of 76 characters fit into one.
 const LINE: usize = 57;
@@ -43,6 +44,15 @@ pub(super) struct Dump {
     /// When something was fetched last.
     progress_ms: u64,
     stream: Vec<u8>,
+}
+
+/// Bytes that are shown in base64.
+struct Base64<'a>(&'a [u8]);
+
+impl fmt::Display for Base64<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_base64(f, self.0)
+    }
 }
 
 /// A number of the administrator.
@@ -95,17 +105,17 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    fn take_dump(&mut self, version: Version) -> Result<Vec<u8>, String> {
+    fn take_dump(&mut self, version: Version) -> Result<Vec<u8>, Sentence> {
         // The layout that others read.
         let depths = DepthLayout::Xen;
         if !memory::can_save(&mut self.platform, self.connections.len()) {
-            return Err(String::from("there is not enough memory to write the state down"));
+            return Err(Sentence::from("there is not enough memory to write the state down"));
         }
         let len = self.dump(version, depths, &mut Digest::default())?;
         let mut stream = Vec::new();
         if !memory::can_upload(&mut self.platform, len) || stream.try_reserve_exact(len).is_err() {
             let free = self.platform.heap().free;
-            return Err(alloc::format!(
+            return Err(sentence!(
                 "there is not enough memory for a dump of {len} bytes: {free} are free; give the domain \
                  a larger maxmem"
             ));
@@ -127,13 +137,11 @@ impl<P: Platform> Server<P> {
             return text(format_args!("dump {number} has no byte {offset}: it has {len}"));
         };
         dump.progress_ms = now_ms;
-        let mut lines = Text::default();
+        let mut lines = Text::new()?;
         for line in rest.chunks(LINE).take(PIECE / LINE) {
-            let mut encoded = String::with_capacity(80);
-            push_base64(&mut encoded, line);
-            lines.line(format_args!("{encoded}"));
+            lines.line(format_args!("{}", Base64(line)));
         }
-        Ok(lines.reply())
+        lines.reply()
     }
 
     fn end_dump(&mut self, number: Option<u64>) -> Answer {

@@ -4,6 +4,7 @@ use super::Server;
 use super::dispatch::{Answer, Asker, Reply};
 use super::platform::Platform;
 use super::queue::MESSAGE_OVERHEAD;
+use crate::mem::{Budget, Progress};
 use crate::proto::error::XsError;
 use crate::proto::id::{DomId, TxId};
 use crate::proto::request::{PermTexts, Request};
@@ -42,7 +43,8 @@ impl<P: Platform> Server<P> {
     /// Carries out a request that passed the checks common to all.
     pub(super) fn handle(&mut self, asker: Asker, request: &Request<'_>) -> Answer {
         let caller = asker.caller();
-        let store = &mut self.store;
+        let mut budget = Budget::endless();
+        let (store, budget, post) = (&mut self.store, &mut budget, &mut self.gathered);
         match *request {
             Request::Directory { path } => self.data(|s, out| s.directory(caller, path, out)),
             Request::DirectoryPart { path, offset } => {
@@ -50,9 +52,9 @@ impl<P: Platform> Server<P> {
             }
             Request::Read { path } => self.data(|s, out| s.read(caller, path, out)),
             Request::GetPerms { path } => self.data(|s, out| s.get_perms(caller, path, out)),
-            Request::Write { path, value } => done(store.write(caller, path, value)),
-            Request::Mkdir { path } => done(store.mkdir(caller, path)),
-            Request::Rm { path } => done(store.rm(caller, path)),
+            Request::Write { path, value } => done(store.write(caller, path, value, budget, post)),
+            Request::Mkdir { path } => done(store.mkdir(caller, path, budget, post)),
+            Request::Rm { path } => done(store.rm(caller, path, budget, post)),
             Request::SetPerms { path, perms } => self.set_perms(asker, path, perms),
             Request::Watch { path, token, depth } => {
                 store.watch(asker.id, path, token, depth)?;
@@ -65,13 +67,21 @@ impl<P: Platform> Server<P> {
                 }
                 Ok(Reply::Watching(event))
             }
-            Request::Unwatch { path, token } => done(store.unwatch(asker.id, path, token)),
+            Request::Unwatch { path, token } => {
+                store.unwatch(asker.id, path, token)?;
+                Ok(Reply::Done)
+            }
             Request::ResetWatches => {
-                store.reset(asker.id);
+                let _done = store.reset(asker.id, budget, post);
                 Ok(Reply::Done)
             }
             Request::TransactionStart => start_transaction(store, caller),
-            Request::TransactionEnd { commit } => end_transaction(store, caller, commit),
+            Request::TransactionEnd { commit } => {
+                if caller.tx == TxId::NONE {
+                    return Err(XsError::ENOENT);
+                }
+                done(store.end_transaction(caller.conn, caller.tx, commit, budget, post))
+            }
             Request::GetDomainPath { domid } => Ok(domain_path(domid)),
             Request::Introduce { domid, port } => self.introduce(domid, port),
             Request::Release { domid } => self.release(domid),
@@ -108,7 +118,8 @@ impl<P: Platform> Server<P> {
                 self.learn_certain(entry.domid);
             }
         }
-        done(self.store.set_perms(asker.caller(), path, &entries))
+        let (budget, post) = (&mut Budget::endless(), &mut self.gathered);
+        done(self.store.set_perms(asker.caller(), path, &entries, budget, post))
     }
 
     /// GET_FEATURE: one's own bits for everybody, others' for the privileged domain.
@@ -162,6 +173,9 @@ impl<P: Platform> Server<P> {
         // Its ring may be suspended for a limit that has just been raised.
         let id = domid.and_then(|domid| self.domains.get(&domid)?.connection);
         if let Some(id) = id {
+            if let Some(connection) = self.connections.get_mut(&id) {
+                connection.told.forget(quota);
+            }
             self.resume(id);
         }
         Ok(Reply::Done)
@@ -169,8 +183,8 @@ impl<P: Platform> Server<P> {
 }
 
 /// The answer of a store operation without a result.
-fn done(result: Result<(), XsError>) -> Answer {
-    result.map(|()| Reply::Done)
+fn done(result: Result<Progress, XsError>) -> Answer {
+    result.map(|_| Reply::Done)
 }
 
 /// TRANSACTION_START: transactions do not nest.
@@ -179,14 +193,6 @@ fn start_transaction(store: &mut Store, caller: Caller) -> Answer {
         return Err(XsError::EBUSY);
     }
     store.start_transaction(caller.conn).map(|TxId(id)| number(id))
-}
-
-/// TRANSACTION_END.
-fn end_transaction(store: &mut Store, caller: Caller, commit: bool) -> Answer {
-    if caller.tx == TxId::NONE {
-        return Err(XsError::ENOENT);
-    }
-    done(store.end_transaction(caller.conn, caller.tx, commit))
 }
 
 /// GET_DOMAIN_PATH: the home of any domid; the toolstack asks before there is such a domain.

@@ -1,4 +1,9 @@
 //! What goes to the console, and what guests can make appear there.
+//!
+//! * What happens once in the life of a connection is always told ([`Server::tell`]): the loss of the connection, and
+//!   the first refusal for want of each quota (`refusals.rs`).
+//! * What a guest can repeat is rationed, each kind by itself ([`Server::guest_log`]). What was left out of a kind is
+//!   told in a line of its own when the pause is over, whether or not anything happens then.
 
 use super::Server;
 use super::dispatch::{Answer, Asker, Reply};
@@ -8,13 +13,37 @@ use crate::proto::id::{ConnId, TxId};
 use crate::proto::wire::{Header, Kind};
 use core::fmt;
 
-/// A guest's doings give at most one line in this time.
-const GUEST_PAUSE_MS: u64 = 10_000;
+/// Lines of one kind: a connection's doings give at most one in this time, and what was left out is told after it.
+pub(super) const PAUSE_MS: u64 = 10_000;
 
-/// All guests together give at most so many lines in that time.
+/// All guests together give at most so many lines of one kind in that time.
 const LINES_PER_PAUSE: u32 = 30;
 
-/// The budget for lines that guests cause.
+/// What a guest can make happen as often as it likes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Repeated {
+    /// It holds more memory than the soft limit, or than it may.
+    Holds,
+    /// An event was lost, or a request refused, because the server itself has no memory.
+    NoMemory,
+}
+
+impl Repeated {
+    /// How many there are.
+    pub(super) const COUNT: usize = 2;
+
+    const ALL: [Self; Self::COUNT] = [Self::Holds, Self::NoMemory];
+
+    /// What its lines are about.
+    fn subject(self) -> &'static str {
+        match self {
+            Self::Holds => "domains that hold much memory",
+            Self::NoMemory => "what was refused or dropped for want of memory",
+        }
+    }
+}
+
+/// The ration of one kind.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct LineBudget {
     pub(super) since_ms: u64,
@@ -22,11 +51,31 @@ pub(super) struct LineBudget {
     pub(super) left_out: u32,
 }
 
+impl LineBudget {
+    /// When its pause is over, and what was left out in it has to be told; `None` if nothing was.
+    fn due_ms(&self) -> Option<u64> {
+        (self.left_out > 0).then(|| self.since_ms.saturating_add(PAUSE_MS))
+    }
+}
+
+/// Those of the kinds that a version of the hand-over knows: before version 3 there was one.
+pub(super) fn kept<T>(all: &[T; Repeated::COUNT], handover: u32) -> impl Iterator<Item = &T> {
+    all.iter().take(if handover >= 3 { Repeated::COUNT } else { 1 })
+}
+
+/// The same, to be read.
+pub(super) fn kept_mut<T>(
+    all: &mut [T; Repeated::COUNT],
+    handover: u32,
+) -> impl Iterator<Item = &mut T> {
+    all.iter_mut().take(if handover >= 3 { Repeated::COUNT } else { 1 })
+}
+
 /// The switches of `CONTROL log`, by the names of the C server:
 ///
 /// * `io`: every request and its answer.
 /// * `obj`: domains that become known, connections that come and go.
-/// * `acc`: requests refused for want of quota or memory.
+/// * `acc`: every request refused for want of quota or memory; the first of each domain and quota is told anyway.
 /// * `wrl`: domains that the write-rate limit holds up.
 /// * `tdb`: nothing, since there is no such database here; scripts may turn it.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +83,12 @@ pub(super) struct Switches {
     pub(super) on: bool,
     pub(super) each: [(&'static str, bool); 5],
 }
+
+/// What is told whatever the switches say, for `CONTROL log`.
+pub(super) const ALWAYS: [&str; 2] = [
+    "Always told: connections given up; the first refusal for want of each quota of a domain.",
+    "Told once in 10 s, then how many lines were left out: much memory held, no memory left.",
+];
 
 impl Default for Switches {
     fn default() -> Self {
@@ -62,26 +117,68 @@ impl Switches {
 }
 
 impl<P: Platform> Server<P> {
-    /// Prints a line about a connection that its domain can cause at will, within limits.
-    pub(super) fn guest_log(&mut self, id: ConnId, line: fmt::Arguments<'_>) {
+    /// Prints a line about a connection that can come only once in its life.
+    pub(super) fn tell(&mut self, id: ConnId, line: fmt::Arguments<'_>) {
+        let Some(connection) = self.connections.get(&id) else { return };
+        let domid = connection.domid;
+        self.platform.log(format_args!("domain {domid}: {line}"));
+    }
+
+    /// Prints a line about a connection that its domain can cause at will, within the ration of its kind.
+    pub(super) fn guest_log(&mut self, id: ConnId, kind: Repeated, line: fmt::Arguments<'_>) {
+        // What was left out is told before what comes later.
+        self.tell_left_out();
         let now_ms = self.now_ms;
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        let budget = &mut self.line_budget;
-        if now_ms.saturating_sub(budget.since_ms) >= GUEST_PAUSE_MS {
-            if budget.left_out > 0 {
-                let lines = budget.left_out;
-                self.platform.log(format_args!("{lines} lines about guests were left out"));
-            }
+        let Some(budget) = self.line_budgets.get_mut(kind as usize) else { return };
+        let Some(quiet_until_ms) = connection.quiet_until_ms.get_mut(kind as usize) else { return };
+        if now_ms.saturating_sub(budget.since_ms) >= PAUSE_MS {
             *budget = LineBudget { since_ms: now_ms, used: 0, left_out: 0 };
         }
-        if now_ms < connection.quiet_until_ms || budget.used >= LINES_PER_PAUSE {
+        if now_ms < *quiet_until_ms || budget.used >= LINES_PER_PAUSE {
             budget.left_out = budget.left_out.saturating_add(1);
             return;
         }
         budget.used = budget.used.saturating_add(1);
-        connection.quiet_until_ms = now_ms.saturating_add(GUEST_PAUSE_MS);
+        *quiet_until_ms = now_ms.saturating_add(PAUSE_MS);
         let domid = connection.domid;
         self.platform.log(format_args!("domain {domid}: {line}"));
+    }
+
+    /// Says how many lines were left out, of the kinds whose pause is over.
+    pub(super) fn tell_left_out(&mut self) {
+        for kind in Repeated::ALL {
+            let Some(budget) = self.line_budgets.get_mut(kind as usize) else { continue };
+            if budget.due_ms().is_none_or(|due_ms| self.now_ms < due_ms) {
+                continue;
+            }
+            let (lines, subject) = (budget.left_out, kind.subject());
+            *budget = LineBudget { since_ms: self.now_ms, used: 0, left_out: 0 };
+            self.platform.log(format_args!("{lines} lines were left out about {subject}"));
+        }
+    }
+
+    /// When [`tell_left_out`](Self::tell_left_out) has something to say.
+    pub(super) fn left_out_due_ms(&self) -> Option<u64> {
+        self.line_budgets.iter().filter_map(LineBudget::due_ms).min()
+    }
+
+    /// Tells that the store had no memory for events, at most once in a pause; what is lost in the pause is told
+    /// at its end.
+    pub(super) fn tell_drops(&mut self) {
+        if self.drops_due_ms().is_none_or(|due_ms| self.now_ms < due_ms) {
+            return;
+        }
+        let dropped = self.store.dropped_events();
+        let more = dropped.saturating_sub(self.dropped_before);
+        self.platform.log(format_args!("{more} watch events dropped, no memory is left"));
+        self.dropped_before = dropped;
+        self.next_drop_line_ms = self.now_ms.saturating_add(PAUSE_MS);
+    }
+
+    /// When [`tell_drops`](Self::tell_drops) has something to say.
+    pub(super) fn drops_due_ms(&self) -> Option<u64> {
+        (self.store.dropped_events() != self.dropped_before).then_some(self.next_drop_line_ms)
     }
 
     /// Prints a line if the administrator has turned its switch.
@@ -91,8 +188,11 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// Prints the answer to a request if the administrator wants to see it.
+    /// Takes notice of the answer to a request, and prints it if the administrator wants to see it.
     pub(super) fn trace_answer(&mut self, id: ConnId, header: Header, answer: &Answer) {
+        if let Err(error) = *answer {
+            self.note_refusal(id, header, error);
+        }
         if !self.switches.on {
             return;
         }

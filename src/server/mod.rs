@@ -8,10 +8,10 @@
 //! * `dispatch`, `handlers`: one request from its header to its reply.
 //! * `start`: the first steps.
 //! * `domains`: introduction, shutdown and death of domains. `local`: clients that come another way.
-//! * `control`, `stats`, `dump`: what administrators ask.
+//! * `control`, `stats`, `figures`, `dump`: what administrators ask.
 //! * `accounts`, `memory`, `rate`: who pays for what waits, and what is refused.
 //! * `update`, `save`, `restore`: live update. `revive`: a start from another server's stream.
-//! * `options`: the command line. `log`: what goes to the console.
+//! * `options`: the command line. `log`, `refusals`: what goes to the console.
 #![forbid(unsafe_code)]
 // Nothing that a client sends may reach a panic: whoever wants one here has to say why.
 #![deny(
@@ -29,6 +29,7 @@ mod control;
 mod dispatch;
 mod domains;
 mod dump;
+mod figures;
 mod handlers;
 mod local;
 mod log;
@@ -37,6 +38,7 @@ pub mod options;
 pub mod platform;
 mod queue;
 mod rate;
+mod refusals;
 mod restore;
 mod revive;
 mod save;
@@ -57,17 +59,30 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use connection::{Connection, Figures};
 use core::fmt;
+use dispatch::Gathered;
 use domains::Domain;
 use dump::Dump;
+use figures::History;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
-use log::{LineBudget, Switches};
+use log::{LineBudget, Repeated, Switches};
 use options::Options;
 use platform::Platform;
 use queue::{CauseId, Released};
 use rate::Reserve;
+use restore::Account;
+pub use restore::split_tail;
 use stats::Latency;
 use update::{Passage, Upload};
+
+/// A store as it is at the start.
+#[expect(
+    clippy::expect_used,
+    reason = "nobody is there yet; without memory for it there is no server"
+)]
+fn empty_store(seed: u64, privileged: DomId, options: &Options) -> Store {
+    Store::new(seed, privileged, options.quotas).expect("memory for an empty store")
+}
 
 /// A map whose hashes a guest cannot foresee.
 type Map<K, V> = HashMap<K, V, FixedState>;
@@ -95,6 +110,7 @@ pub struct Server<P: Platform> {
     /// Scratch space.
     released: Released,
     reply: Vec<u8>,
+    gathered: Gathered,
     /// Connections that are not read because they, or the server, have no memory left.
     short_of_memory: Vec<ConnId>,
     /// What idle domains leave to busy ones in the write-rate limit.
@@ -112,11 +128,14 @@ pub struct Server<P: Platform> {
     unmeasured: u32,
     /// The figures of connections that are no more.
     past: Figures,
+    /// What became of the server itself.
+    history: History,
     warned_of_unknown_states: bool,
     /// Events that the store had dropped when that was last reported.
     dropped_before: u64,
     next_drop_line_ms: u64,
-    line_budget: LineBudget,
+    /// The rations of lines, by [`Repeated`].
+    line_budgets: [LineBudget; Repeated::COUNT],
     switches: Switches,
     /// As it was given, for a successor that gets no other.
     command_line: String,
@@ -125,6 +144,8 @@ pub struct Server<P: Platform> {
     /// The stream that an administrator fetches.
     dump: Option<Dump>,
     last_dump: u64,
+    /// What the predecessor said that its domains use, if it counted by other prices; until the trial is over.
+    said: Vec<Account>,
     /// The hand-over that is due, or that made this instance.
     passage: Option<Passage>,
 }
@@ -146,7 +167,7 @@ impl<P: Platform> Server<P> {
         server.existing = existing;
         server.privileged = server.options.privileged.or(control).unwrap_or(DomId(0));
         let seed = server.platform.hash_seed();
-        server.store = Store::new(seed, server.privileged, server.options.quotas);
+        server.store = empty_store(seed, server.privileged, &server.options);
         server.know_privileged();
         server
     }
@@ -162,7 +183,7 @@ impl<P: Platform> Server<P> {
         let privileged = options.privileged.unwrap_or(DomId(0));
         Self {
             platform,
-            store: Store::new(seed, privileged, options.quotas),
+            store: empty_store(seed, privileged, &options),
             options,
             privileged,
             own_domid,
@@ -175,6 +196,7 @@ impl<P: Platform> Server<P> {
             served: Vec::new(),
             released: Released::default(),
             reply: Vec::new(),
+            gathered: Gathered::default(),
             short_of_memory: Vec::new(),
             reserve: Reserve::default(),
             timers: BTreeSet::new(),
@@ -186,15 +208,17 @@ impl<P: Platform> Server<P> {
             latency: Latency::default(),
             unmeasured: 0,
             past: Figures::default(),
+            history: History::default(),
             warned_of_unknown_states: false,
             dropped_before: 0,
             next_drop_line_ms: now_ms,
-            line_budget: LineBudget::default(),
+            line_budgets: [LineBudget::default(); Repeated::COUNT],
             switches: Switches::default(),
             command_line: String::from(command_line),
             upload: None,
             dump: None,
             last_dump: 0,
+            said: Vec::new(),
             passage: None,
         }
     }

@@ -5,8 +5,8 @@
 
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::proto::ring::RingPage;
+use crate::proto::sentence::Sentence;
 use crate::proto::stream::Sink;
-use alloc::string::String;
 use core::fmt;
 
 /// A refusal of the hypervisor.
@@ -191,7 +191,7 @@ pub trait Platform {
     ///
     /// # Errors
     /// What is wrong with it, as a sentence.
-    fn check_image(&mut self, image: &[u8]) -> Result<u32, String>;
+    fn check_image(&mut self, image: &[u8]) -> Result<u32, Sentence>;
 
     /// Makes a little more memory ready for a hand-over, as far as it needs any, so that the hand-over itself, while
     /// nobody is served, need not ask for it. Called with each piece of an image that comes.
@@ -228,7 +228,7 @@ pub trait Platform {
         region: Self::Region,
         stream_len: usize,
         deadline_ms: u64,
-    ) -> String;
+    ) -> Sentence;
 
     /// The trial of this instance is over: what its predecessor had is its own, and there is no way back.
     fn commit(&mut self) {}

@@ -4,11 +4,11 @@
 //! client could not find the next header. An event that waits already swallows its repetition.
 
 use crate::proto::handover::{FieldReader, FieldWriter};
+use crate::proto::sentence::Sentence;
 use crate::proto::stream::{OutOfRoom, Sink};
 use crate::proto::wire::{HEADER_SIZE, Header, Kind, PAYLOAD_MAX};
 use alloc::borrow::Cow;
 use alloc::collections::VecDeque;
-use alloc::string::String;
 use alloc::vec::Vec;
 use core::hash::BuildHasher;
 use foldhash::fast::FixedState;
@@ -345,9 +345,9 @@ impl Queue {
         seed: u64,
         unsent: &[u8],
         fields: &mut FieldReader<'_>,
-        mut each: impl FnMut(Option<CauseId>, usize) -> Result<(), String>,
-    ) -> Result<Self, String> {
-        let damaged = || String::from("messages that wait do not have the length that they say");
+        mut each: impl FnMut(Option<CauseId>, usize) -> Result<(), Sentence>,
+    ) -> Result<Self, Sentence> {
+        let damaged = || Sentence::from("messages that wait do not have the length that they say");
         let mut queue = Self::new(seed);
         let mut sent = fields.bytes()?;
         queue.sent = sent.len();
@@ -374,7 +374,7 @@ impl Queue {
             let mut payload = alloc::vec![0; len.ok_or_else(damaged)?];
             take(&mut payload).ok_or_else(damaged)?;
             if is_event != (kind == Kind::WatchEvent.number()) {
-                return Err(String::from(
+                return Err(Sentence::from(
                     "a message that waits is not of the kind that it is said to be",
                 ));
             }

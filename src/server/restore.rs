@@ -8,22 +8,28 @@ use super::Server;
 use super::accounts::Cause;
 use super::connection::{Connection, Figures};
 use super::domains::Domain;
-use super::log::LineBudget;
+use super::figures::History;
+use super::log::{self, LineBudget};
 use super::platform::{Identity, Platform};
 use super::queue::{CauseId, MESSAGE_OVERHEAD, Queue};
 use super::rate::Reserve;
 use super::update::{Passage, Requester};
-use crate::proto::assemble::Assembler;
-use crate::proto::handover::{FieldReader, HANDOVER, Short};
+use crate::proto::assemble::{Assembler, Obstacle};
+use crate::proto::handover::{
+    FieldReader, HANDOVER, PRICES_SINCE, Short, Source, TAIL_SINCE, Tail,
+};
 use crate::proto::id::{ConnId, DomId, EvtchnPort, TxId};
+use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{self, Endpoint, Record, Version};
 use crate::store::quota::{Quota, Quotas};
 use crate::store::{Party, Restoring};
 use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
-use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+
+/// What is said when memory runs out.
+pub(super) const NO_MEMORY: &str = "there is not enough memory to take everything over";
 
 /// Memory that is asked for at once.
 const STEP: usize = 128 * 1024;
@@ -40,7 +46,7 @@ const CAUSE_FIELDS: usize = 12;
 const NODE_LEN: usize = 32;
 
 /// What does not fit together, as a sentence.
-type Refusal = String;
+type Refusal = Sentence;
 
 /// What the head says of the store.
 struct StoreHead {
@@ -50,10 +56,11 @@ struct StoreHead {
 }
 
 /// What a domain must have used, and ever used, when everything is restored.
-struct Account {
-    domid: DomId,
-    peak: Quotas,
-    used: Quotas,
+#[derive(Debug)]
+pub(super) struct Account {
+    pub(super) domid: DomId,
+    pub(super) peak: Quotas,
+    pub(super) used: Quotas,
 }
 
 /// What has been seen while going through the records.
@@ -75,7 +82,7 @@ impl Seen {
         if self.room < bytes {
             let room = bytes.saturating_add(STEP);
             if !platform.reserve(room.saturating_add(Restoring::MARGIN)) {
-                return Err(String::from("there is not enough memory to take everything over"));
+                return Err(Sentence::from(NO_MEMORY));
             }
             self.room = room;
         }
@@ -98,13 +105,29 @@ impl<P: Platform> Server<P> {
         command_line: &str,
         stream: &[u8],
         private: &[u8],
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Sentence> {
         if private.is_empty() {
             let mut server = Self::new(platform, command_line);
             return server.revive(stream).map(|()| server);
         }
+        let (private, mut tail) = split_tail(private)?;
+        Self::restore_from(platform, command_line, stream, private, &mut tail)
+    }
+
+    /// As [`restore`](Self::restore), with the tail of the private part from a source of its own: see
+    /// [`split_tail`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restore_from<S: Source>(
+        platform: P,
+        command_line: &str,
+        stream: &[u8],
+        private: &[u8],
+        tail: &mut S,
+    ) -> Result<Self, Sentence> {
         let mut server = Self::blank(platform, command_line);
-        match server.fill(stream, private) {
+        match server.fill(stream, private, tail) {
             Ok(()) => Ok(server),
             Err(why) => {
                 server.abandon();
@@ -120,12 +143,17 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    fn fill(&mut self, stream: &[u8], private: &[u8]) -> Result<(), Refusal> {
+    fn fill<S: Source>(
+        &mut self,
+        stream: &[u8],
+        private: &[u8],
+        tail: &mut S,
+    ) -> Result<(), Refusal> {
         let mut fields = FieldReader::new(private);
         let handover = fields.u32()?;
         if !HANDOVER.contains(&handover) {
             let (first, last) = (HANDOVER.start(), HANDOVER.end());
-            return Err(format!(
+            return Err(sentence!(
                 "the private part is of version {handover}, this image reads {first} to {last}"
             ));
         }
@@ -133,14 +161,21 @@ impl<P: Platform> Server<P> {
         let head = self.read_head(&mut fields, reader.version(), handover)?;
         let mut seen = Seen::default();
         let seed = self.platform.hash_seed();
-        let mut new = Restoring::new(seed, self.privileged, head.initial, true);
+        let mut new = Restoring::new(seed, self.privileged, head.initial, true)
+            .map_err(|error| sentence!("{error}"))?;
         let accounts = self.read_domains(&mut fields, &mut new, &mut seen)?;
-        // Not more than the stream can hold, whatever the accounts say.
-        let said = accounts.iter().map(|account| account.used.get(Quota::Nodes) as usize);
-        let nodes = said.fold(0, usize::saturating_add).min(stream.len().wrapping_div(NODE_LEN));
-        seen.reserve(&mut self.platform, nodes.saturating_mul(Restoring::EXPECT_BYTES))?;
-        new.expect(nodes);
         self.read_causes(&mut fields, &mut seen)?;
+        if handover >= TAIL_SINCE {
+            let platform = &mut self.platform;
+            new.tail(&mut Tail::new(tail), |bytes| seen.reserve(platform, bytes))?;
+        } else {
+            // Not more than the stream can hold, whatever the accounts say.
+            let said = accounts.iter().map(|account| account.used.get(Quota::Nodes) as usize);
+            let said = said.fold(0, usize::saturating_add);
+            let nodes = said.min(stream.len().wrapping_div(NODE_LEN));
+            seen.reserve(&mut self.platform, nodes.saturating_mul(Restoring::EXPECT_BYTES))?;
+            new.expect(nodes);
+        }
         loop {
             while let Some(node) = reader.next_node() {
                 self.take_in_node(&node.map_err(damaged)?, &mut fields, &mut new, &mut seen)?;
@@ -148,19 +183,23 @@ impl<P: Platform> Server<P> {
             let Some(record) = reader.next() else { break };
             self.take_in(&record.map_err(damaged)?, &mut fields, &mut new, &mut seen)?;
         }
-        if !fields.is_empty() {
-            return Err(String::from("the private part is longer than the stream"));
+        if !fields.is_empty() || tail.left() > 0 {
+            return Err(Sentence::from("the private part is longer than the stream"));
         }
         self.store = new.finish(Some(head.generation), head.dropped)?;
         self.count_causes()?;
-        self.compare(&accounts)?;
+        let same_prices = handover >= PRICES_SINCE;
+        self.compare(&accounts, same_prices)?;
+        if !same_prices {
+            self.said = accounts;
+        }
         if seen.last.is_some_and(|last| last.0 >= self.next_connection) {
-            return Err(String::from("the number of the next connection is in use"));
+            return Err(Sentence::from("the number of the next connection is in use"));
         }
         let mut findings = String::new();
         self.check_connections(&mut findings);
         match findings.lines().next() {
-            Some(first) => Err(String::from(first)),
+            Some(first) => Err(Sentence::from(first)),
             None => Ok(()),
         }
     }
@@ -186,7 +225,7 @@ impl<P: Platform> Server<P> {
                 Ok(())
             }
             Record::Unknown(unknown) => {
-                Err(format!("the stream has a record of type {}, which is unknown", unknown.kind))
+                Err(sentence!("the stream has a record of type {}, which is unknown", unknown.kind))
             }
         }
     }
@@ -231,7 +270,7 @@ impl<P: Platform> Server<P> {
         self.next_rescan_ms = fields.u64()?;
         self.reserve = Reserve::from_number(fields.i64()?);
         if fields.count(8)? != self.latency.0.len() {
-            return Err(String::from("the histogram of request times has another size"));
+            return Err(Sentence::from("the histogram of request times has another size"));
         }
         for count in &mut self.latency.0 {
             *count = fields.u64()?;
@@ -239,13 +278,18 @@ impl<P: Platform> Server<P> {
         if handover >= 2 {
             self.unmeasured = fields.u32()?;
         }
+        if handover >= 3 {
+            self.history = History::read(fields)?;
+        }
         self.past = Figures::read(fields)?;
         self.warned_of_unknown_states = fields.flag()?;
         let (generation, dropped) = (fields.u64()?, fields.u64()?);
         self.dropped_before = fields.u64()?;
         self.next_drop_line_ms = fields.u64()?;
-        let (since_ms, used) = (fields.u64()?, fields.u32()?);
-        self.line_budget = LineBudget { since_ms, used, left_out: fields.u32()? };
+        for budget in log::kept_mut(&mut self.line_budgets, handover) {
+            let (since_ms, used) = (fields.u64()?, fields.u32()?);
+            *budget = LineBudget { since_ms, used, left_out: fields.u32()? };
+        }
         self.switches.on = fields.flag()?;
         for (_, wanted) in &mut self.switches.each {
             *wanted = fields.flag()?;
@@ -266,15 +310,15 @@ impl<P: Platform> Server<P> {
             let (domid, domain) = read_domain(fields)?;
             let is_next = accounts.last().is_none_or(|last| last.domid < domid);
             if !is_next || !domid.is_ordinary() {
-                return Err(format!("domain {domid} is out of order"));
+                return Err(sentence!("domain {domid} is out of order"));
             }
-            new.domain(domid, read_quotas(fields)?);
+            new.domain(domid, read_quotas(fields)?).map_err(|error| sentence!("{error}"))?;
             let peak = read_quotas(fields)?;
             accounts.push(Account { domid, peak, used: read_quotas(fields)? });
             self.domains.insert(domid, domain);
         }
         if !self.domains.contains_key(&self.privileged) {
-            return Err(String::from("the privileged domain is missing"));
+            return Err(Sentence::from("the privileged domain is missing"));
         }
         Ok(accounts)
     }
@@ -290,7 +334,7 @@ impl<P: Platform> Server<P> {
         for _ in 0..count {
             let (id, connection) = (fields.u64()?, ConnId(fields.u32()?));
             if last >= Some(id) || id >= self.next_cause {
-                return Err(String::from("the unfinished requests are out of order"));
+                return Err(Sentence::from("the unfinished requests are out of order"));
             }
             last = Some(id);
             self.causes.insert(CauseId(id), Cause { connection, waiting: 0 });
@@ -307,9 +351,9 @@ impl<P: Platform> Server<P> {
     ) -> Result<(), Refusal> {
         let id = record.id;
         let Endpoint::Ring { domid, target, port } = record.endpoint else {
-            return Err(format!("connection {} is no ring", id.0));
+            return Err(sentence!("connection {} is no ring", id.0));
         };
-        let wrong = |what: &str| Err(format!("the connection of domain {domid}: {what}"));
+        let wrong = |what: &str| Err(sentence!("the connection of domain {domid}: {what}"));
         let (token, has_port, last_tx) = (fields.u64()?, fields.flag()?, fields.u32()?);
         if seen.last >= Some(id) || !seen.tokens.insert(token) {
             return wrong("it is there twice");
@@ -324,7 +368,7 @@ impl<P: Platform> Server<P> {
         }
         let adopted = self.platform.adopt_ring(domid, token);
         let ring = adopted
-            .map_err(|error| format!("domain {domid}: its ring cannot be taken over: {error}"))?;
+            .map_err(|error| sentence!("domain {domid}: its ring cannot be taken over: {error}"))?;
         // From here on it is the server's, which does not unmap it if something is wrong.
         let seed = self.platform.hash_seed();
         let port = has_port.then_some(port);
@@ -349,9 +393,15 @@ impl<P: Platform> Server<P> {
         let domid = made.domid;
         let privileged = domid == self.privileged;
         made.privileged = privileged;
-        made.read_fields(fields)?;
-        made.assembler = Assembler::restore(record.input)
-            .ok_or_else(|| format!("the request that domain {domid} has begun is damaged"))?;
+        let handover = self.passage.as_ref().map_or(0, |passage| passage.handover);
+        made.read_fields(handover, fields)?;
+        let assembler = match Assembler::restore(record.input) {
+            Err(Obstacle::NoMemory) => return Err(Sentence::from(NO_MEMORY)),
+            Ok(assembler) => assembler,
+            Err(Obstacle::Oversize(_)) => None,
+        };
+        made.assembler = assembler
+            .ok_or_else(|| sentence!("the request that domain {domid} has begun is damaged"))?;
         let causes = &mut self.causes;
         made.queue =
             Queue::restore(self.platform.hash_seed(), record.output, fields, |cause, len| {
@@ -367,12 +417,12 @@ impl<P: Platform> Server<P> {
                 Ok(())
             })?;
         if usize::from(record.partial) != made.queue.partial() {
-            return Err(format!("the message that domain {domid} is being sent is damaged"));
+            return Err(sentence!("the message that domain {domid} is being sent is damaged"));
         }
         if made.is_connected() || made.queue.is_empty() && made.assembler.is_empty() {
             Ok(())
         } else {
-            Err(format!("something waits for domain {domid}, whose ring was given up"))
+            Err(sentence!("something waits for domain {domid}, whose ring was given up"))
         }
     }
 
@@ -380,7 +430,7 @@ impl<P: Platform> Server<P> {
     fn count_causes(&mut self) -> Result<(), Refusal> {
         for cause in self.causes.values() {
             if cause.waiting == 0 {
-                return Err(String::from("an unfinished request waits for nothing"));
+                return Err(Sentence::from("an unfinished request waits for nothing"));
             }
             if let Some(connection) = self.connections.get(&cause.connection) {
                 self.store.charge(connection.domid, Quota::Outstanding, 1);
@@ -389,27 +439,50 @@ impl<P: Platform> Server<P> {
         Ok(())
     }
 
-    /// Whether everything that was counted while it was restored is what the predecessor had counted.
-    fn compare(&mut self, accounts: &[Account]) -> Result<(), Refusal> {
+    /// Whether everything that was counted while it was restored is what the predecessor had counted; the memory only
+    /// if that went by the same prices.
+    fn compare(&mut self, accounts: &[Account], same_prices: bool) -> Result<(), Refusal> {
         for Account { domid, peak, used } in accounts {
             let found = self.store.accounts(*domid).map_or(Quotas::ZERO, |(_, _, used)| used);
-            for quota in Quota::ALL {
+            let mut peak = *peak;
+            if !same_prices {
+                let most = peak.get(Quota::Memory).max(found.get(Quota::Memory));
+                peak.set(Quota::Memory, most);
+            }
+            let compared = |quota: &Quota| same_prices || *quota != Quota::Memory;
+            for quota in Quota::ALL.into_iter().filter(compared) {
                 let (found, said) = (found.get(quota), used.get(quota));
                 if found != said {
                     let name = quota.name();
-                    return Err(format!("domain {domid}: {name}: {found} came, {said} were said"));
+                    return Err(sentence!(
+                        "domain {domid}: {name}: {found} came, {said} were said"
+                    ));
                 }
             }
-            if !self.store.set_peak(*domid, *peak) {
-                return Err(format!("domain {domid} uses more than it ever did"));
+            if !self.store.set_peak(*domid, peak) {
+                return Err(sentence!("domain {domid} uses more than it ever did"));
             }
         }
         Ok(())
     }
 }
 
+/// A private part without its tail, and the tail. A version that has one ends with its length.
+///
+/// # Errors
+/// It is longer than the private part.
+pub fn split_tail(private: &[u8]) -> Result<(&[u8], &[u8]), Sentence> {
+    if FieldReader::new(private).u32()? < TAIL_SINCE {
+        return Ok((private, &[]));
+    }
+    let (rest, len) = private.split_last_chunk().ok_or(Short)?;
+    let len = usize::try_from(u64::from_le_bytes(*len)).unwrap_or(usize::MAX);
+    let start = rest.len().checked_sub(len).ok_or(Short)?;
+    Ok(rest.split_at_checked(start).ok_or(Short)?)
+}
+
 fn damaged(error: stream::StreamError) -> Refusal {
-    format!("the stream is damaged: {error}")
+    sentence!("the stream is damaged: {error}")
 }
 
 fn read_quotas(fields: &mut FieldReader<'_>) -> Result<Quotas, Short> {
@@ -426,7 +499,7 @@ fn read_domain(fields: &mut FieldReader<'_>) -> Result<(DomId, Domain), Refusal>
         0 => Identity::Unknown,
         1 => Identity::Unique(fields.u64()?),
         2 => Identity::Traits { handle: fields.array()?, cpu_time: fields.u64()? },
-        _ => return Err(format!("domain {domid} is described in an unknown way")),
+        _ => return Err(sentence!("domain {domid} is described in an unknown way")),
     };
     let features = fields.u32()?;
     let connection = fields.maybe_u32()?.map(ConnId);

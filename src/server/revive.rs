@@ -25,14 +25,13 @@ use super::restore::Seen;
 use crate::proto::assemble::Assembler;
 use crate::proto::id::{ConnId, DomId};
 use crate::proto::ring::{RingPage, Word};
+use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{self, Endpoint, Record};
 use crate::proto::wire::{HEADER_SIZE, Header, features};
 use crate::store::quota::Quota;
 use crate::store::{Party, Restoring, Special};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
-use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 
 /// What a stream left to be done when its store is complete.
@@ -56,7 +55,7 @@ impl<P: Platform> Server<P> {
     /// host without a xenstore is of no use. It serves at once: nothing has to be started.
     pub fn start_from(platform: P, command_line: &str, module: &[u8]) -> Self {
         let mut server = Self::new(platform, command_line);
-        let stream = stream::in_module(module).map_err(|error| format!("{error}"));
+        let stream = stream::in_module(module).map_err(|error| sentence!("{error}"));
         match stream.and_then(|stream| server.revive(stream)) {
             Ok(()) => server.take_over(),
             Err(why) => {
@@ -71,7 +70,7 @@ impl<P: Platform> Server<P> {
     }
 
     /// Takes over what a stream alone says, into a server that has not started. If that fails, it is as it was.
-    pub(super) fn revive(&mut self, stream: &[u8]) -> Result<(), String> {
+    pub(super) fn revive(&mut self, stream: &[u8]) -> Result<(), Sentence> {
         let revived = self.revive_all(stream);
         if revived.is_err() {
             for (_, connection) in self.connections.drain() {
@@ -87,13 +86,14 @@ impl<P: Platform> Server<P> {
         revived
     }
 
-    fn revive_all(&mut self, stream: &[u8]) -> Result<(), String> {
-        let reader = stream::Reader::new(stream).map_err(|error| format!("{error}"))?;
+    fn revive_all(&mut self, stream: &[u8]) -> Result<(), Sentence> {
+        let reader = stream::Reader::new(stream).map_err(|error| sentence!("{error}"))?;
         let seed = self.platform.hash_seed();
-        let mut new = Restoring::new(seed, self.privileged, self.options.quotas, false);
+        let mut new = Restoring::new(seed, self.privileged, self.options.quotas, false)
+            .map_err(|error| sentence!("{error}"))?;
         let (mut found, mut seen) = (Found::default(), Seen::default());
         for record in reader {
-            let record = record.map_err(|error| format!("{error}"))?;
+            let record = record.map_err(|error| sentence!("{error}"))?;
             seen.reserve(&mut self.platform, Restoring::cost(&record))?;
             if let Err(why) = self.revive_record(&record, &mut new, &mut found) {
                 found.misfits = found.misfits.saturating_add(1);
@@ -127,7 +127,7 @@ impl<P: Platform> Server<P> {
         record: &Record<'a>,
         new: &mut Restoring<'a>,
         found: &mut Found<'a>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Sentence> {
         match record {
             Record::Connection(connection) => self.revive_connection(connection, new, found),
             Record::Watch(watch) => match found.ids.get(&watch.conn) {
@@ -154,7 +154,7 @@ impl<P: Platform> Server<P> {
                 Ok(())
             }
             Record::Domain(domain) => {
-                new.store().learn(domain.domid);
+                new.store().learn(domain.domid).map_err(|error| sentence!("{error}"))?;
                 for (name, value) in domain.quotas.iter() {
                     if let Some(quota) = Quota::from_name(name) {
                         new.store().set_quota(Some(domain.domid), quota, value);
@@ -178,12 +178,12 @@ impl<P: Platform> Server<P> {
         record: &stream::Connection<'a>,
         new: &mut Restoring<'_>,
         found: &mut Found<'a>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Sentence> {
         let Endpoint::Ring { domid, target, .. } = record.endpoint else {
-            return Err(format!("connection {}, which is a socket's", record.id.0));
+            return Err(sentence!("connection {}, which is a socket's", record.id.0));
         };
         if !domid.is_ordinary() || self.connection_of(domid).is_some() {
-            return Err(format!("connection {}, of domain {domid}", record.id.0));
+            return Err(sentence!("connection {}, of domain {domid}", record.id.0));
         }
         let state = self.platform.domain_state(domid);
         let identity = match state {
@@ -194,7 +194,7 @@ impl<P: Platform> Server<P> {
             (Some(before), Identity::Unique(now)) => before != now,
             _ => false,
         };
-        new.store().learn(domid);
+        new.store().learn(domid).map_err(|error| sentence!("{error}"))?;
         if state == DomainState::Gone || other {
             found.gone.push(domid);
             return Ok(());
@@ -202,7 +202,7 @@ impl<P: Platform> Server<P> {
         let page = self
             .platform
             .map_ring(domid)
-            .map_err(|error| format!("domain {domid}: its ring cannot be mapped: {error}"))?;
+            .map_err(|error| sentence!("domain {domid}: its ring cannot be mapped: {error}"))?;
         // Of a client that has never said anything the stream cannot tell how far it is, nor what it waits for.
         let is_another = domid == self.options.first_domain && is_unused(&page);
         let nothing = stream::Connection { input: &[], output: &[], partial: 0, ..*record };
@@ -215,7 +215,7 @@ impl<P: Platform> Server<P> {
         self.next_connection = self.next_connection.wrapping_add(1);
         let target = target.filter(|target| target.is_ordinary());
         if let Some(target) = target {
-            new.store().learn(target);
+            new.store().learn(target).map_err(|error| sentence!("{error}"))?;
         }
         let domain = Domain {
             identity,
@@ -248,8 +248,8 @@ impl<P: Platform> Server<P> {
     ) -> Box<Connection<P::Ring>> {
         let named = self.options.event_port.filter(|_| domid == self.options.first_domain);
         let port = match named.unwrap_or_else(|| page.load(Word::EvtchnPort)) {
-            0 => Err(String::from("its page names none")),
-            remote => self.platform.bind(domid, remote).map_err(|error| format!("{error}")),
+            0 => Err(Sentence::from("its page names none")),
+            remote => self.platform.bind(domid, remote).map_err(|error| sentence!("{error}")),
         };
         let port = match port {
             Ok(port) => Some(port),
@@ -297,7 +297,7 @@ impl<P: Platform> Server<P> {
             }
             if was_connected {
                 self.give_headroom();
-                self.store.fire_special(Special::ReleaseDomain, domid, true);
+                self.announce(Special::ReleaseDomain, domid, true);
                 self.deliver_events(None);
             }
         }
@@ -330,8 +330,8 @@ impl<P: Platform> Server<P> {
     fn receive_from(&mut self, id: ConnId, bytes: &[u8]) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         match Assembler::restore(bytes) {
-            Some(assembler) => connection.assembler = assembler,
-            None => {
+            Ok(Some(assembler)) => connection.assembler = assembler,
+            Ok(None) | Err(_) => {
                 let domid = connection.domid;
                 self.platform
                     .log(format_args!("domain {domid}: what it had sent cannot be followed"));

@@ -6,29 +6,30 @@
 //! same bytes again, and a digest of them proves it.
 //!
 //! The private part: `write_head`, `write_domains`, `write_causes`, then for each connection
-//! `write_connection_fields` with the depths of its watches and the heads of its transactions, then the
-//! generation of each node, then what is known of each touched path.
+//! `write_connection_fields` with the depths of its watches and the heads of its transactions, then what is known of
+//! each touched path, then the tail: all nodes, and its length. In versions without a tail the stream has the nodes, and
+//! the private part the generation of each, before what is known of each touched path.
 
 use super::Server;
 use super::connection::Connection;
 use super::domains::Domain;
+use super::log::{self, LineBudget};
 use super::platform::{Identity, Platform};
 use super::update::Passage;
-use crate::proto::handover::{Digest, FieldWriter, HANDOVER};
+use crate::proto::handover::{Digest, FieldWriter, HANDOVER, TAIL_SINCE};
 use crate::proto::id::{ConnId, DomId, EvtchnPort};
+use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{
     self, Buffered, DepthLayout, Endpoint, OutOfRoom, Sink, Version, WriteError,
 };
 use crate::store::quota::{Quota, Quotas};
-use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 
 /// Whom a stream is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Scope {
-    /// This program, with a private part.
-    Successor,
+    /// This program, with a private part of this version.
+    Successor(u32),
     /// Anybody: without transactions, which nobody else understands.
     Anybody,
 }
@@ -48,17 +49,19 @@ impl<P: Platform> Server<P> {
         version: Version,
         handover: u32,
         sink: &mut S,
-    ) -> Result<usize, String> {
+    ) -> Result<usize, Sentence> {
         if !HANDOVER.contains(&handover) {
-            return Err(format!("version {handover} of the private part is unknown here"));
+            return Err(sentence!("version {handover} of the private part is unknown here"));
         }
         let sink = &mut Buffered::new(sink);
-        let written = self.write_stream(version, DepthLayout::Document, Scope::Successor, sink);
+        let written =
+            self.write_stream(version, DepthLayout::Document, Scope::Successor(handover), sink);
         let written = written.and_then(|len| sink.flush().map(|()| len).map_err(WriteError::from));
-        let stream_len = written.map_err(|error| format!("the state was not written: {error}"))?;
+        let stream_len =
+            written.map_err(|error| sentence!("the state was not written: {error}"))?;
         let private = self.write_private(handover, &mut FieldWriter(sink));
         private.and_then(|()| sink.flush()).map_err(|OutOfRoom| {
-            String::from("the state was not written: no room for the private part")
+            Sentence::from("the state was not written: no room for the private part")
         })?;
         Ok(stream_len)
     }
@@ -73,16 +76,16 @@ impl<P: Platform> Server<P> {
         version: Version,
         depths: DepthLayout,
         sink: &mut S,
-    ) -> Result<usize, String> {
+    ) -> Result<usize, Sentence> {
         let written = self.write_stream(version, depths, Scope::Anybody, sink);
-        written.map_err(|error| format!("the state was not written: {error}"))
+        written.map_err(|error| sentence!("the state was not written: {error}"))
     }
 
     /// The digest of what [`save`](Self::save) writes, in the versions in which this instance got it.
     ///
     /// # Errors
     /// As there.
-    pub fn digest(&self) -> Result<u64, String> {
+    pub fn digest(&self) -> Result<u64, Sentence> {
         let mut digest = Digest::default();
         let passage = self.passage.as_ref();
         let stream = passage.map_or(Version::Two, |passage| passage.stream);
@@ -118,12 +121,14 @@ impl<P: Platform> Server<P> {
             let Some(connection) = self.connections.get(id) else { continue };
             self.write_connection(*id, connection, version, &mut writer)?;
             self.store.write_watches(*id, &mut writer)?;
-            if scope == Scope::Successor {
+            if scope != Scope::Anybody {
                 self.store.write_transactions(*id, &mut writer)?;
             }
         }
-        self.store.write_nodes(&mut writer)?;
-        if scope == Scope::Successor {
+        if !matches!(scope, Scope::Successor(TAIL_SINCE..)) {
+            self.store.write_nodes(&mut writer)?;
+        }
+        if scope != Scope::Anybody {
             self.store.write_touched(&all, &mut writer)?;
         }
         for (domid, domain) in &self.domains {
@@ -187,12 +192,19 @@ impl<P: Platform> Server<P> {
         let all = self.sorted_connections();
         for id in &all {
             let Some(connection) = self.connections.get(id) else { continue };
-            self.write_connection_fields(*id, connection, fields)?;
+            self.write_connection_fields(*id, connection, handover, fields)?;
             self.store.write_watch_fields(*id, fields)?;
             self.store.write_transaction_fields(*id, fields)?;
         }
-        self.store.write_node_fields(fields)?;
-        self.store.write_touched_fields(&all, fields)
+        if handover < TAIL_SINCE {
+            self.store.write_node_fields(fields)?;
+            return self.store.write_touched_fields(&all, fields);
+        }
+        self.store.write_touched_fields(&all, fields)?;
+        let mut tail = Counted { sink: &mut *fields.0, count: 0 };
+        self.store.write_tree(&mut FieldWriter(&mut tail))?;
+        let len = tail.count;
+        fields.u64(len)
     }
 
     /// The passage, and the server's own fields.
@@ -222,15 +234,20 @@ impl<P: Platform> Server<P> {
         if handover >= 2 {
             fields.u32(self.unmeasured)?;
         }
+        if handover >= 3 {
+            self.history.write(fields)?;
+        }
         self.past.write(fields)?;
         fields.flag(self.warned_of_unknown_states)?;
         fields.u64(self.store.generation())?;
         fields.u64(self.store.dropped_events())?;
         fields.u64(self.dropped_before)?;
         fields.u64(self.next_drop_line_ms)?;
-        fields.u64(self.line_budget.since_ms)?;
-        fields.u32(self.line_budget.used)?;
-        fields.u32(self.line_budget.left_out)?;
+        for LineBudget { since_ms, used, left_out } in log::kept(&self.line_budgets, handover) {
+            fields.u64(*since_ms)?;
+            fields.u32(*used)?;
+            fields.u32(*left_out)?;
+        }
         fields.flag(self.switches.on)?;
         self.switches.each.into_iter().try_for_each(|(_, wanted)| fields.flag(wanted))
     }
@@ -240,8 +257,14 @@ impl<P: Platform> Server<P> {
         for (domid, domain) in &self.domains {
             write_domain(*domid, domain, fields)?;
             let accounts = self.store.accounts(*domid);
-            let (quotas, peak, used) =
+            let (quotas, mut peak, mut used) =
                 accounts.unwrap_or((Quotas::ZERO, Quotas::ZERO, Quotas::ZERO));
+            // On trial, what was read has to be written again.
+            if let Ok(place) = self.said.binary_search_by_key(domid, |account| account.domid)
+                && let Some(said) = self.said.get(place)
+            {
+                (peak, used) = (said.peak, said.used);
+            }
             [quotas, peak, used].into_iter().try_for_each(|quotas| write_quotas(quotas, fields))?;
         }
         Ok(())
@@ -264,13 +287,35 @@ impl<P: Platform> Server<P> {
         &self,
         id: ConnId,
         connection: &Connection<P::Ring>,
+        handover: u32,
         fields: &mut FieldWriter<'_, S>,
     ) -> Result<(), OutOfRoom> {
         fields.u64(self.platform.ring_token(&connection.ring))?;
         fields.flag(connection.port.is_some())?;
         fields.u32(self.store.last_transaction(id))?;
-        connection.write_fields(fields)?;
+        connection.write_fields(handover, fields)?;
         connection.queue.write_fields(fields)
+    }
+}
+
+/// Counts what it passes on.
+struct Counted<S> {
+    sink: S,
+    count: u64,
+}
+
+impl<S: Sink> Sink for Counted<S> {
+    #[inline(always)]
+    fn append(&mut self, bytes: &[u8]) -> Result<(), OutOfRoom> {
+        self.count = self.count.saturating_add(bytes.len() as u64);
+        self.sink.append(bytes)
+    }
+
+    #[inline(always)]
+    fn place(&mut self, len: usize) -> Option<&mut [u8]> {
+        let place = self.sink.place(len)?;
+        self.count = self.count.saturating_add(len as u64);
+        Some(place)
     }
 }
 

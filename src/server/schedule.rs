@@ -69,7 +69,8 @@ impl<P: Platform> Server<P> {
         if self.is_leaving() {
             return Pass::HandOver;
         }
-        if self.timers.is_empty() && self.upload.is_none() && self.dump.is_none() {
+        let has_line = self.left_out_due_ms().is_some() || self.drops_due_ms().is_some();
+        if self.timers.is_empty() && self.upload.is_none() && self.dump.is_none() && !has_line {
             self.now_ms = self.now_ms.max(self.platform.rough_ms());
         } else {
             self.read_clock();
@@ -78,6 +79,8 @@ impl<P: Platform> Server<P> {
         self.collect_timers();
         self.expire_upload();
         self.expire_dump();
+        self.tell_left_out();
+        self.tell_drops();
         self.rescan();
         // Those that become ready meanwhile wait for the next pass.
         for _ in 0..self.ready.len() {
@@ -90,8 +93,10 @@ impl<P: Platform> Server<P> {
         self.look_again();
         if self.ready.is_empty() {
             let timer = self.timers.first().map(|(at_ms, _)| *at_ms);
-            let all = [timer, self.upload_expires_ms(), self.dump_expires_ms()];
-            Pass::Idle(all.into_iter().flatten().min())
+            let expiry = [self.upload_expires_ms(), self.dump_expires_ms()];
+            let lines = [self.left_out_due_ms(), self.drops_due_ms()];
+            let all = [timer].into_iter().chain(expiry).chain(lines);
+            Pass::Idle(all.flatten().min())
         } else {
             Pass::More
         }
@@ -229,7 +234,9 @@ impl<P: Platform> Server<P> {
                     self.unmeasured = MEASURED_OF.saturating_sub(1);
                     let from_us = self.platform.now_us();
                     self.execute(id);
-                    self.latency.add(self.platform.now_us().saturating_sub(from_us));
+                    let us = self.platform.now_us().saturating_sub(from_us);
+                    self.latency.add(us);
+                    self.history.measured_us = self.history.measured_us.saturating_add(us);
                 }
             }
             budget = budget.saturating_sub(1);
@@ -278,6 +285,9 @@ impl<P: Platform> Server<P> {
         let domid = connection.domid;
         if suspension == Some(Suspension::Memory) && before != suspension {
             self.short_of_memory.push(id);
+        }
+        if before != suspension {
+            self.tell_suspension(id, suspension);
         }
         if let (Some(Suspension::Rate(until)), true) = (suspension, before != suspension) {
             let ms = until.saturating_sub(self.now_ms);
@@ -389,8 +399,13 @@ impl<P: Platform> Server<P> {
                     self.ignore(id, RingError::Protocol);
                 }
             }
+            Fault::NoMemory => {
+                if connection.suspension.replace(Suspension::Memory) != Some(Suspension::Memory) {
+                    self.short_of_memory.push(id);
+                }
+            }
             Fault::Oversize(len) => {
-                self.guest_log(id, format_args!("a request announced {len} bytes of payload"));
+                self.tell(id, format_args!("a request announced {len} bytes of payload"));
                 self.ignore(id, RingError::Protocol);
             }
         }
@@ -417,6 +432,6 @@ impl<P: Platform> Server<P> {
             RingError::RingIndex => "its ring indices are impossible",
             RingError::Protocol => "it violated the protocol",
         };
-        self.guest_log(id, format_args!("connection given up: {why}"));
+        self.tell(id, format_args!("connection given up: {why}"));
     }
 }

@@ -1,14 +1,13 @@
 //! `CONTROL stats`: how busy the server and each connection are.
 
 use super::Server;
-use super::connection::{Connection, Suspension};
 use super::control::Text;
-use super::dispatch::Reply;
+use super::dispatch::Answer;
+use super::figures::{Limit, Listed, state};
 use super::platform::Platform;
 use super::schedule::MEASURED_OF;
 use crate::proto::id::DomId;
 use crate::proto::wire::PAYLOAD_MAX;
-use alloc::string::String;
 use core::fmt::Write;
 
 /// The upper bounds of the histogram's buckets are 1, 2, 4, ... microseconds; the last one has no bound.
@@ -16,6 +15,9 @@ pub(super) const BUCKETS: usize = 18;
 
 /// Room that a list of connections leaves for its last line.
 const LAST_LINE: usize = 32;
+
+/// A line of figures.
+type Line = heapless::String<512>;
 
 /// How long requests took, from the complete message to the queued reply.
 #[derive(Clone, Copy, Default, Debug)]
@@ -32,12 +34,12 @@ impl Latency {
     }
 
     /// Every bucket that is not empty, as `<BOUND us: COUNT`.
-    fn text(self) -> String {
-        let mut text = String::new();
+    fn text(self) -> Line {
+        let mut text = Line::new();
         for (power, count) in (0_u32..).zip(self.0).filter(|(_, count)| *count > 0) {
             let bound = 1_u64.wrapping_shl(power);
             let is_last = usize::try_from(power).unwrap_or(0) == BUCKETS.saturating_sub(1);
-            // Writing to a string does not fail.
+            // What does not fit is left out.
             let _ = if is_last {
                 write!(text, " >={}: {count}", bound.wrapping_shr(1))
             } else {
@@ -48,32 +50,23 @@ impl Latency {
     }
 }
 
-/// What keeps a connection from being served, in one word.
-fn state<R: crate::proto::ring::RingPage>(connection: &Connection<R>) -> &'static str {
-    match connection.suspension {
-        _ if !connection.is_connected() => "ignored",
-        None => "connected",
-        Some(Suspension::Outstanding) => "outstanding",
-        Some(Suspension::Memory) => "memory",
-        Some(Suspension::Rate(_)) => "rate",
-    }
-}
-
 impl<P: Platform> Server<P> {
     /// `stats`: figures of the server, then one line for each connection, from a domid on; if they do
     /// not fit into one message, the last line says how to go on.
-    pub(super) fn control_stats(&self, from: DomId) -> Reply {
-        let mut text = Text::default();
+    pub(super) fn control_stats(&self, from: DomId) -> Answer {
+        let mut text = Text::new()?;
         if from == DomId(0) {
             self.list_figures(&mut text);
         }
         text.line(format_args!("domid requests events dropped bytes-in bytes-out waiting state"));
-        for (domid, domain) in self.domains.range(from..) {
-            let connection = domain.connection.and_then(|id| self.connections.get(&id));
+        let mut next = Some(from);
+        while let Some(Listed { domid, connection }) = next.and_then(|from| self.next_listed(from))
+        {
+            next = domid.0.checked_add(1).map(DomId);
             let Some(connection) = connection else { continue };
             let figures = connection.figures;
-            let mut line = String::new();
-            // Writing to a string does not fail.
+            let mut line = Line::new();
+            // What does not fit is left out.
             let _ = write!(
                 line,
                 "{domid} {} {} {} {} {} {} {}",
@@ -107,7 +100,9 @@ impl<P: Platform> Server<P> {
         text.line(format_args!("uptime: {} s", uptime_ms.wrapping_div(1000)));
         text.line(format_args!(
             "heap: used {} bytes, size {}, limit {}",
-            heap.used, heap.size, heap.limit
+            heap.used,
+            heap.size,
+            Limit(heap.limit)
         ));
         text.line(format_args!("hypercalls: {}", self.platform.hypercalls()));
         text.line(format_args!("requests: {requests}"));

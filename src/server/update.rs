@@ -26,11 +26,10 @@ use super::platform::Platform;
 use crate::proto::error::XsError;
 use crate::proto::handover::HANDOVER;
 use crate::proto::id::{ConnId, DomId, TxId};
+use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::Version;
 use crate::proto::text::{atoi, split_first_string, strings};
 use crate::proto::wire::{Header, Kind};
-use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -39,6 +38,8 @@ pub(super) const IMAGE_MAX: usize = 2 * 1024 * 1024;
 
 /// The longest command line of a successor.
 const COMMAND_LINE_MAX: usize = 1024;
+
+type CommandLine = heapless::String<COMMAND_LINE_MAX>;
 
 /// How long an upload may make no progress.
 pub(super) const UPLOAD_PAUSE_MS: u64 = 60_000;
@@ -60,7 +61,7 @@ pub(super) struct Upload {
     progress_ms: u64,
     size: usize,
     image: Vec<u8>,
-    command_line: Option<String>,
+    command_line: Option<CommandLine>,
     /// Connections that were refused because of this one; the next `-a` of each is their tidying up.
     refused: Vec<ConnId>,
 }
@@ -105,8 +106,6 @@ pub struct Offer<R> {
     pub region: R,
     /// Bytes of the stream.
     pub stream_len: usize,
-    /// The successor's command line.
-    pub command_line: String,
     /// When the trial has failed, on the platform's clock.
     pub deadline_ms: u64,
 }
@@ -183,12 +182,12 @@ impl<P: Platform> Server<P> {
         self.platform.prepare();
         match command {
             Command::Data { len, bytes } => upload.add(len, bytes),
-            Command::Line(line) => match core::str::from_utf8(line) {
-                Ok(line) if line.len() <= COMMAND_LINE_MAX => {
-                    upload.command_line = Some(String::from(line));
+            Command::Line(line) => match core::str::from_utf8(line).map(CommandLine::try_from) {
+                Ok(Ok(line)) => {
+                    upload.command_line = Some(line);
                     Ok(Reply::Done)
                 }
-                _ => text(format_args!(
+                Ok(Err(_)) | Err(_) => text(format_args!(
                     "the command line is no text, or has more than {COMMAND_LINE_MAX} bytes"
                 )),
             },
@@ -339,9 +338,10 @@ impl<P: Platform> Server<P> {
     /// nothing had happened, but for the reply with the reason.
     pub fn hand_over(&mut self) {
         let why = match self.leave() {
-            Ok(Offer { region, stream_len, command_line, deadline_ms }) => {
+            Ok(Offer { region, stream_len, deadline_ms }) => {
                 let image = self.upload.as_ref().map_or(&[][..], |upload| &upload.image);
-                self.platform.replace(image, &command_line, region, stream_len, deadline_ms)
+                let line = successor_line(self.upload.as_ref(), &self.command_line);
+                self.platform.replace(image, line, region, stream_len, deadline_ms)
             }
             Err(why) => why,
         };
@@ -353,7 +353,7 @@ impl<P: Platform> Server<P> {
     ///
     /// # Errors
     /// Why that is not possible, as a sentence; then it has to stay.
-    pub fn leave(&mut self) -> Result<Offer<P::Region>, String> {
+    pub fn leave(&mut self) -> Result<Offer<P::Region>, Sentence> {
         let stopped_us = self.platform.now_us();
         let now_ms = self.platform.now_ms();
         let mut passage = self.passage.unwrap_or(Passage {
@@ -369,15 +369,19 @@ impl<P: Platform> Server<P> {
         all.into_iter().for_each(|id| self.date_events(id));
         let ids = self.connections.len().saturating_add(self.causes.len());
         if !memory::can_save(&mut self.platform, ids) {
-            return Err(String::from("there is not enough memory to write the state down"));
+            return Err(Sentence::from("there is not enough memory to write the state down"));
         }
         let mut region = self.platform.new_region().map_err(|error| {
-            format!("there is no memory for what has to be handed over: {error}")
+            sentence!("there is no memory for what has to be handed over: {error}")
         })?;
         let stream_len = self.save(passage.stream, passage.handover, &mut region)?;
-        let uploaded = self.upload.as_ref().and_then(|upload| upload.command_line.as_ref());
-        let command_line = uploaded.unwrap_or(&self.command_line).clone();
-        Ok(Offer { region, stream_len, command_line, deadline_ms: passage.deadline_ms })
+        Ok(Offer { region, stream_len, deadline_ms: passage.deadline_ms })
+    }
+
+    /// The command line of the successor: the one that was uploaded, else that of this instance.
+    #[must_use]
+    pub fn successor_line(&self) -> &str {
+        successor_line(self.upload.as_ref(), &self.command_line)
     }
 
     /// The successor was not able to take over: goes on, and tells who asked.
@@ -401,8 +405,10 @@ impl<P: Platform> Server<P> {
     /// asked for the update, and looks at every ring and every domain, since signals may have been lost.
     pub fn take_over(&mut self) {
         self.platform.commit();
+        self.said = Vec::new();
         self.now_ms = self.platform.now_ms();
         let passage = self.passage.take();
+        self.history.begin(passage.is_some());
         if let Some(requester) = passage.and_then(|passage| passage.requester) {
             self.answer_requester(requester, Ok(Reply::Done));
         }
@@ -438,6 +444,10 @@ impl fmt::Display for Pause {
         let (ms, rest) = (us.wrapping_div(1000), us.wrapping_rem(1000));
         write!(f, "; nobody was served for {ms}.{rest:03} ms")
     }
+}
+
+fn successor_line<'a>(upload: Option<&'a Upload>, own: &'a str) -> &'a str {
+    upload.and_then(|upload| upload.command_line.as_ref()).map_or(own, CommandLine::as_str)
 }
 
 impl Upload {

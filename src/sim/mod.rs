@@ -5,6 +5,8 @@
 //!
 //! * `world`: the hypervisor's side, with what a test may do to it; implements `server::platform::Platform`.
 //! * `page`: a ring page that the server and a client share.
+//! * [`host`]: a server with a toolstack and guests that wait for their replies.
+//! * `memory`: what the server's domain has of it, on the image's own allocator.
 //! * `client`: an honest client, which saves on signals as Linux does.
 //! * `journal`: what passed between the server and the world, for a judge.
 //! * `random`: chance from a seed.
@@ -17,7 +19,9 @@
 )]
 
 mod client;
+pub mod host;
 mod journal;
+mod memory;
 pub mod model;
 mod page;
 mod random;
@@ -26,14 +30,17 @@ mod world;
 
 pub use client::{Client, Message};
 pub use journal::{Journal, PageId, Seen};
+pub use memory::Memory;
 pub use page::SimPage;
 pub use random::Random;
 pub use world::{Region, SimPlatform, World};
 
 use crate::proto::handover::Digest;
 use crate::proto::id::DomId;
+use crate::proto::sentence::Sentence;
 use crate::proto::wire::Kind;
 use crate::server::{Offer, Pass, Server};
+use crate::xen::bounded::outside;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -63,12 +70,22 @@ impl Simulation {
         let port = world.create(DomId(0));
         prepare(&world, world.page(DomId(0)).id());
         let command_line = alloc::format!("--event {port} {options}");
-        let mut server = Server::new(world.platform(), &command_line);
-        server.start();
+        let platform = world.platform();
+        let server = world.serve(|| {
+            let mut server = Server::new(platform, &command_line);
+            server.start();
+            server
+        });
         let mut simulation = Self { world, server };
         let _ = simulation.settle();
         let client = simulation.client(DomId(0));
         (simulation, client)
+    }
+
+    /// As [`start`](Self::start), in a domain whose memory has an end.
+    #[must_use]
+    pub fn start_bounded(options: &str, memory: Memory) -> (Self, Client) {
+        Self::start_watched(options, |world, _| world.set_memory(memory))
     }
 
     /// A client in a domain that exists.
@@ -123,7 +140,7 @@ impl Simulation {
     /// One pass of the server; if a live update is due then, that is done, too: if it fails, the reason goes to
     /// whoever asked.
     pub fn pass(&mut self) -> Pass {
-        match self.server.pass() {
+        match self.world.serve(|| self.server.pass()) {
             Pass::HandOver => {
                 let _reason = self.hand_over();
                 Pass::More
@@ -136,12 +153,13 @@ impl Simulation {
     ///
     /// # Errors
     /// Why it failed; then the old one goes on.
-    pub fn hand_over(&mut self) -> Result<(), String> {
-        match self.server.leave().and_then(|offer| self.trial(&offer)) {
+    pub fn hand_over(&mut self) -> Result<(), Sentence> {
+        let world = self.world.clone();
+        world.serve(|| match self.server.leave().and_then(|offer| self.trial(&offer)) {
             Ok(new) => {
                 core::mem::replace(&mut self.server, new).abandon();
                 // A successor looks at every domain, as after news that do not say of whom.
-                self.world.journal().note(|| Seen::Look);
+                outside(|| self.world.journal().note(|| Seen::Look));
                 self.server.take_over();
                 Ok(())
             }
@@ -149,31 +167,35 @@ impl Simulation {
                 self.server.stay(&why);
                 Err(why)
             }
-        }
+        })
     }
 
     /// A live update that fails at the last moment: the old server goes on.
     ///
     /// # Errors
     /// Why it failed before.
-    pub fn fail_to_hand_over(&mut self) -> Result<(), String> {
-        let result = self.server.leave().and_then(|offer| self.trial(&offer));
-        let result = result.map(Server::abandon);
-        self.server.stay("it was to fail");
-        result
+    pub fn fail_to_hand_over(&mut self) -> Result<(), Sentence> {
+        let world = self.world.clone();
+        world.serve(|| {
+            let result = self.server.leave().and_then(|offer| self.trial(&offer));
+            let result = result.map(Server::abandon);
+            self.server.stay("it was to fail");
+            result
+        })
     }
 
     /// A successor on trial.
-    fn trial(&self, offer: &Offer<Region>) -> Result<Server<SimPlatform>, String> {
+    fn trial(&self, offer: &Offer<Region>) -> Result<Server<SimPlatform>, Sentence> {
         let all = &offer.region.bytes;
         let (stream, private) = all.split_at(offer.stream_len);
-        let new = Server::restore(self.world.successor(), &offer.command_line, stream, private)?;
+        let new =
+            Server::restore(self.world.successor(), self.server.successor_line(), stream, private)?;
         let digest = new.digest()?;
         if digest == Digest::of(all) {
-            new.check()?;
+            new.check().map_err(|findings| Sentence::from(findings.as_str()))?;
             return Ok(new);
         }
-        Err(String::from("what was restored is not what was handed over"))
+        Err(Sentence::from("what was restored is not what was handed over"))
     }
 
     /// Moves the clock in the steps that the server asks for, as if it slept in between.
@@ -195,6 +217,16 @@ impl Simulation {
     /// # Errors
     /// The findings, one a line.
     pub fn check(&self) -> Result<(), String> {
-        self.server.check()
+        self.world.serve(|| self.server.check()).map_err(|findings| findings.as_str().into())
+    }
+
+    /// The server ends, and with it all that it holds.
+    ///
+    /// # Errors
+    /// That its memory has not been given back.
+    pub fn end(self) -> Result<(), String> {
+        let Self { world, server } = self;
+        drop(server);
+        world.memory().map_or(Ok(()), |memory| memory.is_empty())
     }
 }

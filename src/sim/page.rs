@@ -2,6 +2,7 @@
 
 use super::journal::{Journal, PageId, Seen};
 use crate::proto::ring::{RING_SIZE, RSP_OFFSET, RingPage, Word};
+use crate::xen::bounded::outside;
 use alloc::collections::VecDeque;
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
@@ -230,37 +231,47 @@ impl Watcher {
 
 impl RingPage for SimPage {
     fn load(&self, word: Word) -> u32 {
-        let due = self.watcher.borrow_mut().due();
-        if let Some((word, value)) = due {
-            self.set_word(word, value);
-        }
-        let value = self.word(word);
-        self.watcher.borrow_mut().loaded(word, value);
-        if word == Word::ReqProd {
-            self.write_late();
-        }
-        value
+        outside(|| {
+            let due = self.watcher.borrow_mut().due();
+            if let Some((word, value)) = due {
+                self.set_word(word, value);
+            }
+            let value = self.word(word);
+            self.watcher.borrow_mut().loaded(word, value);
+            if word == Word::ReqProd {
+                self.write_late();
+            }
+            value
+        })
     }
 
     fn store(&mut self, word: Word, value: u32) {
-        self.late.borrow_mut().is_unseen |= word == Word::ReqCons;
-        self.watcher.borrow_mut().stored(word, value);
-        self.set_word(word, value);
+        outside(|| {
+            self.late.borrow_mut().is_unseen |= word == Word::ReqCons;
+            self.watcher.borrow_mut().stored(word, value);
+            self.set_word(word, value);
+        });
     }
 
     fn copy_request(&self, offset: usize, into: &mut [u8]) {
-        into.copy_from_slice(&self.bytes.borrow()[..RSP_OFFSET][offset..][..into.len()]);
-        self.watcher.borrow_mut().request.1.extend_from_slice(into);
+        outside(|| {
+            into.copy_from_slice(&self.bytes.borrow()[..RSP_OFFSET][offset..][..into.len()]);
+            self.watcher.borrow_mut().request.1.extend_from_slice(into);
+        });
     }
 
     fn copy_response(&mut self, offset: usize, from: &[u8]) {
-        let mut page = self.bytes.borrow_mut();
-        page[RSP_OFFSET..2 * RSP_OFFSET][offset..][..from.len()].copy_from_slice(from);
-        self.watcher.borrow_mut().response.1.extend_from_slice(from);
+        outside(|| {
+            let mut page = self.bytes.borrow_mut();
+            page[RSP_OFFSET..2 * RSP_OFFSET][offset..][..from.len()].copy_from_slice(from);
+            self.watcher.borrow_mut().response.1.extend_from_slice(from);
+        });
     }
 
     fn barrier(&self) {
-        self.late.borrow_mut().is_unseen = false;
+        outside(|| {
+            self.late.borrow_mut().is_unseen = false;
+        });
     }
 }
 

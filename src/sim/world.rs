@@ -1,14 +1,17 @@
 //! The hypervisor's side of the simulated world.
 
 use super::journal::{Journal, PageId, Seen};
+use super::memory::Memory;
 use super::page::{SimPage, WeakPage};
 use super::random::Random;
 use crate::proto::handover::HANDOVER;
 use crate::proto::id::{DomId, EvtchnPort};
+use crate::proto::sentence::Sentence;
 use crate::proto::stream::{OutOfRoom, Sink};
 use crate::server::platform::{
     Change, DomainState, Event, HeapStats, Identity, Platform, PlatformError,
 };
+use crate::xen::bounded::outside;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
@@ -60,6 +63,10 @@ struct State {
     /// If not, the end of a domain can be seen nevertheless.
     shows_ends: bool,
     heap_free: usize,
+    /// The memory of the server's domain, if it has an end.
+    memory: Option<Memory>,
+    /// Domains of which Xen does not tell, though it tells of others (an XSM policy).
+    hidden: BTreeSet<DomId>,
     /// One in so many requests for memory is refused although there is some; 0 for none.
     refusals: u32,
     /// One in so many signals, in both directions, gets lost; 0 for none.
@@ -97,6 +104,8 @@ impl Default for World {
             tells_states: true,
             shows_ends: false,
             heap_free: usize::MAX,
+            memory: None,
+            hidden: BTreeSet::new(),
             refusals: 0,
             losses: 0,
             chance: Random::new(0),
@@ -298,6 +307,35 @@ impl World {
         self.state().shows_ends = shows;
     }
 
+    /// Gives the server's domain memory with an end. Before the server is made.
+    pub fn set_memory(&self, memory: Memory) {
+        self.state().memory = Some(memory);
+    }
+
+    /// The memory of the server's domain, if it has an end.
+    #[must_use]
+    pub fn memory(&self) -> Option<Memory> {
+        self.state().memory.clone()
+    }
+
+    /// Runs the server's own code, on its own memory.
+    pub fn serve<R>(&self, f: impl FnOnce() -> R) -> R {
+        match self.memory() {
+            Some(memory) => memory.enter(f),
+            None => f(),
+        }
+    }
+
+    /// Chooses whether Xen refuses to tell of this domain, as a policy of its security module may have it.
+    pub fn set_hidden(&self, domid: DomId, hidden: bool) {
+        let mut state = self.state();
+        if hidden {
+            state.hidden.insert(domid);
+        } else {
+            state.hidden.remove(&domid);
+        }
+    }
+
     /// Chooses how many bytes the server's heap has left.
     pub fn set_heap_free(&self, bytes: usize) {
         self.state().heap_free = bytes;
@@ -361,6 +399,9 @@ impl State {
     }
 
     fn domain_state(&self, domid: DomId) -> DomainState {
+        if self.hidden.contains(&domid) && self.domains.contains_key(&domid) {
+            return DomainState::Unknown;
+        }
         if !self.tells_states {
             if self.shows_ends && domid != OWN_DOMID && !self.domains.contains_key(&domid) {
                 return DomainState::Gone;
@@ -396,7 +437,7 @@ impl Sink for Region {
         if bytes.len() > self.max.saturating_sub(self.bytes.len()) {
             return Err(OutOfRoom);
         }
-        self.bytes.extend_from_slice(bytes);
+        outside(|| self.bytes.extend_from_slice(bytes));
         Ok(())
     }
 }
@@ -406,156 +447,197 @@ impl Platform for SimPlatform {
     type Region = Region;
 
     fn now_ms(&self) -> u64 {
-        let now_ms = self.0.now_ms();
-        self.0.state().journal.note(|| Seen::Clock(now_ms));
-        now_ms
+        outside(|| {
+            let now_ms = self.0.now_ms();
+            self.0.state().journal.note(|| Seen::Clock(now_ms));
+            now_ms
+        })
     }
 
     fn rough_ms(&self) -> u64 {
-        let now_ms = self.now_ms();
-        now_ms.saturating_sub(now_ms.wrapping_rem(1000))
+        outside(|| {
+            let now_ms = self.now_ms();
+            now_ms.saturating_sub(now_ms.wrapping_rem(1000))
+        })
     }
 
     fn now_us(&self) -> u64 {
-        self.0.now_ms().saturating_mul(1000)
+        outside(|| self.0.now_ms().saturating_mul(1000))
     }
 
     fn own_domid(&self) -> Option<DomId> {
-        Some(OWN_DOMID)
+        outside(|| Some(OWN_DOMID))
     }
 
     fn hash_seed(&self) -> u64 {
-        self.0.state().hash_seed
+        outside(|| self.0.state().hash_seed)
     }
 
     fn next_event(&mut self) -> Option<Event> {
-        self.0.state().events.pop_front()
+        outside(|| self.0.state().events.pop_front())
     }
 
     fn wait(&mut self, deadline_ms: Option<u64>) {
-        if let Some(deadline_ms) = deadline_ms {
-            self.0.set_clock(deadline_ms);
-        }
+        outside(|| {
+            if let Some(deadline_ms) = deadline_ms {
+                self.0.set_clock(deadline_ms);
+            }
+        });
     }
 
     fn map_ring(&mut self, domid: DomId) -> Result<SimPage, PlatformError> {
-        let state = self.0.state();
-        let page = state.domains.get(&domid).filter(|domain| domain.granted).map(|d| &d.page);
-        state.journal.note(|| Seen::Mapped(domid, page.map(SimPage::id)));
-        page.cloned().ok_or(PlatformError { call: "GNTTABOP_map_grant_ref", code: 3 })
+        outside(|| {
+            let state = self.0.state();
+            let page = state.domains.get(&domid).filter(|domain| domain.granted).map(|d| &d.page);
+            state.journal.note(|| Seen::Mapped(domid, page.map(SimPage::id)));
+            page.cloned().ok_or(PlatformError { call: "GNTTABOP_map_grant_ref", code: 3 })
+        })
     }
 
     fn bind(&mut self, domid: DomId, remote_port: u32) -> Result<EvtchnPort, PlatformError> {
-        let mut state = self.0.state();
-        let offered = state.domains.get_mut(&domid).is_some_and(|d| d.offers.remove(&remote_port));
-        if !offered {
-            state.journal.note(|| Seen::Bound(domid, None));
-            return Err(PlatformError { call: "EVTCHNOP_bind_interdomain", code: 22 });
-        }
-        let port = EvtchnPort(state.next_port);
-        state.next_port += 1;
-        state.ports.insert(port, (domid, remote_port));
-        state.journal.note(|| Seen::Bound(domid, Some(port)));
-        // Xen marks a freshly bound port as pending.
-        state.events.push_back(Event::Port(port));
-        Ok(port)
+        outside(|| {
+            let mut state = self.0.state();
+            let offered =
+                state.domains.get_mut(&domid).is_some_and(|d| d.offers.remove(&remote_port));
+            if !offered {
+                state.journal.note(|| Seen::Bound(domid, None));
+                return Err(PlatformError { call: "EVTCHNOP_bind_interdomain", code: 22 });
+            }
+            let port = EvtchnPort(state.next_port);
+            state.next_port += 1;
+            state.ports.insert(port, (domid, remote_port));
+            state.journal.note(|| Seen::Bound(domid, Some(port)));
+            // Xen marks a freshly bound port as pending.
+            state.events.push_back(Event::Port(port));
+            Ok(port)
+        })
     }
 
     fn unbind(&mut self, port: EvtchnPort) {
-        let mut state = self.0.state();
-        state.journal.note(|| Seen::Unbound(port));
-        if let Some((domid, remote_port)) = state.ports.remove(&port) {
-            // The other end can be bound again.
-            if let Some(domain) = state.domains.get_mut(&domid) {
-                domain.offers.insert(remote_port);
+        outside(|| {
+            let mut state = self.0.state();
+            state.journal.note(|| Seen::Unbound(port));
+            if let Some((domid, remote_port)) = state.ports.remove(&port) {
+                // The other end can be bound again.
+                if let Some(domain) = state.domains.get_mut(&domid) {
+                    domain.offers.insert(remote_port);
+                }
             }
-        }
+        });
     }
 
     fn notify(&mut self, port: EvtchnPort) {
-        let mut state = self.0.state();
-        if let Some((domid, _)) = state.ports.get(&port).copied() {
-            if state.loses() {
-                return;
+        outside(|| {
+            let mut state = self.0.state();
+            if let Some((domid, _)) = state.ports.get(&port).copied() {
+                if state.loses() {
+                    return;
+                }
+                if let Some(domain) = state.domains.get_mut(&domid) {
+                    domain.signals += 1;
+                }
             }
-            if let Some(domain) = state.domains.get_mut(&domid) {
-                domain.signals += 1;
-            }
-        }
+        });
     }
 
     fn domain_state(&mut self, domid: DomId) -> DomainState {
-        let state = self.0.state();
-        let answer = state.domain_state(domid);
-        state.journal.note(|| Seen::State(domid, answer));
-        answer
+        outside(|| {
+            let state = self.0.state();
+            let answer = state.domain_state(domid);
+            state.journal.note(|| Seen::State(domid, answer));
+            answer
+        })
     }
 
     fn next_change(&mut self) -> Change {
-        let mut state = self.0.state();
-        if !state.tells_changes || !state.tells_states {
-            state.journal.note(|| Seen::Scan);
-            return Change::Unsupported;
-        }
-        match state.changed.pop_first() {
-            Some(domid) => {
-                let answer = state.domain_state(domid);
-                state.journal.note(|| Seen::Changed(domid, answer));
-                Change::Domain(domid, answer)
+        outside(|| {
+            let mut state = self.0.state();
+            if !state.tells_changes || !state.tells_states {
+                state.journal.note(|| Seen::Scan);
+                return Change::Unsupported;
             }
-            None => {
-                state.journal.note(|| Seen::ScanEnd);
-                Change::Done
+            match state.changed.pop_first() {
+                Some(domid) => {
+                    let answer = state.domain_state(domid);
+                    state.journal.note(|| Seen::Changed(domid, answer));
+                    Change::Domain(domid, answer)
+                }
+                None => {
+                    state.journal.note(|| Seen::ScanEnd);
+                    Change::Done
+                }
             }
-        }
+        })
     }
 
     fn reserve(&mut self, bytes: usize) -> bool {
-        let mut state = self.0.state();
-        let refused = state.refusals;
-        let granted = bytes <= state.heap_free && !(refused > 0 && state.chance.one_in(refused));
-        state.journal.note(|| Seen::Memory(bytes, granted));
-        granted
+        outside(|| {
+            let mut state = self.0.state();
+            let refused = state.refusals;
+            let is_there = state.memory.as_ref().is_none_or(|memory| memory.reserve(bytes));
+            let granted = is_there
+                && bytes <= state.heap_free
+                && !(refused > 0 && state.chance.one_in(refused));
+            state.journal.note(|| Seen::Memory(bytes, granted));
+            granted
+        })
     }
 
     fn heap(&self) -> HeapStats {
-        let free = self.0.state().heap_free;
-        HeapStats { used: 0, size: free, limit: free, free }
+        outside(|| {
+            let state = self.0.state();
+            let free = state.heap_free;
+            let Some(memory) = &state.memory else {
+                return HeapStats { used: 0, size: free, limit: free, free };
+            };
+            let stats = memory.stats();
+            HeapStats { free: stats.free.min(free), ..stats }
+        })
     }
 
     fn log(&mut self, line: fmt::Arguments<'_>) {
-        self.0.state().console.push(line.to_string());
+        outside(|| {
+            self.0.state().console.push(line.to_string());
+        });
     }
 
-    fn check_image(&mut self, image: &[u8]) -> Result<u32, String> {
-        if image.starts_with(b"\x7fELF") {
-            Ok(*HANDOVER.end())
-        } else {
-            Err("the file is not an ELF image".to_string())
-        }
+    fn check_image(&mut self, image: &[u8]) -> Result<u32, Sentence> {
+        outside(|| {
+            if image.starts_with(b"\x7fELF") {
+                Ok(*HANDOVER.end())
+            } else {
+                Err(Sentence::from("the file is not an ELF image"))
+            }
+        })
     }
 
     fn new_region(&mut self) -> Result<Region, PlatformError> {
-        let max = self.0.state().region_max;
-        if max == 0 {
-            return Err(PlatformError { call: "XENMEM_populate_physmap", code: 12 });
-        }
-        Ok(Region { bytes: Vec::new(), max })
+        outside(|| {
+            let max = self.0.state().region_max;
+            if max == 0 {
+                return Err(PlatformError { call: "XENMEM_populate_physmap", code: 12 });
+            }
+            Ok(Region { bytes: Vec::new(), max })
+        })
     }
 
     fn ring_token(&self, ring: &SimPage) -> u64 {
-        ring.id().into()
+        outside(|| ring.id().into())
     }
 
     fn adopt_ring(&mut self, _domid: DomId, token: u64) -> Result<SimPage, PlatformError> {
-        let state = self.0.state();
-        let page = u32::try_from(token).ok().and_then(|page| state.pages.get(&page)?.get());
-        page.ok_or(PlatformError { call: "adopt", code: 2 })
+        outside(|| {
+            let state = self.0.state();
+            let page = u32::try_from(token).ok().and_then(|page| state.pages.get(&page)?.get());
+            page.ok_or(PlatformError { call: "adopt", code: 2 })
+        })
     }
 
     fn leave_ring(&mut self, ring: SimPage) {
-        // A view of a page is nothing that has to be given back.
-        drop(ring);
+        outside(|| {
+            // A view of a page is nothing that has to be given back.
+            drop(ring);
+        });
     }
 
     fn replace(
@@ -565,7 +647,7 @@ impl Platform for SimPlatform {
         _region: Region,
         _stream_len: usize,
         _deadline_ms: u64,
-    ) -> String {
-        "in this world servers are replaced by Simulation::hand_over".to_string()
+    ) -> Sentence {
+        outside(|| Sentence::from("in this world servers are replaced by Simulation::hand_over"))
     }
 }

@@ -5,9 +5,9 @@
 
 use super::Store;
 use super::quota::Quota;
-use super::table::NIL;
 use super::tree::{Found, ROOT, entry_bytes};
 use super::watch::watch_bytes;
+use crate::mem::NIL;
 use crate::proto::id::DomId;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -118,6 +118,7 @@ impl Store {
             }
             count(&mut lists, node.list);
         }
+        count(&mut lists, self.tree.private);
         for list in self.transactions.values().flat_map(|tx| tx.list_uses()) {
             count(&mut lists, list);
         }
@@ -179,6 +180,10 @@ impl Store {
         for domid in recounts.keys() {
             findings.expect(self.knows(*domid), format_args!("domain {domid} is not tracked"));
         }
+        let owned = recounts.iter().filter(|(domid, _)| **domid != self.privileged());
+        let owned = owned.fold(0_usize, |sum, (_, count)| sum.saturating_add(count.nodes));
+        let records = self.tree.owned_count();
+        findings.expect(owned == records, format_args!("{owned} nodes are owned, not {records}"));
         for domid in self.domids() {
             let Some(domain) = self.tree.domains.get(domid) else { continue };
             let real = recounts.get(&domid).copied().unwrap_or_default();
@@ -193,12 +198,13 @@ impl Store {
                 counted == real,
                 format_args!("domain {domid} uses {real:?}, its account says {counted:?}"),
             );
-            let owned = domid == self.privileged() || domain.owned.len() == real.nodes;
+            let listed = self.tree.owned_by(domid).take(real.nodes.saturating_add(1)).count();
+            let owned = listed == if domid == self.privileged() { 0 } else { real.nodes };
             findings.expect(owned, format_args!("domain {domid} does not list what it owns"));
-            for node in &domain.owned {
-                let path = self.tree.path(*node);
-                let special = self.tree.special.contains(node);
-                let there = special || self.tree.find(&path) == Found::Node(*node);
+            for node in self.tree.owned_by(domid).take(real.nodes) {
+                let path = self.tree.path(node);
+                let special = self.tree.special.contains(&node);
+                let there = special || self.tree.find(&path) == Found::Node(node);
                 findings
                     .expect(there, format_args!("domain {domid} owns node {node}, which is lost"));
             }

@@ -4,10 +4,12 @@
 //! stored, so that the figures can be recounted from the data (see `check.rs`).
 
 use super::quota::{Quota, Quotas};
+use crate::mem::{Boxed, NIL, NoMemory, try_array};
 use crate::proto::id::DomId;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::hash::Hash;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashSet};
 
@@ -33,8 +35,9 @@ pub(super) struct Domain {
     pub(super) peak: Quotas,
     /// Bytes of its memory that are messages queued by the server.
     pub(super) queued: usize,
-    /// Handles of the nodes it owns. Not kept for the privileged domain, whose nodes nobody removes.
-    pub(super) owned: HashSet<u32, FixedState>,
+    /// The first and the last node that it owns, in the order in which it came to own them. Not kept for the
+    /// privileged domain, whose nodes nobody removes.
+    pub(super) owned: (u32, u32),
     /// Handles of the permission lists with an entry for it that is not stale, likewise.
     pub(super) lists: HashSet<u32, FixedState>,
 }
@@ -50,18 +53,24 @@ impl Domain {
     }
 }
 
-/// Places for 256 domains whose domids follow each other.
-type Page = [Option<Box<Domain>>; 256];
+/// No quota has this place.
+const NONE: usize = usize::MAX;
 
-/// All tracked domains. Every request looks several of them up, so a domid is a place and not a key.
+/// Places for 256 domains whose domids follow each other.
+type Page = [Option<Boxed<Domain>>; 256];
+
+/// The accounts of all tracked domains. Every request looks several of them up, so a domid is a place and not a key.
 #[derive(Debug)]
-pub(super) struct Domains {
+pub struct Accounts {
     /// By the upper half of the domid; a page is there if one of its domains is.
     pages: [Option<Box<Page>>; 256],
     pub(super) privileged: DomId,
     /// The limits that a domain starts with.
     pub(super) initial: Quotas,
     hasher: FixedState,
+    /// The place of the quota that was last found to be used up. Looking at a limit changes nothing else, so it is
+    /// no reason to need all of this exclusively.
+    refused: AtomicUsize,
 }
 
 /// The page of a domid and the place in it.
@@ -70,31 +79,35 @@ fn place(domid: DomId) -> (usize, usize) {
     (usize::from(high), usize::from(low))
 }
 
-impl Domains {
+impl Accounts {
     pub(super) fn new(seed: u64, privileged: DomId, initial: Quotas) -> Self {
         let hasher = FixedState::with_seed(seed);
         let pages = [const { None }; 256];
-        let mut domains = Self { pages, privileged, initial, hasher };
-        domains.learn(privileged);
+        let refused = AtomicUsize::new(NONE);
+        let mut domains = Self { pages, privileged, initial, hasher, refused };
+        // Without memory for that there is no store, either.
+        let _ = domains.learn(privileged);
         domains
     }
 
-    pub(super) fn learn(&mut self, domid: DomId) {
+    pub(super) fn learn(&mut self, domid: DomId) -> Result<(), NoMemory> {
         let (quotas, hasher) = (self.initial, self.hasher.clone());
         let (page, at) = place(domid);
-        let Some(page) = self.pages.get_mut(page) else { return };
-        let page = page.get_or_insert_with(|| Box::new([const { None }; 256]));
-        let Some(slot) = page.get_mut(at) else { return };
-        slot.get_or_insert_with(|| {
-            Box::new(Domain {
-                quotas,
-                used: Quotas::ZERO,
-                peak: Quotas::ZERO,
-                queued: 0,
-                owned: HashSet::with_hasher(hasher.clone()),
-                lists: HashSet::with_hasher(hasher),
-            })
-        });
+        let Some(page) = self.pages.get_mut(page) else { return Ok(()) };
+        let page = match page {
+            Some(page) => page,
+            None => page.insert(try_array(|_| None)?),
+        };
+        let Some(slot @ None) = page.get_mut(at) else { return Ok(()) };
+        *slot = Some(Boxed::new(Domain {
+            quotas,
+            used: Quotas::ZERO,
+            peak: Quotas::ZERO,
+            queued: 0,
+            owned: (NIL, NIL),
+            lists: HashSet::with_hasher(hasher),
+        })?);
+        Ok(())
     }
 
     #[inline]
@@ -138,53 +151,75 @@ impl Domains {
         pages.flat_map(|page| page.iter_mut().flatten().map(|domain| &mut **domain))
     }
 
-    /// Adds to what a domain uses. An untracked domain holds nothing, so it is ignored.
-    pub(super) fn charge(&mut self, domid: DomId, quota: Quota, amount: usize) {
+    /// Adds to what a domain uses of something that somebody above the store holds for it: requests outstanding, or
+    /// bytes of messages queued. A domain that is not tracked is ignored.
+    pub fn charge(&mut self, domid: DomId, quota: Quota, amount: usize) {
+        if let Some(domain) = self.get_mut(domid) {
+            domain.charge(quota, amount);
+            if quota == Quota::Memory {
+                domain.queued = domain.queued.saturating_add(amount);
+            }
+        }
+    }
+
+    /// Takes back a [`charge`](Self::charge).
+    pub fn refund(&mut self, domid: DomId, quota: Quota, amount: usize) {
+        self.give_back(domid, quota, amount);
+        if quota == Quota::Memory
+            && let Some(domain) = self.get_mut(domid)
+        {
+            domain.queued = domain.queued.saturating_sub(amount);
+        }
+    }
+
+    /// Adds to what a domain uses of the store. An untracked domain holds nothing, so it is ignored.
+    pub(super) fn take(&mut self, domid: DomId, quota: Quota, amount: usize) {
         if let Some(domain) = self.get_mut(domid) {
             domain.charge(quota, amount);
         }
     }
 
-    /// Takes back a charge.
-    pub(super) fn refund(&mut self, domid: DomId, quota: Quota, amount: usize) {
+    /// Takes back a [`take`](Self::take).
+    pub(super) fn give_back(&mut self, domid: DomId, quota: Quota, amount: usize) {
         if let Some(domain) = self.get_mut(domid) {
             let amount = u32::try_from(amount).unwrap_or(u32::MAX);
             domain.used.set(quota, domain.used.get(quota).saturating_sub(amount));
         }
     }
 
-    /// Whether a domain may use `more` of something than it does.
-    pub(super) fn allows(&self, domid: DomId, quota: Quota, more: usize) -> bool {
+    /// Whether a domain may use `more` of something in addition to what it uses.
+    #[must_use]
+    pub fn allows(&self, domid: DomId, quota: Quota, more: usize) -> bool {
         domid == self.privileged
             || self.get(domid).is_none_or(|domain| {
                 let used = domain.used.get(quota) as usize;
-                domain.quotas.allows(quota, used.saturating_add(more))
+                self.note(quota, domain.quotas.allows(quota, used.saturating_add(more)))
             })
     }
 
-    /// A domain now owns these nodes, which take so many bytes together.
-    pub(super) fn own(&mut self, domid: DomId, nodes: &[u32], bytes: usize) {
-        let privileged = self.privileged;
-        if let Some(domain) = self.get_mut(domid) {
-            domain.charge(Quota::Nodes, nodes.len());
-            domain.charge(Quota::Memory, bytes);
-            if domid != privileged {
-                domain.owned.extend(nodes);
-            }
+    /// Keeps in mind which quota refuses something, if it does, for whoever tells the administrator.
+    pub(super) fn note(&self, quota: Quota, is_allowed: bool) -> bool {
+        if !is_allowed {
+            self.refused.store(quota as usize, Ordering::Relaxed);
         }
+        is_allowed
     }
 
-    /// A domain no longer owns so many nodes, which took so many bytes together. `nodes` are they, unless it is
-    /// the privileged domain.
-    pub(super) fn disown(&mut self, domid: DomId, count: u32, nodes: &[u32], bytes: usize) {
-        self.refund(domid, Quota::Nodes, count as usize);
-        self.refund(domid, Quota::Memory, bytes);
-        if domid != self.privileged
-            && let Some(domain) = self.get_mut(domid)
-        {
-            for node in nodes {
-                domain.owned.remove(node);
-            }
-        }
+    /// The quota that was last found to be used up since this was last asked.
+    pub(super) fn take_refused(&self) -> Option<Quota> {
+        let place = self.refused.swap(NONE, Ordering::Relaxed);
+        Quota::ALL.get(place).copied()
+    }
+
+    /// A domain now owns so many nodes more, which take so many bytes together.
+    pub(super) fn own(&mut self, domid: DomId, nodes: u32, bytes: usize) {
+        self.take(domid, Quota::Nodes, nodes as usize);
+        self.take(domid, Quota::Memory, bytes);
+    }
+
+    /// A domain no longer owns so many nodes, which took so many bytes together.
+    pub(super) fn disown(&mut self, domid: DomId, nodes: u32, bytes: usize) {
+        self.give_back(domid, Quota::Nodes, nodes as usize);
+        self.give_back(domid, Quota::Memory, bytes);
     }
 }

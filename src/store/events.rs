@@ -1,22 +1,33 @@
 //! Telling watches: which events a change causes, and who may know.
 
+use super::domain::Accounts;
 use super::perms::{Access, Party};
 use super::tree::Tree;
 use super::watch::{Class, Match, Watches};
+use crate::mem::Budget;
 use crate::proto::id::ConnId;
 use crate::proto::wire::PAYLOAD_MAX;
 use alloc::vec::Vec;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
-/// A watch event for one connection.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Event {
-    /// Whose watch fired.
-    pub conn: ConnId,
-    /// The payload: path, NUL, token, NUL; at most [`PAYLOAD_MAX`] bytes.
-    pub payload: Vec<u8>,
+/// Who takes the watch events, one at a time.
+pub trait Post {
+    /// Hands over an event for a connection: the path as that client spells it, and the token. Together with two NULs
+    /// they are at most [`PAYLOAD_MAX`] bytes. `accounts` is where the receiver pays.
+    fn event(&mut self, accounts: &mut Accounts, conn: ConnId, path: &[u8], token: &[u8]);
 }
+
+/// For what causes no events.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Nobody;
+
+impl Post for Nobody {
+    fn event(&mut self, _: &mut Accounts, _: ConnId, _: &[u8], _: &[u8]) {}
+}
+
+/// Units of work that an event takes.
+const EVENT_WORK: u64 = 400;
 
 /// What a connection is to the store.
 #[derive(Debug)]
@@ -34,12 +45,13 @@ pub(super) type Conns = HashMap<ConnId, Conn, FixedState>;
 /// What an event costs besides its payload.
 const EVENT_BYTES: usize = 96;
 
-/// Queues events, as far as memory reaches.
+/// Tells watches, as far as memory reaches.
 #[derive(Debug)]
-pub(super) struct Bell<'a> {
+pub(super) struct Bell<'a, P> {
     pub(super) watches: &'a Watches,
     pub(super) conns: &'a Conns,
-    pub(super) events: &'a mut Vec<Event>,
+    pub(super) post: &'a mut P,
+    pub(super) budget: &'a mut Budget,
     /// Scratch space.
     pub(super) found: &'a mut Vec<Match>,
     /// Bytes that the request may still allocate.
@@ -51,7 +63,7 @@ pub(super) struct Bell<'a> {
 /// Matches for which room is kept from one event to the next.
 const FOUND_KEPT: usize = 32;
 
-impl Bell<'_> {
+impl<P: Post> Bell<'_, P> {
     /// Takes bytes out of the headroom, or none if they are more than it has.
     pub(super) fn spend(&mut self, bytes: usize) -> bool {
         match self.headroom.checked_sub(bytes) {
@@ -70,7 +82,7 @@ impl Bell<'_> {
 
     /// Queues the events of a change at `path`, for every matching watch of a connection that may read
     /// by one of the permission lists: those of the node before and after, and that of the node above.
-    pub(super) fn ring(&mut self, tree: &Tree, path: &[u8], class: Class, lists: &[u32]) {
+    pub(super) fn ring(&mut self, tree: &mut Tree, path: &[u8], class: Class, lists: &[u32]) {
         let mut found = core::mem::take(self.found);
         found.clear();
         self.watches.matches(path, class, &mut found);
@@ -80,7 +92,7 @@ impl Bell<'_> {
     }
 
     /// As [`ring`](Self::ring), for watches already found.
-    pub(super) fn tell(&mut self, tree: &Tree, path: &[u8], found: &[Match], lists: &[u32]) {
+    pub(super) fn tell(&mut self, tree: &mut Tree, path: &[u8], found: &[Match], lists: &[u32]) {
         let mut last: Option<(ConnId, bool)> = None;
         for Match { conn, watch, .. } in found {
             let may_read = match last {
@@ -99,12 +111,8 @@ impl Bell<'_> {
                 *self.dropped = self.dropped.saturating_add(1);
                 continue;
             }
-            let mut payload = Vec::with_capacity(size);
-            payload.extend_from_slice(path);
-            payload.push(0);
-            payload.extend_from_slice(&watch.token);
-            payload.push(0);
-            self.events.push(Event { conn: *conn, payload });
+            self.post.event(&mut tree.domains, *conn, path, &watch.token);
+            self.budget.spend(EVENT_WORK);
         }
     }
 

@@ -1,12 +1,10 @@
 //! The database: nodes, permissions, transactions, watches, quotas. State without I/O or clock.
 //!
 //! [`Store`] is the whole of it; nothing else changes anything. A request names its connection and
-//! transaction, appends its reply to a buffer, and leaves the watch events it caused in a queue that the
-//! server empties. What a request costs depends on the depth of its path and on what it touches, never on
+//! transaction, appends its reply to a buffer, and hands the watch events it causes to a [`Post`], one at a time. What a request costs depends on the depth of its path and on what it touches, never on
 //! how many nodes, watches, connections or transactions there are.
 //!
-//! Rooms: `path` and `perms` are rules without state; `arena`, `table` and `bytes` are containers; `tree`
-//! holds the nodes, `domain` the accounts, `watch` the watches, `transaction` the overlays;
+//! Rooms: `path` and `perms` are rules without state; `tree` holds the nodes, `domain` the accounts, `watch` the watches, `transaction` the overlays;
 //! `session` is what a request does with them, `events` whom it tells, `check` the recount of it all.
 
 #![forbid(unsafe_code)]
@@ -20,35 +18,35 @@
 )]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
-mod arena;
-mod bytes;
 mod check;
 mod domain;
 mod events;
+mod generation;
+mod handover;
 mod path;
 pub mod perms;
 pub mod quota;
 mod restore;
 mod save;
 mod session;
-mod table;
 #[cfg(test)]
 mod tests;
 mod transaction;
 mod tree;
 mod watch;
 
-pub use events::Event;
+pub use domain::Accounts;
+pub use events::Post;
 pub use perms::Party;
 pub use restore::Restoring;
 
+use crate::mem::{Budget, NIL, NoMemory, Progress};
 use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, DomId, TxId};
 use alloc::format;
 use alloc::vec::Vec;
-use domain::Domains;
 pub(crate) use domain::give_room_back;
-use events::{Bell, Conn, Conns};
+use events::{Bell, Conn, Conns, Nobody};
 use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashSet};
 use path::{Names, Path};
@@ -114,46 +112,57 @@ pub struct Store {
     watches: Watches,
     conns: Conns,
     transactions: HashMap<(ConnId, TxId), Transaction, FixedState>,
-    events: Vec<Event>,
     found: Vec<Match>,
     /// Scratch space for the path of a request.
     spelling: Vec<u8>,
     headroom: usize,
     dropped: u64,
     seed: u64,
+    /// Domains of which something has to be done, in that order.
+    dying: Vec<Death>,
+}
+
+/// What has to be done because of a domain.
+#[derive(Debug)]
+struct Death {
+    domid: DomId,
+    forget: bool,
+    announce: Option<(Special, bool)>,
 }
 
 impl Store {
     /// The initial tree: `/`, `/tool` and `/tool/xenstored`, owned by `privileged`.
     ///
     /// `seed` keys the hash tables, `quotas` are the limits that a domain starts with.
-    #[must_use]
-    pub fn new(seed: u64, privileged: DomId, quotas: Quotas) -> Self {
-        let mut store = Self::bare(seed, privileged, quotas);
-        let list = store.tree.node(ROOT).map_or(table::NIL, |root| root.list);
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn new(seed: u64, privileged: DomId, quotas: Quotas) -> Result<Self, NoMemory> {
+        let mut store = Self::bare(seed, privileged, quotas)?;
+        let list = store.tree.node(ROOT).map_or(NIL, |root| root.list);
         let mut parent = ROOT;
         for name in [&b"tool"[..], b"xenstored"] {
             store.tree.retain_list(list);
-            parent = store.tree.create(parent, name, &[], list);
+            parent = store.tree.create(parent, name, &[], list)?;
         }
-        store
+        Ok(store)
     }
 
     /// Nothing but the root and the special nodes.
-    fn bare(seed: u64, privileged: DomId, quotas: Quotas) -> Self {
+    fn bare(seed: u64, privileged: DomId, quotas: Quotas) -> Result<Self, NoMemory> {
         let hasher = FixedState::with_seed(seed);
-        Self {
-            tree: Tree::new(seed, Domains::new(seed, privileged, quotas)),
+        Ok(Self {
+            tree: Tree::new(seed, Accounts::new(seed, privileged, quotas))?,
             watches: Watches::new(seed),
             conns: HashMap::with_hasher(hasher.clone()),
             transactions: HashMap::with_hasher(hasher),
-            events: Vec::new(),
             found: Vec::new(),
             spelling: Vec::new(),
             headroom: usize::MAX,
             dropped: 0,
             seed,
-        }
+            dying: Vec::new(),
+        })
     }
 
     // Domains.
@@ -164,39 +173,66 @@ impl Store {
         self.tree.domains.privileged
     }
 
-    /// Whether the domain is tracked.
+    /// Whether the domain is tracked and has not been [forgotten](Self::forget).
     #[must_use]
     pub fn knows(&self, domid: DomId) -> bool {
-        self.tree.domains.get(domid).is_some()
+        self.tree.domains.get(domid).is_some() && !self.is_dying(domid)
     }
 
-    /// Starts tracking a domain that exists; nothing changes if it is tracked already.
-    pub fn learn(&mut self, domid: DomId) {
-        self.tree.domains.learn(domid);
+    /// Whether the domain was [forgotten](Self::forget) and something of it, or of an announcement about it, is
+    /// still there: a request that names it has to wait until that is done.
+    #[must_use]
+    pub fn is_dying(&self, domid: DomId) -> bool {
+        self.dying.iter().any(|death| death.domid == domid && death.forget)
+    }
+
+    /// Starts tracking a domain that exists; nothing changes if it is tracked already. It must not be
+    /// [dying](Self::is_dying).
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn learn(&mut self, domid: DomId) -> Result<(), NoMemory> {
+        self.tree.domains.learn(domid)
     }
 
     /// The domain is gone: its nodes go with everything below them (watches are told), every right given
-    /// to it goes (nobody is told), so does its account. Its connection must be gone before.
+    /// to it goes (nobody is told), so does its account. All that happens in
+    /// [`go_on_deaths`](Self::go_on_deaths), after what its connection had; guests do not know the domain any
+    /// more from now on. Nothing happens for the privileged domain or one that is not tracked.
     pub fn forget(&mut self, domid: DomId) {
-        if domid == self.privileged() {
-            return;
+        if domid != self.privileged() && self.knows(domid) {
+            self.dying.push(Death { domid, forget: true, announce: None });
         }
-        let owned = self.tree.domains.get(domid).map(|domain| domain.owned.iter().copied());
-        let mut tops: Vec<(Vec<u8>, u32)> = Vec::new();
-        for node in owned.into_iter().flatten() {
-            tops.push((self.tree.path(node), node));
-        }
-        // A path sorts behind the paths above it, so what goes with its parent is gone when its turn comes.
-        tops.sort_unstable();
-        for (path, node) in tops {
-            let list = self.tree.node(node).map(|node| node.list);
-            if list.is_none_or(|list| self.tree.owner(list) != domid) {
-                continue;
+    }
+
+    /// Goes on with everything that is nobody's request: connections that were [dropped](Self::disconnect), then
+    /// domains that were [forgotten](Self::forget) and [announcements](Self::announce), in their order.
+    pub fn go_on_deaths(&mut self, budget: &mut Budget, post: &mut impl Post) -> Progress {
+        for death in core::mem::take(&mut self.dying) {
+            if death.forget {
+                self.bury(death.domid, budget, post);
             }
+            if let Some((special, plain)) = death.announce {
+                self.fire_special(special, death.domid, plain, budget, post);
+            }
+        }
+        Progress::Done
+    }
+
+    /// Whether [`go_on_deaths`](Self::go_on_deaths) has something to do.
+    #[must_use]
+    pub fn has_deaths(&self) -> bool {
+        !self.dying.is_empty()
+    }
+
+    fn bury(&mut self, domid: DomId, budget: &mut Budget, post: &mut impl Post) {
+        while let Some(owned) = self.tree.first_owned(domid) {
+            let node = self.tree.topmost_owned(owned, domid);
+            let path = self.tree.path(node);
             if node == ROOT || self.tree.special.contains(&node) {
                 self.hand_back(node);
             } else {
-                let (tree, mut bell) = self.tree_and_bell();
+                let (tree, mut bell) = self.tree_and_bell(budget, post);
                 session::remove_tree(tree, &mut bell, node, &path);
             }
         }
@@ -214,8 +250,10 @@ impl Store {
         if let Some(owner) = entries.first_mut() {
             owner.domid = self.tree.domains.privileged;
         }
-        let list = self.tree.intern(&entries);
-        self.tree.set_list(node, list);
+        // Where there is no memory for another list, nobody else has a right any more.
+        let list = self.tree.intern(&entries).unwrap_or_else(|_| self.tree.private_list());
+        // The privileged domain needs no record of what it owns.
+        let _ = self.tree.set_list(node, list);
     }
 
     /// Every tracked domain, ascending.
@@ -275,21 +313,11 @@ impl Store {
     /// or bytes of messages queued. A domain that is not tracked is ignored.
     pub fn charge(&mut self, domid: DomId, quota: Quota, amount: usize) {
         self.tree.domains.charge(domid, quota, amount);
-        if quota == Quota::Memory
-            && let Some(domain) = self.tree.domains.get_mut(domid)
-        {
-            domain.queued = domain.queued.saturating_add(amount);
-        }
     }
 
     /// Takes back a [`charge`](Self::charge).
     pub fn refund(&mut self, domid: DomId, quota: Quota, amount: usize) {
         self.tree.domains.refund(domid, quota, amount);
-        if quota == Quota::Memory
-            && let Some(domain) = self.tree.domains.get_mut(domid)
-        {
-            domain.queued = domain.queued.saturating_sub(amount);
-        }
     }
 
     /// Whether a domain may use `more` of something in addition to what it uses.
@@ -298,49 +326,116 @@ impl Store {
         self.tree.domains.allows(domid, quota, more)
     }
 
-    /// Queues the events of a special name: `@name/domid` for the watches that ask for domains, and
-    /// if `plain`, the name alone for the others.
-    pub fn fire_special(&mut self, special: Special, domid: DomId, plain: bool) {
+    /// The quota that was last found to be used up since this was last asked: after a refusal, the one for
+    /// want of which it was refused.
+    #[must_use]
+    pub fn take_refused(&self) -> Option<Quota> {
+        self.tree.domains.take_refused()
+    }
+
+    /// The accounts of the domains, for whoever hands events on.
+    pub fn accounts_mut(&mut self) -> &mut Accounts {
+        &mut self.tree.domains
+    }
+
+    /// Announces what became of a tracked domain: `@name/domid` for the watches that ask for domains, and if
+    /// `plain`, the name alone for the others. If the domain is [dying](Self::is_dying), that comes after its
+    /// nodes are gone. What the budget does not suffice for goes on in [`go_on_deaths`](Self::go_on_deaths).
+    pub fn announce(
+        &mut self,
+        special: Special,
+        domid: DomId,
+        plain: bool,
+        budget: &mut Budget,
+        post: &mut impl Post,
+    ) -> Progress {
+        match self.dying.iter_mut().find(|death| death.domid == domid && death.announce.is_none()) {
+            Some(death) => death.announce = Some((special, plain)),
+            None => {
+                let announce = Some((special, plain));
+                self.dying.push(Death { domid, forget: false, announce });
+            }
+        }
+        self.go_on_deaths(budget, post)
+    }
+
+    fn fire_special(
+        &mut self,
+        special: Special,
+        domid: DomId,
+        plain: bool,
+        budget: &mut Budget,
+        post: &mut impl Post,
+    ) {
         let name = special.name().as_bytes();
         let node = match special {
             Special::IntroduceDomain => self.tree.special[0],
             Special::ReleaseDomain => self.tree.special[1],
         };
-        let list = self.tree.node(node).map_or(table::NIL, |node| node.list);
-        let above = self.tree.node(ROOT).map_or(table::NIL, |root| root.list);
+        let list = self.tree.node(node).map_or(NIL, |node| node.list);
+        let above = self.tree.node(ROOT).map_or(NIL, |root| root.list);
         let with_domid = format!("{}/{domid}", special.name()).into_bytes();
         let mut found = Vec::new();
         self.watches.collect(&with_domid, &mut found, |_| true);
         self.watches.collect(name, &mut found, |watch| watch.depth.is_some_and(|depth| depth > 0));
         found.sort_unstable();
-        let (tree, mut bell) = self.tree_and_bell();
+        let (tree, mut bell) = self.tree_and_bell(budget, post);
         bell.tell(tree, &with_domid, &found, &[list, above]);
         if plain {
             found.clear();
             self.watches.collect(name, &mut found, |watch| watch.depth.is_none());
             found.sort_unstable();
-            let (tree, mut bell) = self.tree_and_bell();
+            let (tree, mut bell) = self.tree_and_bell(budget, post);
             bell.tell(tree, name, &found, &[list, above]);
         }
     }
 
     // Connections.
 
-    /// A new connection. Events reach connections in the order of their [`ConnId`]s.
-    pub fn connect(&mut self, conn: ConnId, party: Party) {
+    /// A new connection.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn connect(&mut self, conn: ConnId, party: Party) -> Result<(), NoMemory> {
+        self.conns.try_reserve(1).map_err(|_| NoMemory)?;
         let open = HashSet::with_hasher(FixedState::with_seed(self.seed));
         self.conns.insert(conn, Conn { party, last_tx: 0, open });
+        Ok(())
     }
 
-    /// Drops the connection with all it has.
+    /// Drops the connection with all it has: at once it gets no events any more and has no
+    /// [`party`](Self::party), the rest goes in [`go_on_deaths`](Self::go_on_deaths). What a request of it had
+    /// begun is brought to its end there, since others rely on the events.
     pub fn disconnect(&mut self, conn: ConnId) {
-        self.reset(conn);
+        let _done = self.reset(conn, &mut Budget::endless(), &mut Nobody);
         self.conns.remove(&conn);
         give_room_back(&mut self.conns);
     }
 
-    /// Drops the connection's watches and transactions.
-    pub fn reset(&mut self, conn: ConnId) {
+    /// Goes on with what a request of a connection has begun. Until it is done the request has no reply, and the
+    /// connection no other request.
+    pub fn go_on(&mut self, conn: ConnId, budget: &mut Budget, post: &mut impl Post) -> Progress {
+        let _ = (conn, budget, post);
+        Progress::Done
+    }
+
+    /// Whether a connection has something to [go on](Self::go_on) with. A request that was refused may have, too: a
+    /// transaction that could not commit is given up in slices.
+    #[must_use]
+    pub fn is_busy(&self, conn: ConnId) -> bool {
+        let _ = conn;
+        false
+    }
+
+    /// Brings everything to its end that was begun: after it nobody is busy and nobody is dying.
+    pub fn finish(&mut self, post: &mut impl Post) {
+        let _done = self.go_on_deaths(&mut Budget::endless(), post);
+    }
+
+    /// Drops the connection's watches and transactions, after what a request of it has begun. With
+    /// [`More`](Progress::More) it goes on in [`go_on`](Self::go_on).
+    pub fn reset(&mut self, conn: ConnId, budget: &mut Budget, post: &mut impl Post) -> Progress {
+        let _ = (&budget, &post);
         while let Some(watch) = self.watches.first_of(conn) {
             self.remove_watch(conn, watch);
         }
@@ -353,6 +448,7 @@ impl Store {
         if let Some(conn) = self.conns.get_mut(&conn) {
             conn.open = HashSet::with_hasher(FixedState::with_seed(self.seed));
         }
+        Progress::Done
     }
 
     /// Gives the connection the rights of another domain besides its own.
@@ -366,18 +462,6 @@ impl Store {
     #[must_use]
     pub fn party(&self, conn: ConnId) -> Option<Party> {
         self.conns.get(&conn).map(|conn| conn.party)
-    }
-
-    /// Whether `tx` is an open transaction of this connection.
-    #[must_use]
-    pub fn has_transaction(&self, conn: ConnId, tx: TxId) -> bool {
-        self.transactions.contains_key(&(conn, tx))
-    }
-
-    /// How many transactions are open anywhere.
-    #[must_use]
-    pub fn open_transactions(&self) -> usize {
-        self.transactions.len()
     }
 
     // Requests. A reply is appended to `reply`; after an error nothing was.
@@ -441,24 +525,47 @@ impl Store {
     ///
     /// # Errors
     /// `EINVAL`, `EACCES`; `ENOSPC` or `ENOMEM` where a quota or memory refuses.
-    pub fn write(&mut self, caller: Caller, path: &[u8], value: &[u8]) -> Result<(), XsError> {
-        self.at(caller, path, Names::Ordinary, |session, path| session.write(path, value))
+    pub fn write(
+        &mut self,
+        caller: Caller,
+        path: &[u8],
+        value: &[u8],
+        budget: &mut Budget,
+        post: &mut impl Post,
+    ) -> Result<Progress, XsError> {
+        self.change(caller, path, Names::Ordinary, budget, post, |session, path| {
+            session.write(path, value)
+        })
     }
 
     /// MKDIR.
     ///
     /// # Errors
     /// As [`write`](Self::write).
-    pub fn mkdir(&mut self, caller: Caller, path: &[u8]) -> Result<(), XsError> {
-        self.at(caller, path, Names::Ordinary, |session, path| session.mkdir(path))
+    pub fn mkdir(
+        &mut self,
+        caller: Caller,
+        path: &[u8],
+        budget: &mut Budget,
+        post: &mut impl Post,
+    ) -> Result<Progress, XsError> {
+        self.change(caller, path, Names::Ordinary, budget, post, |session, path| {
+            session.mkdir(path)
+        })
     }
 
     /// RM.
     ///
     /// # Errors
     /// `EINVAL`, also for `/`; `EACCES`; `ENOENT` if not even the node above exists.
-    pub fn rm(&mut self, caller: Caller, path: &[u8]) -> Result<(), XsError> {
-        self.at(caller, path, Names::Ordinary, |session, path| session.rm(path))
+    pub fn rm(
+        &mut self,
+        caller: Caller,
+        path: &[u8],
+        budget: &mut Budget,
+        post: &mut impl Post,
+    ) -> Result<Progress, XsError> {
+        self.change(caller, path, Names::Ordinary, budget, post, |session, path| session.rm(path))
     }
 
     /// The first check of SET_PERMS: whether the caller may set that many entries.
@@ -468,7 +575,9 @@ impl Store {
     pub fn check_perms_count(&self, conn: ConnId, count: usize) -> Result<(), XsError> {
         let party = self.party(conn).ok_or(XsError::EINVAL)?;
         let domain = self.tree.domains.get(party.domid);
-        let within = domain.is_none_or(|d| d.quotas.allows(Quota::NodePermissions, count));
+        let quota = Quota::NodePermissions;
+        let within = domain
+            .is_none_or(|domain| self.tree.domains.note(quota, domain.quotas.allows(quota, count)));
         (party.privileged || within).then_some(()).ok_or(XsError::ENOSPC)
     }
 
@@ -483,7 +592,9 @@ impl Store {
         caller: Caller,
         path: &[u8],
         entries: &[Entry],
-    ) -> Result<(), XsError> {
+        budget: &mut Budget,
+        post: &mut impl Post,
+    ) -> Result<Progress, XsError> {
         let entries = session::mark_stale(&self.tree, entries);
         match entries.first() {
             Some(owner) if owner.domid == DomId::ANY => return Err(XsError::EINVAL),
@@ -491,7 +602,9 @@ impl Store {
             Some(_) => {}
             None => return Err(XsError::EINVAL),
         }
-        self.at(caller, path, Names::OrSpecial, |session, path| session.set_perms(path, &entries))
+        self.change(caller, path, Names::OrSpecial, budget, post, |session, path| {
+            session.set_perms(path, &entries)
+        })
     }
 
     /// WATCH. The server queues the reply, then the first event: the path as spelled and the token.
@@ -518,9 +631,9 @@ impl Store {
         if !self.allows(domid, Quota::Memory, bytes) {
             return Err(XsError::ENOMEM);
         }
-        self.watches.add(conn, &path, token, depth);
-        self.tree.domains.charge(domid, Quota::Watches, 1);
-        self.tree.domains.charge(domid, Quota::Memory, bytes);
+        self.watches.add(conn, &path, token, depth)?;
+        self.tree.domains.take(domid, Quota::Watches, 1);
+        self.tree.domains.take(domid, Quota::Memory, bytes);
         Ok(())
     }
 
@@ -538,98 +651,9 @@ impl Store {
     fn remove_watch(&mut self, conn: ConnId, watch: u32) {
         let bytes = self.watches.remove(watch);
         if let Some(party) = self.party(conn) {
-            self.tree.domains.refund(party.domid, Quota::Watches, 1);
-            self.tree.domains.refund(party.domid, Quota::Memory, bytes);
+            self.tree.domains.give_back(party.domid, Quota::Watches, 1);
+            self.tree.domains.give_back(party.domid, Quota::Memory, bytes);
         }
-    }
-
-    /// TRANSACTION_START.
-    ///
-    /// # Errors
-    /// `ENOSPC` if the domain has as many open as it may.
-    pub fn start_transaction(&mut self, conn: ConnId) -> Result<TxId, XsError> {
-        let domid = self.party(conn).ok_or(XsError::EINVAL)?.domid;
-        if !self.allows(domid, Quota::Transactions, 1) {
-            return Err(XsError::ENOSPC);
-        }
-        let state = self.conns.get_mut(&conn).ok_or(XsError::EINVAL)?;
-        // Ids count up from 1; after 2^32 transactions those still open are skipped.
-        loop {
-            state.last_tx = state.last_tx.wrapping_add(1);
-            if state.last_tx != 0 && !state.open.contains(&TxId(state.last_tx)) {
-                break;
-            }
-        }
-        let id = TxId(state.last_tx);
-        state.open.insert(id);
-        self.transactions.insert((conn, id), Transaction::new(id, self.seed));
-        self.tree.domains.charge(domid, Quota::Transactions, 1);
-        self.tree.advance();
-        Ok(id)
-    }
-
-    /// TRANSACTION_END. Whatever the result, the transaction is over.
-    ///
-    /// # Errors
-    /// `ENOENT` if there is no such transaction. For a commit, in this order: `ENOMEM` if a request in
-    /// it was refused for want of quota or memory, or memory does not suffice now; `ENOSPC` if it
-    /// would take its domain over the quota of nodes; `EAGAIN` if it conflicts.
-    pub fn end_transaction(&mut self, conn: ConnId, tx: TxId, commit: bool) -> Result<(), XsError> {
-        let party = self.party(conn).ok_or(XsError::ENOENT)?;
-        let tx = self.close_transaction(conn, tx).ok_or(XsError::ENOENT)?;
-        if !commit {
-            tx.discard(&mut self.tree);
-            return Ok(());
-        }
-        let watches = &self.watches;
-        let watched = |path: &[u8]| watches.any_below(path);
-        let cost = tx.commit_bytes(watched);
-        let more = usize::try_from(tx.delta(party.domid)).unwrap_or(0);
-        let refusal = if tx.poisoned || self.headroom < cost {
-            Some(XsError::ENOMEM)
-        } else if more > 0 && !party.privileged && !self.allows(party.domid, Quota::Nodes, more) {
-            Some(XsError::ENOSPC)
-        } else if tx.conflicts(&self.tree) {
-            Some(XsError::EAGAIN)
-        } else {
-            None
-        };
-        if let Some(error) = refusal {
-            tx.discard(&mut self.tree);
-            return Err(error);
-        }
-        self.headroom = self.headroom.saturating_sub(cost);
-        for news in tx.apply(&mut self.tree, watched) {
-            let (tree, mut bell) = self.tree_and_bell();
-            let (now, above) = match tree.find(&news.path) {
-                tree::Found::Node(node) if !news.gone => (
-                    tree.node(node).map_or(table::NIL, |node| node.list),
-                    session::parent_list(tree, &news.path),
-                ),
-                tree::Found::Node(_) | tree::Found::Above { .. } => (table::NIL, table::NIL),
-            };
-            bell.ring(tree, &news.path, news.class, &[news.old_list, now, above]);
-            tree.release_list(news.old_list);
-        }
-        Ok(())
-    }
-
-    /// Takes a transaction out of the books.
-    fn close_transaction(&mut self, conn: ConnId, id: TxId) -> Option<Transaction> {
-        let tx = self.transactions.remove(&(conn, id))?;
-        give_room_back(&mut self.transactions);
-        if let Some(conn) = self.conns.get_mut(&conn) {
-            conn.open.remove(&tx.id);
-            let domid = conn.party.domid;
-            self.tree.domains.refund(domid, Quota::Transactions, 1);
-            self.tree.domains.refund(domid, Quota::Memory, tx.bytes);
-        }
-        Some(tx)
-    }
-
-    /// Events caused by the calls above, in order; the server empties it after each.
-    pub fn events(&mut self) -> &mut Vec<Event> {
-        &mut self.events
     }
 
     // Memory.
@@ -693,13 +717,39 @@ impl Store {
         domain.map_or(0, |domain| domain.quotas.get(Quota::PathMax))
     }
 
-    /// Does something with a path that a connection spelled.
+    /// Looks at a path that a connection spelled.
     fn at(
         &mut self,
         caller: Caller,
         raw: &[u8],
         names: Names,
-        act: impl FnOnce(&mut Session<'_>, &Path) -> Result<(), XsError>,
+        look: impl FnOnce(&mut Session<'_, Nobody>, &Path) -> Result<(), XsError>,
+    ) -> Result<(), XsError> {
+        self.with(caller, raw, names, &mut Budget::endless(), &mut Nobody, look)
+    }
+
+    /// Changes something at a path that a connection spelled.
+    fn change<P: Post>(
+        &mut self,
+        caller: Caller,
+        raw: &[u8],
+        names: Names,
+        budget: &mut Budget,
+        post: &mut P,
+        act: impl FnOnce(&mut Session<'_, P>, &Path) -> Result<(), XsError>,
+    ) -> Result<Progress, XsError> {
+        self.with(caller, raw, names, budget, post, act)?;
+        Ok(Progress::Done)
+    }
+
+    fn with<P: Post>(
+        &mut self,
+        caller: Caller,
+        raw: &[u8],
+        names: Names,
+        budget: &mut Budget,
+        post: &mut P,
+        act: impl FnOnce(&mut Session<'_, P>, &Path) -> Result<(), XsError>,
     ) -> Result<(), XsError> {
         let party = self.party(caller.conn).ok_or(XsError::EINVAL)?;
         let max = self.path_max(&party);
@@ -711,7 +761,8 @@ impl Store {
         let bell = Bell {
             watches: &self.watches,
             conns: &self.conns,
-            events: &mut self.events,
+            post,
+            budget,
             found: &mut self.found,
             headroom: &mut self.headroom,
             dropped: &mut self.dropped,
@@ -722,11 +773,16 @@ impl Store {
         result
     }
 
-    fn tree_and_bell(&mut self) -> (&mut Tree, Bell<'_>) {
+    fn tree_and_bell<'a, P: Post>(
+        &'a mut self,
+        budget: &'a mut Budget,
+        post: &'a mut P,
+    ) -> (&'a mut Tree, Bell<'a, P>) {
         let bell = Bell {
             watches: &self.watches,
             conns: &self.conns,
-            events: &mut self.events,
+            post,
+            budget,
             found: &mut self.found,
             headroom: &mut self.headroom,
             dropped: &mut self.dropped,

@@ -3,6 +3,7 @@
 use crate::proto::error::XsError;
 use crate::proto::id::DomId;
 use crate::proto::text::{first_zero, push_decimal};
+use crate::proto::wire::{ABSOLUTE_PATH_MAX, RELATIVE_PATH_MAX};
 use alloc::vec::Vec;
 use core::fmt::Write;
 
@@ -31,8 +32,8 @@ pub(super) struct Path {
 
 impl Path {
     /// Brings a client's spelling into canonical form, in `room`, whose bytes do not matter. `domid` says where
-    /// relative paths start and `max` is the longest path allowed, 0 for any: the directory of a domain in front
-    /// does not count, so that a guest may use the same names whatever its domid is.
+    /// relative paths start and `max` is the longest path allowed, 0 for any that the protocol has: the directory of a
+    /// domain in front does not count for it, so that a guest may use the same names whatever its domid is.
     ///
     /// Source: `docs/misc/xenstore.txt`, "Communication with xenstore is via..." on valid
     /// characters and relative paths.
@@ -45,6 +46,22 @@ impl Path {
         names: Names,
         domid: DomId,
         max: u32,
+    ) -> Result<Self, XsError> {
+        let path = Self::of_any_length(room, raw, names, domid)?;
+        let longest = if path.home > 0 { RELATIVE_PATH_MAX } else { ABSOLUTE_PATH_MAX };
+        let counted = below_domain(&path.bytes).len();
+        if raw.len() > longest || max != 0 && counted > max as usize {
+            return Err(XsError::EINVAL);
+        }
+        Ok(path)
+    }
+
+    /// As [`new`](Self::new), for a path that a version took that had other limits.
+    pub(super) fn of_any_length(
+        room: Vec<u8>,
+        raw: &[u8],
+        names: Names,
+        domid: DomId,
     ) -> Result<Self, XsError> {
         let mut bytes = room;
         bytes.clear();
@@ -60,10 +77,6 @@ impl Path {
         }
         let home = bytes.len();
         bytes.extend_from_slice(raw);
-        let counted = below_domain(&bytes).len();
-        if max != 0 && counted > max as usize {
-            return Err(XsError::EINVAL);
-        }
         Ok(Self { bytes, home })
     }
 
@@ -250,6 +263,14 @@ mod tests {
         assert!(
             canonical(&[b"/local/domain/123456/", &longest[..]].concat(), Names::Ordinary).is_err()
         );
+    }
+
+    #[test]
+    fn the_limits_of_the_protocol_bind_whoever_has_none() {
+        let any = |raw: &[u8]| Path::new(Vec::new(), raw, Names::Ordinary, DomId(0), 0).is_ok();
+        let absolute = |len: usize| [&b"/"[..], &vec![b'a'; len - 1]].concat();
+        assert_eq!((any(&absolute(3072)), any(&absolute(3073))), (true, false));
+        assert_eq!((any(&[b'a'; 2048]), any(&[b'a'; 2049])), (true, false));
     }
 
     #[test]

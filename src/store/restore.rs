@@ -10,68 +10,58 @@ use super::path::{Names, Path, split_name};
 use super::perms::{Entry, Party};
 use super::quota::{Quota, Quotas};
 use super::save::special;
-use super::table::NIL;
-use super::transaction::Transaction;
+use super::transaction::{Transaction, Unfilled};
 use super::tree::{Found, Place, ROOT, Tree, node_bytes};
 use super::watch::{Watches, watch_bytes};
 use super::{Store, give_room_back};
+use crate::mem::{NIL, NoMemory};
 use crate::proto::handover::FieldReader;
-use crate::proto::id::{ConnId, DomId, TxId};
+use crate::proto::id::{ConnId, DomId};
+use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream;
 use alloc::collections::VecDeque;
-use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 use foldhash::fast::FixedState;
 use hashbrown::HashSet;
 
 /// What does not fit together, as a sentence.
-type Refusal = String;
+type Refusal = Sentence;
 
-/// A transaction whose touched paths are still to come.
-#[derive(Debug)]
-struct Unfilled {
-    conn: ConnId,
-    tx: TxId,
-    /// How many.
-    left: usize,
+fn no_memory(_: NoMemory) -> Refusal {
+    sentence!("{NoMemory}")
 }
 
-/// The most nodes that an owner is told of at once.
-const RUN_MAX: usize = 64;
-
-/// Nodes in a row that have the same owner, which has not been told of them.
+/// Nodes in a row that have the same owner, whose account does not have them yet.
 #[derive(Debug)]
 struct Run {
     owner: DomId,
-    nodes: Vec<u32>,
+    nodes: u32,
     bytes: usize,
 }
 
 impl Run {
-    fn add(&mut self, owner: DomId, node: u32, bytes: usize, tree: &mut Tree) {
-        if owner != self.owner || self.nodes.len() >= RUN_MAX {
+    fn add(&mut self, owner: DomId, bytes: usize, tree: &mut Tree) {
+        if owner != self.owner {
             self.end(tree);
             self.owner = owner;
         }
-        self.nodes.push(node);
+        self.nodes = self.nodes.saturating_add(1);
         self.bytes = self.bytes.saturating_add(bytes);
     }
 
-    /// Tells the owner.
+    /// Charges the owner.
     fn end(&mut self, tree: &mut Tree) {
-        tree.domains.own(self.owner, &self.nodes, self.bytes);
-        self.nodes.clear();
-        self.bytes = 0;
+        tree.domains.own(self.owner, self.nodes, self.bytes);
+        (self.nodes, self.bytes) = (0, 0);
     }
 }
 
 /// A store that is being put together.
 #[derive(Debug)]
 pub struct Restoring<'a> {
-    store: Store,
+    pub(super) store: Store,
     /// Domains are known beforehand; otherwise whoever is named becomes known.
-    closed: bool,
+    pub(super) closed: bool,
     /// The path of the node made last.
     here: &'a [u8],
     /// That node and those above it, with the lengths of their paths.
@@ -79,22 +69,29 @@ pub struct Restoring<'a> {
     /// The permissions of that node, as they came, as they are, and their handle with a use.
     perms: stream::Perms<'a>,
     entries: Vec<Entry>,
-    list: u32,
+    pub(super) list: u32,
     /// Uses of `list` that were given away and are not counted yet: they come in rows.
     uses: u32,
     /// Which of the root and the special nodes have come.
     fixed: [bool; 3],
     newest: u64,
     run: Run,
-    unfilled: VecDeque<Unfilled>,
+    pub(super) unfilled: VecDeque<Unfilled>,
 }
 
 impl<'a> Restoring<'a> {
     /// Nothing yet. `closed` says that every domain is announced before anything names it.
-    #[must_use]
-    pub fn new(seed: u64, privileged: DomId, initial: Quotas, closed: bool) -> Self {
-        Self {
-            store: Store::bare(seed, privileged, initial),
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn new(
+        seed: u64,
+        privileged: DomId,
+        initial: Quotas,
+        closed: bool,
+    ) -> Result<Self, NoMemory> {
+        Ok(Self {
+            store: Store::bare(seed, privileged, initial)?,
             closed,
             here: &[],
             above: Vec::from([(ROOT, 0)]),
@@ -104,9 +101,9 @@ impl<'a> Restoring<'a> {
             uses: 0,
             fixed: [false; 3],
             newest: 0,
-            run: Run { owner: privileged, nodes: Vec::with_capacity(RUN_MAX), bytes: 0 },
+            run: Run { owner: privileged, nodes: 0, bytes: 0 },
             unfilled: VecDeque::new(),
-        }
+        })
     }
 
     /// What tables may take at once when they grow, besides [`cost`](Self::cost).
@@ -139,6 +136,11 @@ impl<'a> Restoring<'a> {
         texts.saturating_mul(3).saturating_add(Transaction::TOUCH_COST)
     }
 
+    /// The same for a node with texts of so many bytes.
+    pub(super) fn texts_cost(texts: usize) -> usize {
+        texts.saturating_mul(3).saturating_add(Transaction::TOUCH_COST)
+    }
+
     /// Makes everything ready for so many nodes. Whether they come does not matter, only that there is room:
     /// [`EXPECT_BYTES`](Self::EXPECT_BYTES) for each.
     pub fn expect(&mut self, nodes: usize) {
@@ -161,11 +163,15 @@ impl<'a> Restoring<'a> {
     }
 
     /// A tracked domain with its limits.
-    pub fn domain(&mut self, domid: DomId, quotas: Quotas) {
-        self.store.tree.domains.learn(domid);
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn domain(&mut self, domid: DomId, quotas: Quotas) -> Result<(), NoMemory> {
+        self.store.tree.domains.learn(domid)?;
         if let Some(domain) = self.store.tree.domains.get_mut(domid) {
             domain.quotas = quotas;
         }
+        Ok(())
     }
 
     /// A connection, and the last transaction id that it was given.
@@ -174,7 +180,7 @@ impl<'a> Restoring<'a> {
     /// There is one with this id already.
     pub fn connect(&mut self, conn: ConnId, party: Party, last_tx: u32) -> Result<(), Refusal> {
         if self.store.conns.contains_key(&conn) {
-            return Err(format!("connection {} is there twice", conn.0));
+            return Err(sentence!("connection {} is there twice", conn.0));
         }
         let open = HashSet::with_hasher(FixedState::with_seed(self.store.seed));
         self.store.conns.insert(conn, Conn { party, last_tx, open });
@@ -189,49 +195,16 @@ impl<'a> Restoring<'a> {
         let store = &mut self.store;
         let conn = watch.conn;
         let party =
-            store.party(conn).ok_or_else(|| format!("a watch of no connection ({})", conn.0))?;
-        let path = Path::new(Vec::new(), watch.path, Names::OrSpecial, party.domid, 0)
-            .map_err(|_| format!("a watch of domain {} on no path", party.domid))?;
+            store.party(conn).ok_or_else(|| sentence!("a watch of no connection ({})", conn.0))?;
+        let path = Path::of_any_length(Vec::new(), watch.path, Names::OrSpecial, party.domid)
+            .map_err(|_| sentence!("a watch of domain {} on no path", party.domid))?;
         if store.watches.find(conn, path.bytes(), watch.token).is_some() {
-            return Err(format!("a watch of domain {} is there twice", party.domid));
+            return Err(sentence!("a watch of domain {} is there twice", party.domid));
         }
-        store.watches.add(conn, &path, watch.token, depth);
+        store.watches.add(conn, &path, watch.token, depth).map_err(no_memory)?;
         let bytes = watch_bytes(path.bytes(), watch.token);
-        store.tree.domains.charge(party.domid, Quota::Watches, 1);
-        store.tree.domains.charge(party.domid, Quota::Memory, bytes);
-        Ok(())
-    }
-
-    /// An open transaction. Without fields it is one that cannot commit.
-    ///
-    /// # Errors
-    /// It belongs to nobody or is there twice, or its fields are damaged.
-    pub fn transaction(
-        &mut self,
-        transaction: stream::Transaction,
-        fields: Option<&mut FieldReader<'_>>,
-    ) -> Result<(), Refusal> {
-        let stream::Transaction { conn, tx } = transaction;
-        let seed = self.store.seed;
-        let state = self.store.conns.get_mut(&conn);
-        let state = state.ok_or_else(|| format!("a transaction of no connection ({})", conn.0))?;
-        if tx == TxId::NONE || !state.open.insert(tx) {
-            return Err(format!(
-                "transaction {} of domain {} is there twice",
-                tx.0, state.party.domid
-            ));
-        }
-        let domid = state.party.domid;
-        let (new, left) = match fields {
-            Some(fields) => Transaction::restore(tx, seed, fields)?,
-            None => {
-                state.last_tx = state.last_tx.max(tx.0);
-                (Transaction::new(tx, seed), 0)
-            }
-        };
-        self.store.transactions.insert((conn, tx), new);
-        self.store.tree.domains.charge(domid, Quota::Transactions, 1);
-        self.unfilled.push_back(Unfilled { conn, tx, left });
+        store.tree.domains.take(party.domid, Quota::Watches, 1);
+        store.tree.domains.take(party.domid, Quota::Memory, bytes);
         Ok(())
     }
 
@@ -253,7 +226,7 @@ impl<'a> Restoring<'a> {
         } else {
             Err("its permissions name a domain that is not known")
         };
-        placed.map_err(|what| format!("node {}: {what}", node.path.escape_ascii()))
+        placed.map_err(|what| sentence!("node {}: {what}", node.path.escape_ascii()))
     }
 
     /// Puts a node in its place, with a use of `self.list`.
@@ -262,15 +235,11 @@ impl<'a> Restoring<'a> {
         node: &stream::Node<'a>,
         generation: Option<u64>,
     ) -> Result<(), &'static str> {
-        let owner = match self.entries.first() {
-            Some(owner) if !owner.stale && owner.domid != DomId::ANY => owner.domid,
-            _ => return Err("it has no owner"),
-        };
+        self.owner()?;
         let generation = match generation {
             Some(generation) => generation,
             None => self.store.tree.advance(),
         };
-        self.newest = self.newest.max(generation);
         let value = node.value;
         let tree = &mut self.store.tree;
         let fixed = match node.path {
@@ -280,37 +249,69 @@ impl<'a> Restoring<'a> {
             _ => None,
         };
         if let Some((place, handle)) = fixed {
-            match self.fixed.get_mut(place) {
-                Some(came) if !*came => *came = true,
-                _ => return Err("it is there twice"),
-            }
-            tree.restore_fixed(handle, value, self.list, generation);
-            return Ok(());
+            return self.put_fixed(place, handle, value, generation);
         }
         let place =
-            self.find_place(node.path).ok_or("there is no node above it, or its name is none")?;
+            self.find_place(node.path)?.ok_or("there is no node above it, or its name is none")?;
         let tree = &mut self.store.tree;
         let bytes = node_bytes(place.name, value);
         let made = tree.restore(&place, value, self.list, generation);
-        let made = made.ok_or("it is there twice")?;
-        self.run.add(owner, made, bytes, tree);
+        let made = made.map_err(|_| "no memory is left")?.ok_or("it is there twice")?;
+        self.made(bytes, generation)?;
         self.here = node.path;
         // What is above was found by the path, so it need not be the one before.
         self.above.push((made, self.here.len()));
         Ok(())
     }
 
+    /// The owner that the permissions name.
+    fn owner(&self) -> Result<DomId, &'static str> {
+        match self.entries.first() {
+            Some(owner) if !owner.stale && owner.domid != DomId::ANY => Ok(owner.domid),
+            _ => Err("it has no owner"),
+        }
+    }
+
+    /// Makes one of the nodes that are always there as it was, with a use of `self.list`.
+    pub(super) fn put_fixed(
+        &mut self,
+        place: usize,
+        handle: u32,
+        value: &[u8],
+        generation: u64,
+    ) -> Result<(), &'static str> {
+        self.owner()?;
+        self.newest = self.newest.max(generation);
+        match self.fixed.get_mut(place) {
+            Some(came) if !*came => *came = true,
+            _ => return Err("it is there twice"),
+        }
+        let made = self.store.tree.restore_fixed(handle, value, self.list, generation);
+        made.map_err(|NoMemory| "no memory is left")
+    }
+
+    /// A node was made, with a use of `self.list`: its owner gets it.
+    #[inline]
+    pub(super) fn made(&mut self, bytes: usize, generation: u64) -> Result<(), &'static str> {
+        let owner = self.owner()?;
+        self.newest = self.newest.max(generation);
+        self.run.add(owner, bytes, &mut self.store.tree);
+        Ok(())
+    }
+
     /// Where a path leads to; with a use of its last name.
-    fn find_place<'p>(&mut self, path: &'p [u8]) -> Option<Place<'p>> {
+    fn find_place<'p>(&mut self, path: &'p [u8]) -> Result<Option<Place<'p>>, &'static str> {
+        let no_memory = |NoMemory| "no memory is left";
         if self.closed && !self.fixed.first().is_some_and(|root| *root) {
-            return None;
+            return Ok(None);
         }
         while let Some((handle, len)) = self.above.last() {
             if path.get(*len) == Some(&b'/') && path.get(..*len) == self.here.get(..*len) {
                 // Behind the path of that node comes one name more. It was looked at when it came first.
-                let name = path.get(len.saturating_add(1)..)?;
-                if let Some(name_handle) = self.store.tree.intern_checked(name) {
-                    return Some(Place { parent: *handle, name, name_handle });
+                let Some(name) = path.get(len.saturating_add(1)..) else { return Ok(None) };
+                let known = self.store.tree.intern_checked(name).map_err(no_memory)?;
+                if let Some(name_handle) = known {
+                    return Ok(Some(Place { parent: *handle, name, name_handle }));
                 }
             }
             // The root is above everything.
@@ -319,20 +320,21 @@ impl<'a> Restoring<'a> {
             }
             self.above.pop();
         }
-        let (stem, name) = split_name(path).filter(|_| path.first() == Some(&b'/'))?;
+        let split = split_name(path).filter(|_| path.first() == Some(&b'/'));
+        let Some((stem, name)) = split else { return Ok(None) };
         // Only others' streams have another order.
         let parent = match self.store.tree.find(stem) {
             Found::Node(handle) if !self.closed && stem.first() == Some(&b'/') => handle,
-            Found::Node(_) | Found::Above { .. } => return None,
+            Found::Node(_) | Found::Above { .. } => return Ok(None),
         };
-        let name_handle = self.store.tree.intern_checked(name)?;
-        Some(Place { parent, name, name_handle })
+        let name_handle = self.store.tree.intern_checked(name).map_err(no_memory)?;
+        Ok(name_handle.map(|name_handle| Place { parent, name, name_handle }))
     }
 
     /// Makes `list` the handle of these permissions, and gives the caller a use of it. `false` if they name
     /// somebody whom they cannot.
     #[inline]
-    fn take_list(&mut self, perms: stream::Perms<'a>) -> bool {
+    pub(super) fn take_list(&mut self, perms: stream::Perms<'a>) -> bool {
         let fine = perms.is_written_as(&self.perms) || self.read_list(perms);
         if fine {
             self.uses = self.uses.saturating_add(1);
@@ -341,7 +343,7 @@ impl<'a> Restoring<'a> {
     }
 
     /// Counts the uses of `list` that were given away since the last time.
-    fn count_uses(&mut self) {
+    pub(super) fn count_uses(&mut self) {
         let uses = core::mem::take(&mut self.uses);
         self.store.tree.retain_uses(self.list, uses);
     }
@@ -349,86 +351,46 @@ impl<'a> Restoring<'a> {
     /// The same, for permissions that are not those of the node before; without a use for the caller.
     fn read_list(&mut self, perms: stream::Perms<'a>) -> bool {
         self.count_uses();
-        let tree = &mut self.store.tree;
         self.perms = stream::Perms::NONE;
         if self.entries.is_empty() || !perms.is(&self.entries) {
-            self.entries.clear();
-            self.entries.extend(perms.iter());
-            for entry in self.entries.iter().filter(|entry| !entry.stale) {
-                let known = entry.domid == DomId::ANY || tree.domains.get(entry.domid).is_some();
-                if !known && (self.closed || !entry.domid.is_ordinary()) {
-                    return false;
-                }
-                if !known {
-                    tree.domains.learn(entry.domid);
-                }
+            let replaced = self.replace_list(perms.iter());
+            if !replaced {
+                return false;
             }
-            tree.release_list(self.list);
-            self.list = tree.intern(&self.entries);
         }
         self.perms = perms;
         true
     }
 
-    /// A path that a transaction has touched. The transactions are filled in the order of their announcement.
-    ///
-    /// # Errors
-    /// It does not fit, or its fields are damaged.
-    pub fn touched(
-        &mut self,
-        node: &stream::Node<'a>,
-        fields: &mut FieldReader<'_>,
-    ) -> Result<(), Refusal> {
-        self.complete()?;
-        let refused =
-            |what: &str| Err(format!("node {} in a transaction: {what}", node.path.escape_ascii()));
-        let (Some(unfilled), Some(pending)) = (self.unfilled.front_mut(), node.pending) else {
-            return refused("no transaction wants it");
-        };
-        if (unfilled.conn, unfilled.tx) != (pending.conn, pending.tx) {
-            return refused("it is another one's turn");
-        }
-        unfilled.left = unfilled.left.saturating_sub(1);
-        let key = (unfilled.conn, unfilled.tx);
-        // Whatever else was touched was spelled by `Path`.
-        if Path::new(Vec::new(), node.path, Names::OrSpecial, DomId(0), 0).is_err()
-            || !matches!(node.path.first(), Some(b'/' | b'@'))
-        {
-            return refused("this is no path");
-        }
-        let list = if node.perms.is_empty() {
-            NIL
-        } else if self.take_list(node.perms) {
-            self.count_uses();
-            self.list
-        } else {
-            return refused("its permissions name a domain that is not known");
-        };
-        let Store { tree, transactions, .. } = &mut self.store;
-        let Some(tx) = transactions.get_mut(&key) else {
-            return refused("no transaction wants it");
-        };
-        tx.restore_touched(tree, node, list, fields)
+    /// One more node has the permissions `list`.
+    #[inline]
+    pub(super) fn use_list(&mut self) {
+        self.uses = self.uses.saturating_add(1);
     }
 
-    /// Closes the transactions that have all they touched.
-    fn complete(&mut self) -> Result<(), Refusal> {
-        while let Some(Unfilled { conn, tx, left: 0 }) = self.unfilled.front() {
-            let Store { tree, transactions, conns, .. } = &mut self.store;
-            if let Some(done) = transactions.get_mut(&(*conn, *tx)) {
-                if self.closed {
-                    done.complete(tree)?;
-                } else {
-                    done.doom(tree);
-                }
-                let bytes = done.bytes;
-                if let Some(conn) = conns.get(conn) {
-                    tree.domains.charge(conn.party.domid, Quota::Memory, bytes);
-                }
-            }
-            self.unfilled.pop_front();
+    /// Makes `list` the handle of these permissions. `false` if they name somebody whom they cannot.
+    pub(super) fn replace_list(&mut self, entries: impl Iterator<Item = Entry>) -> bool {
+        self.count_uses();
+        let tree = &mut self.store.tree;
+        self.entries.clear();
+        self.entries.extend(entries);
+        tree.release_list(core::mem::replace(&mut self.list, NIL));
+        let mut fine = true;
+        for entry in self.entries.iter().filter(|entry| !entry.stale) {
+            let known = entry.domid == DomId::ANY || tree.domains.get(entry.domid).is_some();
+            let learns = !self.closed && entry.domid.is_ordinary();
+            fine &= known || learns && tree.domains.learn(entry.domid).is_ok();
         }
-        Ok(())
+        match tree.intern(&self.entries) {
+            Ok(list) if fine => self.list = list,
+            Ok(list) => tree.release_list(list),
+            Err(NoMemory) => fine = false,
+        }
+        if !fine {
+            // They are not those of `list`.
+            self.entries.clear();
+        }
+        fine
     }
 
     /// The store. `generation` is the latest one given out, `None` if they were new, and `dropped` the number of
@@ -440,14 +402,14 @@ impl<'a> Restoring<'a> {
         self.run.end(&mut self.store.tree);
         self.complete()?;
         if !self.unfilled.is_empty() {
-            return Err(String::from("a transaction lacks nodes that it has touched"));
+            return Err(Sentence::from("a transaction lacks nodes that it has touched"));
         }
         if self.closed && self.fixed.contains(&false) {
-            return Err(String::from("the root or a special node is missing"));
+            return Err(Sentence::from("the root or a special node is missing"));
         }
         if let Some(generation) = generation {
             if generation < self.newest {
-                return Err(String::from("a node is newer than the last change"));
+                return Err(Sentence::from("a node is newer than the last change"));
             }
             self.store.tree.set_generation(generation);
         }

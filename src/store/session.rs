@@ -3,15 +3,16 @@
 //! Every operation is written once for both cases, the live tree and a transaction's view of it: the
 //! difference is inside [`Session::look`] and the few places that change something.
 
-use super::bytes::Bytes;
-use super::events::Bell;
+use super::events::{Bell, Post};
+use super::generation::{ListOf, Mixed};
 use super::path::{self, Path, Text};
 use super::perms::{Access, Entry, Party, Rights};
 use super::quota::Quota;
-use super::table::NIL;
-use super::transaction::{Below, Transaction};
+use super::transaction::Transaction;
 use super::tree::{Found, NODE_BYTES, ROOT, Tree, entry_bytes};
 use super::watch::Class;
+use crate::mem::Bytes;
+use crate::mem::NIL;
 use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, DomId};
 use crate::proto::wire::PAYLOAD_MAX;
@@ -20,7 +21,7 @@ use core::fmt::Write;
 
 /// What there is at a path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Sight {
+pub(super) enum Sight {
     /// A node of the live tree.
     Live(u32),
     /// A node as the transaction sees it.
@@ -29,7 +30,7 @@ enum Sight {
 
 /// What there is on the way to a path.
 #[derive(Clone, Copy, Debug)]
-enum Spot<'a> {
+pub(super) enum Spot<'a> {
     /// The node.
     There(Sight),
     /// Nodes are missing.
@@ -38,22 +39,22 @@ enum Spot<'a> {
 
 /// The nodes that are missing on the way to a path, its own and perhaps some above it.
 #[derive(Clone, Copy, Debug)]
-struct Gap<'a> {
+pub(super) struct Gap<'a> {
     /// The nearest node above that exists; of a special name this is the root.
-    above: Sight,
-    path: &'a [u8],
+    pub(super) above: Sight,
+    pub(super) path: &'a [u8],
     /// How many bytes of the path lead to the node above: 0 for the root.
-    there: usize,
+    pub(super) there: usize,
 }
 
 impl<'a> Gap<'a> {
     /// The names of the nodes, from the top down.
-    fn names(self) -> impl Iterator<Item = &'a [u8]> {
+    pub(super) fn names(self) -> impl Iterator<Item = &'a [u8]> {
         path::components(self.path.get(self.there..).unwrap_or(&[]))
     }
 
     /// Their paths, likewise.
-    fn levels(self) -> impl Iterator<Item = &'a [u8]> {
+    pub(super) fn levels(self) -> impl Iterator<Item = &'a [u8]> {
         let mut end = self.there;
         self.names().map(move |name| {
             end = end.saturating_add(name.len()).saturating_add(1);
@@ -64,24 +65,24 @@ impl<'a> Gap<'a> {
 
 /// The parts of a node that requests ask for.
 #[derive(Clone, Copy, Debug)]
-struct View<'a> {
-    value: &'a [u8],
-    list: u32,
-    generation: u64,
-    children_bytes: usize,
+pub(super) struct View<'a> {
+    pub(super) value: &'a [u8],
+    pub(super) list: u32,
+    pub(super) generation: u64,
+    pub(super) children_bytes: usize,
 }
 
 /// A request in progress.
 #[derive(Debug)]
-pub(super) struct Session<'a> {
+pub(super) struct Session<'a, P> {
     pub(super) conn: ConnId,
     pub(super) tree: &'a mut Tree,
-    pub(super) bell: Bell<'a>,
+    pub(super) bell: Bell<'a, P>,
     pub(super) party: Party,
     pub(super) tx: Option<&'a mut Transaction>,
 }
 
-impl Session<'_> {
+impl<P: Post> Session<'_, P> {
     /// Lists the names of the children, each with a NUL.
     pub(super) fn directory(&mut self, path: &Path, reply: &mut Vec<u8>) -> Result<(), XsError> {
         let sight = self.permitted(path.bytes(), Access::Read)?;
@@ -105,9 +106,9 @@ impl Session<'_> {
         reply: &mut Vec<u8>,
     ) -> Result<(), XsError> {
         let sight = self.permitted(path.bytes(), Access::Read)?;
-        let view = self.view(sight)?;
+        let shown = self.list_of(sight)?.shown(self.tree.nodes.seed());
         let start = reply.len();
-        let _infallible = write!(Text(reply), "{}\0", view.generation);
+        let _infallible = write!(Text(reply), "{shown}\0");
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         // One byte stays free for the NUL behind the last name.
         let room = PAYLOAD_MAX.saturating_sub(reply.len().saturating_sub(start)).saturating_sub(1);
@@ -119,11 +120,16 @@ impl Session<'_> {
                 return true;
             }
             let rest = name.get(skip..).unwrap_or(&[]);
+            let before = used;
             used = used.saturating_add(rest.len()).saturating_add(1);
             whole = used <= room;
             if whole {
                 reply.extend_from_slice(rest);
                 reply.push(0);
+            } else if before == 0 {
+                // A name of an earlier version that fits into no message: clients put bytes together, and ask on
+                // from the next one. Each part has to bring some.
+                reply.extend_from_slice(rest.get(..room).unwrap_or(rest));
             }
             whole
         });
@@ -202,7 +208,7 @@ impl Session<'_> {
             return Err(XsError::EPERM);
         }
         let (old, value, children_bytes) = (view.list, view.value.len(), view.children_bytes);
-        let list = self.tree.intern(entries);
+        let list = self.tree.intern(entries)?;
         let checked = self.check_size(list, value, children_bytes);
         if let Err(error) = self.spoiled(checked) {
             self.tree.release_list(list);
@@ -215,7 +221,11 @@ impl Session<'_> {
             }
             (Sight::Live(handle), _) => {
                 self.tree.retain_list(old);
-                self.tree.set_list(handle, list);
+                if let Err(error) = self.tree.set_list(handle, list) {
+                    self.tree.release_list(list);
+                    self.tree.release_list(old);
+                    return Err(error.into());
+                }
                 let above = parent_list(self.tree, path);
                 self.bell.ring(self.tree, path, Class::Subtree, &[old, list, above]);
                 self.tree.release_list(old);
@@ -226,13 +236,6 @@ impl Session<'_> {
     }
 
     // Seeing.
-
-    /// What the transaction sees at a canonical path, which is an access.
-    fn look(&mut self, path: &[u8]) -> Result<Option<Sight>, XsError> {
-        let at = self.touch(path)?;
-        let there = self.tx.as_ref().and_then(|tx| tx.get(at)?.now.as_ref()).is_some();
-        Ok(there.then_some(Sight::Copied(at)))
-    }
 
     /// The node at a path.
     ///
@@ -260,21 +263,13 @@ impl Session<'_> {
     /// The way to a path. In a transaction that is an access to each node that is looked at.
     fn walk<'a>(&mut self, path: &'a [u8]) -> Result<Spot<'a>, XsError> {
         let missing = |above, there| Spot::Missing(Gap { above, path, there });
-        if self.tx.is_none() {
-            return Ok(match self.tree.find_for(self.conn, path) {
-                Found::Node(handle) => Spot::There(Sight::Live(handle)),
-                Found::Above { node, there } => missing(Sight::Live(node), there),
-            });
+        if self.tx.is_some() {
+            return self.walk_copied(path);
         }
-        if let Some(sight) = self.look(path)? {
-            return Ok(Spot::There(sight));
-        }
-        for above in path::upwards(path).skip(1) {
-            if let Some(sight) = self.look(above)? {
-                return Ok(missing(sight, if above == b"/" { 0 } else { above.len() }));
-            }
-        }
-        Ok(missing(self.look(b"/")?.ok_or(XsError::EIO)?, 0))
+        Ok(match self.tree.find_for(self.conn, path) {
+            Found::Node(handle) => Spot::There(Sight::Live(handle)),
+            Found::Above { node, there } => missing(Sight::Live(node), there),
+        })
     }
 
     fn view(&self, sight: Sight) -> Result<View<'_>, XsError> {
@@ -300,6 +295,19 @@ impl Session<'_> {
         view.ok_or(XsError::EIO)
     }
 
+    /// What the list of a node's children depends on.
+    fn list_of(&self, sight: Sight) -> Result<ListOf, XsError> {
+        let own = self.view(sight)?.generation;
+        let mixed = match (sight, self.tx.as_deref()) {
+            (Sight::Copied(at), Some(tx)) => {
+                let live = tx.changed_meanwhile(self.tree, at);
+                live.map(|live| Mixed { live, conn: self.conn, tx: tx.id })
+            }
+            _ => None,
+        };
+        Ok(ListOf { own, mixed })
+    }
+
     fn rights(&self, sight: Sight) -> Result<Rights, XsError> {
         Ok(self.tree.rights(self.view(sight)?.list, &self.party))
     }
@@ -317,92 +325,19 @@ impl Session<'_> {
         }
     }
 
-    /// The place of a path in the transaction, taking the copy at the first access.
-    fn touch(&mut self, path: &[u8]) -> Result<u32, XsError> {
-        let Some(tx) = self.tx.as_deref_mut() else { return Err(XsError::EIO) };
-        if let Some(at) = tx.find(path) {
-            return Ok(at);
-        }
-        let count = tx.len().saturating_add(1);
-        let cost = Transaction::TOUCH_COST.saturating_add(path.len().saturating_mul(2));
-        self.check_transaction(count, path.len(), cost)?;
-        let Some(tx) = self.tx.as_deref_mut() else { return Err(XsError::EIO) };
-        let at = tx.touch(self.tree, path);
-        self.charge_transaction(at, 0);
-        Ok(at)
-    }
-
-    /// Keeps the value of a node that is read in the transaction.
-    fn keep_value(&mut self, at: u32) -> Result<(), XsError> {
-        let Some(tx) = self.tx.as_deref() else { return Ok(()) };
-        let kept = tx.get(at).and_then(|touched| touched.now.as_ref()?.value.as_ref()).is_some();
-        let (bytes, count) =
-            (tx.value(self.tree, at, &self.party).map_or(0, <[u8]>::len), tx.len());
-        if kept {
-            return Ok(());
-        }
-        self.check_transaction(count, bytes, bytes)?;
-        let before = self.transaction_bytes(at);
-        if let Some(tx) = self.tx.as_deref_mut() {
-            tx.keep_value(self.tree, at, &self.party);
-        }
-        self.charge_transaction(at, before);
-        Ok(())
-    }
-
-    /// Whether the transaction may touch that many nodes, hold so many bytes more for its domain, and
-    /// allocate `cost`. If not, it is spoiled.
-    fn check_transaction(
-        &mut self,
-        count: usize,
-        bytes: usize,
-        cost: usize,
-    ) -> Result<(), XsError> {
-        let checked = if !self.within(Quota::TransactionNodes, count) {
-            Err(XsError::ENOSPC)
-        } else if !self.tree.domains.allows(self.party.domid, Quota::Memory, bytes)
-            || !self.bell.spend(cost)
-        {
-            Err(XsError::ENOMEM)
-        } else {
-            Ok(())
-        };
-        self.spoiled(checked)
-    }
-
-    fn transaction_bytes(&self, at: u32) -> usize {
-        self.tx.as_ref().map_or(0, |tx| tx.touched_bytes(at))
-    }
-
-    /// Charges what a touched path holds now, after it held `before`.
-    fn charge_transaction(&mut self, at: u32, before: usize) {
-        let now = self.transaction_bytes(at);
-        if let Some(tx) = self.tx.as_deref_mut() {
-            tx.bytes = tx.bytes.saturating_add(now).saturating_sub(before);
-        }
-        self.tree.domains.charge(self.party.domid, Quota::Memory, now);
-        self.tree.domains.refund(self.party.domid, Quota::Memory, before);
-    }
-
     // Limits.
 
     /// Whether `amount` is within one of the caller's limits that count no stock.
-    fn within(&self, quota: Quota, amount: usize) -> bool {
-        let domain = self.tree.domains.get(self.party.domid);
-        self.party.privileged || domain.is_none_or(|domain| domain.quotas.allows(quota, amount))
+    pub(super) fn within(&self, quota: Quota, amount: usize) -> bool {
+        let domains = &self.tree.domains;
+        let domain = domains.get(self.party.domid);
+        self.party.privileged
+            || domain.is_none_or(|domain| domains.note(quota, domain.quotas.allows(quota, amount)))
     }
 
     fn check_size(&self, list: u32, value: usize, children_bytes: usize) -> Result<(), XsError> {
         let size = self.tree.size(list, value, children_bytes);
         self.within(Quota::NodeSize, size).then_some(()).ok_or(XsError::ENOSPC)
-    }
-
-    /// Passes a result on; a refusal for want of quota or memory spoils the transaction.
-    fn spoiled<T>(&mut self, result: Result<T, XsError>) -> Result<T, XsError> {
-        if let (Err(XsError::ENOSPC | XsError::ENOMEM), Some(tx)) = (&result, &mut self.tx) {
-            tx.poisoned = true;
-        }
-        result
     }
 
     // Changing.
@@ -423,13 +358,13 @@ impl Session<'_> {
             Sight::Copied(at) => {
                 let before = self.transaction_bytes(at);
                 if let Some(tx) = self.tx.as_deref_mut() {
-                    tx.set_value(self.tree, at, Bytes::new(value));
+                    tx.set_value(self.tree, at, Bytes::new(value)?);
                     tx.announce(at, Class::Subtree);
                 }
                 self.charge_transaction(at, before);
             }
             Sight::Live(handle) => {
-                self.tree.set_value(handle, value);
+                self.tree.set_value(handle, value)?;
                 let above = self.tree.node(handle).and_then(|node| self.tree.node(node.parent));
                 let above = above.map_or(NIL, |above| above.list);
                 self.bell.ring(self.tree, path.bytes(), Class::Subtree, &[list, above]);
@@ -442,13 +377,14 @@ impl Session<'_> {
     fn create(&mut self, gap: Gap<'_>, value: &[u8]) -> Result<(), XsError> {
         let above_list = self.view(gap.above)?.list;
         let creator = (!self.party.privileged).then_some(self.party.domid);
-        let list = self.tree.inherit(above_list, creator);
+        let list = self.tree.inherit(above_list, creator)?;
         let count = gap.names().count();
         let checked = self.check_create(gap, count, list, value);
-        let made = self.spoiled(checked).map(|()| match gap.above {
+        let made = self.spoiled(checked).and_then(|()| match gap.above {
             Sight::Live(handle) => self.create_live(handle, gap, count, list, value),
             Sight::Copied(_) => self.create_copied(gap, count, list, value),
         });
+        let made = self.spoiled(made);
         if made.is_ok() && self.tx.is_none() {
             // All but the first are below a node that was made just now.
             let parent_list = if count == 1 { above_list } else { list };
@@ -492,99 +428,17 @@ impl Session<'_> {
         allowed.then_some(()).ok_or(XsError::ENOMEM)
     }
 
-    fn create_live(&mut self, above: u32, gap: Gap<'_>, count: usize, list: u32, value: &[u8]) {
-        let mut parent = above;
-        for (left, name) in (0..count).rev().zip(gap.names()) {
-            let value = if left == 0 { value } else { &[] };
-            self.tree.retain_list(list);
-            parent = self.tree.create(parent, name, value, list);
-        }
-    }
-
-    fn create_copied(&mut self, gap: Gap<'_>, count: usize, list: u32, value: &[u8]) {
-        for (left, level) in (0..count).rev().zip(gap.levels()) {
-            let Some(at) = self.tx.as_ref().and_then(|tx| tx.find(level)) else { continue };
-            let before = self.transaction_bytes(at);
-            let value = if left == 0 { value } else { &[] };
-            self.tree.retain_list(list);
-            if let Some(tx) = self.tx.as_deref_mut() {
-                tx.create(self.tree, at, Bytes::new(value), list);
-                if left == 0 {
-                    tx.announce(at, Class::Subtree);
-                }
-            }
-            self.charge_transaction(at, before);
-        }
-    }
-
-    /// Removes a subtree in the transaction: first everything is noted, which may fail, then
-    /// everything is removed, which cannot.
-    fn remove_copied(&mut self, top: u32, path: &[u8]) -> Result<(), XsError> {
-        if let Some(above) = path::parent(path) {
-            self.touch(above)?;
-        }
-        let untouched = self.tx.as_ref().and_then(|tx| tx.untouched_subtree(self.tree, top));
-        let order = match untouched {
-            Some(live) => {
-                self.note_below(top, live)?;
-                Vec::from([top])
-            }
-            None => self.touch_below(top, path)?,
-        };
-        for at in order.into_iter().rev() {
-            let class = if at == top { Class::Subtree } else { Class::Exact };
-            let before = self.transaction_bytes(at);
-            if let Some(tx) = self.tx.as_deref_mut() {
-                tx.remove(self.tree, at);
-                tx.announce(at, class);
-            }
-            self.charge_transaction(at, before);
-        }
+    fn create_live(
+        &mut self,
+        above: u32,
+        gap: Gap<'_>,
+        count: usize,
+        list: u32,
+        value: &[u8],
+    ) -> Result<(), XsError> {
+        let first = self.tree.make_row(gap.names(), count, value, list)?;
+        self.tree.attach_row(above, first);
         Ok(())
-    }
-
-    /// Notes the live nodes below one, of which the transaction has touched none.
-    fn note_below(&mut self, top: u32, live: u32) -> Result<(), XsError> {
-        let count = self.tx.as_ref().map_or(0, |tx| tx.len());
-        let domain = self.tree.domains.get(self.party.domid).filter(|_| !self.party.privileged);
-        let limit = domain.map_or(0, |domain| domain.quotas.get(Quota::TransactionNodes) as usize);
-        let limit = if limit == 0 { usize::MAX } else { limit.saturating_sub(count) };
-        // A list that grows is there twice for a moment.
-        let cost = size_of::<Below>().saturating_mul(3);
-        let room = self.bell.headroom.checked_div(cost).unwrap_or(0);
-        // One more than there may be is enough to be refused.
-        let most = limit.min(room).saturating_add(1);
-        let nodes = self.tree.below(live).take(most);
-        let below: Vec<Below> = nodes.map(|(handle, node)| (handle, node.generation())).collect();
-        let bytes = size_of::<Below>().saturating_mul(below.len());
-        let count = count.saturating_add(below.len());
-        self.check_transaction(count, bytes, cost.saturating_mul(below.len()))?;
-        let before = self.transaction_bytes(top);
-        if let Some(tx) = self.tx.as_deref_mut() {
-            tx.remove_below(self.tree, top, below);
-        }
-        self.charge_transaction(top, before);
-        Ok(())
-    }
-
-    /// Touches everything below a node that the transaction sees, and returns their places and that
-    /// of the node, parents first.
-    fn touch_below(&mut self, top: u32, path: &[u8]) -> Result<Vec<u32>, XsError> {
-        let mut order = Vec::new();
-        let mut waiting = Vec::from([(top, Vec::from(path))]);
-        while let Some((at, path)) = waiting.pop() {
-            order.push(at);
-            let names =
-                self.tx.as_ref().map_or(Vec::new(), |tx| tx.children(self.tree, at, &self.party));
-            let mut children = Vec::new();
-            for name in names {
-                let mut child = path.clone();
-                path::push(&mut child, &name);
-                children.push((self.touch(&child)?, child));
-            }
-            waiting.extend(children.into_iter().rev());
-        }
-        Ok(order)
     }
 }
 
@@ -605,21 +459,19 @@ pub(super) fn parent_list(tree: &Tree, path: &[u8]) -> u32 {
 /// Removes a live subtree, children before parents, and tells the watches: those at a node below of
 /// that node, and last those at or above the top of the top. The work is that of the nodes
 /// removed; if nobody watches below the top, nothing is looked up for them.
-pub(super) fn remove_tree(tree: &mut Tree, bell: &mut Bell<'_>, top: u32, path: &[u8]) {
+pub(super) fn remove_tree<P: Post>(tree: &mut Tree, bell: &mut Bell<'_, P>, top: u32, path: &[u8]) {
     if bell.any_below(path) {
         remove_watched(tree, bell, top, path);
-    } else {
-        tree.remove_below(top);
     }
     let Some(node) = tree.node(top) else { return };
     let (parent, list) = (node.parent, node.list);
     let above = tree.node(parent).map_or(NIL, |node| node.list);
     bell.ring(tree, path, Class::Subtree, &[list, above]);
-    tree.remove_leaf(top);
+    tree.remove(top);
 }
 
 /// Removes everything below a live node, one by one, and tells who watches there.
-fn remove_watched(tree: &mut Tree, bell: &mut Bell<'_>, top: u32, path: &[u8]) {
+fn remove_watched<P: Post>(tree: &mut Tree, bell: &mut Bell<'_, P>, top: u32, path: &[u8]) {
     let mut at = top;
     let mut here = Vec::from(path);
     loop {
@@ -636,7 +488,7 @@ fn remove_watched(tree: &mut Tree, bell: &mut Bell<'_>, top: u32, path: &[u8]) {
         bell.ring(tree, &here, Class::Exact, &[list, above]);
         let up = path::parent(&here).map_or(0, <[u8]>::len);
         here.truncate(up);
-        tree.remove_leaf(at);
+        tree.remove(at);
         at = parent;
     }
 }

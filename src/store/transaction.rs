@@ -23,14 +23,19 @@
 //!
 //! Everybody else is free at all times: requests outside transactions never fail because of one.
 
+mod books;
 mod handover;
+mod restore;
+mod save;
+mod session;
 
-use super::bytes::Bytes;
+pub(super) use restore::Unfilled;
+
 use super::path;
 use super::perms::{Access, Party};
-use super::table::NIL;
 use super::tree::{Found, Node, Tree, bytes_hash, entry_bytes};
 use super::watch::Class;
+use crate::mem::{Bytes, NIL, NoMemory};
 use crate::proto::id::{DomId, TxId};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -233,6 +238,19 @@ impl Transaction {
         shown.then_some((handle, node))
     }
 
+    /// The generation that a node has outside if it is not the one of the first access, 0 if it is gone.
+    /// `None` also for a node that was made here: nothing outside is part of its list.
+    pub(super) fn changed_meanwhile(&self, tree: &Tree, at: u32) -> Option<u64> {
+        let touched = self.get(at).filter(|touched| !touched.fresh)?;
+        let base = touched.base?;
+        let live = match tree.find(&touched.path) {
+            Found::Node(handle) => tree.node(handle).map_or(0, Node::generation),
+            Found::Above { .. } => 0,
+        };
+        // A base that did not hold at a live update is not known any more.
+        (base.node == NIL || live != base.generation).then_some(live)
+    }
+
     /// The value of a touched node that exists. One that was not asked for before is the live one.
     pub(super) fn value<'a>(&'a self, tree: &'a Tree, at: u32, party: &Party) -> Option<&'a [u8]> {
         match &self.get(at)?.now.as_ref()?.value {
@@ -242,13 +260,19 @@ impl Transaction {
     }
 
     /// Keeps the value of a node that was read, so that it reads the same from now on.
-    pub(super) fn keep_value(&mut self, tree: &Tree, at: u32, party: &Party) {
-        let value = self.value(tree, at, party).map(Bytes::new);
+    pub(super) fn keep_value(
+        &mut self,
+        tree: &Tree,
+        at: u32,
+        party: &Party,
+    ) -> Result<(), NoMemory> {
+        let value = self.value(tree, at, party).map(Bytes::new).transpose()?;
         if let Some(now) = self.get_mut(at).and_then(|touched| touched.now.as_mut())
             && now.value.is_none()
         {
             now.value = value;
         }
+        Ok(())
     }
 
     /// How many nodes more a domain would own.
@@ -447,9 +471,9 @@ impl Transaction {
                     below.push((*at, touched.announcements_below(tree)));
                 }
                 for (node, _) in touched.removed.iter().rev() {
-                    tree.remove_leaf(*node);
+                    tree.remove(*node);
                 }
-                tree.remove_leaf(base.node);
+                tree.remove(base.node);
             }
         }
         for at in by_depth {
@@ -477,9 +501,11 @@ impl Transaction {
             && let Some(now) = &mut touched.now
         {
             tree.retain_list(now.list);
-            tree.set_list(handle, now.list);
+            // Admitted by `commit_bytes`.
+            let _ = tree.set_list(handle, now.list);
             if let Some(value) = now.value.take() {
-                tree.set_value(handle, value.get());
+                // Admitted by `commit_bytes`.
+                let _ = tree.set_value(handle, value.get());
             }
         }
         for (place, child) in (0_u32..).zip(added) {
@@ -487,7 +513,8 @@ impl Transaction {
             if let Some(now) = child.now.as_mut().filter(|_| child.place == place) {
                 let value = now.value.take().unwrap_or(Bytes::EMPTY);
                 tree.retain_list(now.list);
-                tree.create(handle, path::name(&child.path), value.get(), now.list);
+                // Admitted by `commit_bytes`.
+                let _ = tree.create(handle, path::name(&child.path), value.get(), now.list);
             }
         }
     }

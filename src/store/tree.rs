@@ -9,17 +9,22 @@
 //! Every mutation keeps the accounts of the owners; whether something is *allowed* is decided
 //! above, in `request.rs` and `transaction.rs`.
 
-use super::arena::Arena;
-use super::bytes::Bytes;
-use super::domain::Domains;
+mod detached;
+mod owned;
+
+use super::domain::Accounts;
 use super::path;
 use super::perms::{Access, Entry, Party, Rights, rights};
-use super::table::{NIL, Record, Table};
+use crate::mem::{Arena, Bytes, NIL, NoMemory, Record, Table, try_bytes, try_slice};
 use crate::proto::id::{ConnId, DomId};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::hash::{BuildHasher, Hasher};
 use foldhash::fast::FixedState;
+use owned::Owned;
+
+/// "Nobody's child": the parent of a node that is in no tree.
+const ASIDE: u32 = NIL - 1;
 
 /// The handle of the root, which is the first node made and never goes away.
 pub(super) const ROOT: u32 = 0;
@@ -45,9 +50,9 @@ const SIZE_ENTRY: usize = 8;
 /// The longest value that is stored in its node.
 const SHORT_MAX: usize = 14;
 
-/// A value.
-#[derive(Debug)]
-enum Value {
+/// A value. It is a handle: whoever has one and does not put it into a node has to give it up.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Value {
     /// In place: only the first `len` bytes count.
     Short { len: u8, bytes: [u8; SHORT_MAX] },
     /// Everything longer: a handle in [`Tree::long`].
@@ -129,6 +134,9 @@ impl Record for Node {
     fn set_chain(&mut self, next: u32) {
         self.chain = next;
     }
+    fn is_listed(&self) -> bool {
+        self.parent != ASIDE
+    }
 }
 
 /// Mixes a parent and a name, both small numbers, into a hash whose low bits are good.
@@ -195,21 +203,6 @@ fn list_hash(seed: u64, entries: &[Entry]) -> u64 {
     hasher.finish()
 }
 
-/// The most nodes of which an owner is told at once.
-const RUN_MAX: u32 = 64;
-
-/// Nodes in a row that have the same permission list, whose owner has not been told that they are gone.
-#[derive(Debug, Default)]
-struct Run {
-    list: u32,
-    count: u32,
-    /// Bytes of their names and values.
-    texts: usize,
-    /// Whether there is a list of the nodes that the owner has: then these are the handles.
-    is_listed: bool,
-    handles: Vec<u32>,
-}
-
 /// Where a node is to be made.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place<'a> {
@@ -265,9 +258,13 @@ pub(super) struct Tree {
     long: Arena<Box<[u8]>>,
     names: Table<Name>,
     lists: Table<List>,
-    pub(super) domains: Domains,
+    /// The nodes that others than the privileged domain own.
+    owned: Table<Owned>,
+    pub(super) domains: Accounts,
     /// `@introduceDomain` and `@releaseDomain`: nodes without a place in the tree.
     pub(super) special: [u32; 2],
+    /// The permissions of nodes that only the privileged domain may look at, with a use of its own.
+    pub(super) private: u32,
     generation: u64,
     glances: [Glance; GLANCES],
     removals: u64,
@@ -291,8 +288,8 @@ impl Tree {
         + 32 * 1024;
 
     /// A tree of nothing but the root and the two special nodes.
-    pub(super) fn new(seed: u64, mut domains: Domains) -> Self {
-        domains.learn(domains.privileged);
+    pub(super) fn new(seed: u64, mut domains: Accounts) -> Result<Self, NoMemory> {
+        domains.learn(domains.privileged)?;
         let owner = domains.privileged;
         let mut tree = Self {
             nodes: Table::new(seed),
@@ -300,22 +297,32 @@ impl Tree {
             long: Arena::new(),
             names: Table::new(seed),
             lists: Table::new(seed),
+            owned: Table::new(seed),
             domains,
             special: [NIL; 2],
+            private: NIL,
             generation: 0,
             glances: [const { Glance::NONE }; GLANCES],
             removals: 0,
         };
         let closed = Entry { domid: owner, access: Access::None, stale: false };
         let all = Entry { domid: DomId::ANY, access: Access::Read, stale: false };
-        let private = tree.intern(&[closed]);
-        tree.insert(NIL, NIL, &[], private);
+        let private = tree.intern(&[closed])?;
+        tree.private = private;
         tree.retain_list(private);
-        let introduce = tree.insert(NIL, NIL, &[], private);
-        let public = tree.intern(&[closed, all]);
-        let release = tree.insert(NIL, NIL, &[], public);
+        tree.insert_fixed(private)?;
+        tree.retain_list(private);
+        let introduce = tree.insert_fixed(private)?;
+        let public = tree.intern(&[closed, all])?;
+        let release = tree.insert_fixed(public)?;
         tree.special = [introduce, release];
-        tree
+        Ok(tree)
+    }
+
+    /// The permission list of nodes that only the privileged domain may look at, with a use more.
+    pub(super) fn private_list(&mut self) -> u32 {
+        self.retain_list(self.private);
+        self.private
     }
 
     /// The latest generation.
@@ -340,10 +347,7 @@ impl Tree {
     }
 
     pub(super) fn value<'a>(&'a self, node: &'a Node) -> &'a [u8] {
-        match &node.value {
-            Value::Short { len, bytes } => bytes.get(..usize::from(*len)).unwrap_or(bytes),
-            Value::Long(handle) => self.long.get(*handle).map_or(&[], |value| value),
-        }
+        self.kept(&node.value)
     }
 
     /// The children of a node, by their ends.
@@ -483,26 +487,38 @@ impl Tree {
     // Changing.
 
     /// Makes a node below `parent`, as its last child. Takes over one use of `list`.
-    pub(super) fn create(&mut self, parent: u32, name: &[u8], value: &[u8], list: u32) -> u32 {
-        let name_handle = self.intern_name(name);
-        let handle = self.insert(parent, name_handle, value, list);
-        let generation = self.advance();
-        if let Some(above) = self.nodes.get_mut(parent) {
-            above.set_generation(generation);
-        }
-        self.link(parent, name, handle);
-        handle
+    ///
+    /// # Errors
+    /// There is no memory; nothing has changed, and the use is the caller's.
+    pub(super) fn create(
+        &mut self,
+        parent: u32,
+        name: &[u8],
+        value: &[u8],
+        list: u32,
+    ) -> Result<u32, NoMemory> {
+        let handle = self.make_detached(name, value, list)?;
+        self.attach(parent, handle);
+        Ok(handle)
     }
 
-    /// Makes the node the last child of its parent.
+    /// Makes sure that a node can have children.
     #[inline]
-    fn link(&mut self, parent: u32, name: &[u8], handle: u32) {
-        let Some(above) = self.nodes.get_mut(parent) else { return };
-        if above.family == NIL {
-            above.family = self.families.insert(Family::NONE);
+    fn prepare_family(&mut self, parent: u32) -> Result<(), NoMemory> {
+        if let Some(above) = self.nodes.get_mut(parent)
+            && above.family == NIL
+        {
+            above.family = self.families.insert(Family::NONE)?;
         }
+        Ok(())
+    }
+
+    /// Makes the node the last child of its parent, which is prepared for it.
+    #[inline]
+    fn link(&mut self, parent: u32, name_len: usize, handle: u32) {
+        let Some(above) = self.nodes.get(parent) else { return };
         let Some(family) = self.families.get_mut(above.family) else { return };
-        family.bytes = family.bytes.saturating_add(entry_bytes(name));
+        family.bytes = family.bytes.saturating_add(entry_len(name_len));
         let last = core::mem::replace(&mut family.last, handle);
         if last == NIL {
             family.first = handle;
@@ -511,34 +527,45 @@ impl Tree {
             before.next = handle;
         }
         if let Some(node) = self.nodes.get_mut(handle) {
-            node.prev = last;
+            (node.prev, node.next) = (last, NIL);
         }
     }
 
-    fn insert(&mut self, parent: u32, name: u32, value: &[u8], list: u32) -> u32 {
+    /// One of the nodes that are always there, without a place in the tree.
+    fn insert_fixed(&mut self, list: u32) -> Result<u32, NoMemory> {
         let generation = self.advance();
-        let value = self.keep(value);
-        let handle = self.nodes.insert(Node::new(parent, name, value, list, generation));
-        let bytes = self.node(handle).map_or(0, |node| self.bytes(node));
-        self.domains.own(self.owner(list), &[handle], bytes);
-        handle
+        let value = Value::Short { len: 0, bytes: [0; SHORT_MAX] };
+        let handle = self.nodes.insert(Node::new(NIL, NIL, value, list, generation))?;
+        self.domains.own(self.domains.privileged, 1, NODE_BYTES);
+        Ok(handle)
     }
 
-    /// A value to be put into a node.
-    fn keep(&mut self, value: &[u8]) -> Value {
+    /// A value to be put into a node, or [given up](Self::drop_value).
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub(super) fn keep(&mut self, value: &[u8]) -> Result<Value, NoMemory> {
         let mut bytes = [0; SHORT_MAX];
         match (bytes.get_mut(..value.len()), u8::try_from(value.len())) {
             (Some(to), Ok(len)) => {
                 to.copy_from_slice(value);
-                Value::Short { len, bytes }
+                Ok(Value::Short { len, bytes })
             }
-            _ => Value::Long(self.long.insert(value.into())),
+            _ => self.long.insert(try_bytes(value)?).map(Value::Long),
         }
     }
 
-    /// Frees a value that was taken out of its node; how long it was.
+    /// The bytes of a value that is in no node.
+    pub(super) fn kept<'a>(&'a self, value: &'a Value) -> &'a [u8] {
+        match value {
+            Value::Short { len, bytes } => bytes.get(..usize::from(*len)).unwrap_or(bytes),
+            Value::Long(handle) => self.long.get(*handle).map_or(&[], |value| value),
+        }
+    }
+
+    /// Frees a value that is in no node, or not any more; how long it was.
     #[inline]
-    fn drop_value(&mut self, value: &Value) -> usize {
+    pub(super) fn drop_value(&mut self, value: &Value) -> usize {
         match value {
             Value::Short { len, .. } => usize::from(*len),
             Value::Long(handle) => self.long.remove(*handle).map_or(0, |value| value.len()),
@@ -561,28 +588,40 @@ impl Tree {
         value: &[u8],
         list: u32,
         generation: u64,
-    ) -> Option<u32> {
+    ) -> Result<Option<u32>, NoMemory> {
         let Place { parent, name, name_handle } = *place;
         let hash = child_hash(self.nodes.seed(), parent, name_handle);
         let same = |node: &Node| node.parent == parent && node.name == name_handle;
         if self.nodes.find(hash, same).is_some() {
             self.release_name(name_handle);
-            return None;
+            return Ok(None);
         }
-        let value = self.keep(value);
+        let value = self.keep(value)?;
         let node = Node::new(parent, name_handle, value, list, generation);
-        let handle = self.nodes.insert_hashed(hash, node);
-        self.link(parent, name, handle);
-        Some(handle)
+        self.prepare_family(parent)?;
+        let handle = self.nodes.insert_hashed(hash, node)?;
+        self.link(parent, name.len(), handle);
+        self.enter_owned(list, handle)?;
+        Ok(Some(handle))
     }
 
     /// Makes one of the nodes that are always there as it was. Takes over one use of `list`.
-    pub(super) fn restore_fixed(&mut self, handle: u32, value: &[u8], list: u32, generation: u64) {
-        self.set_list(handle, list);
-        self.set_value(handle, value);
+    ///
+    /// # Errors
+    /// There is no memory; a store that is put together is thrown away then.
+    pub(super) fn restore_fixed(
+        &mut self,
+        handle: u32,
+        value: &[u8],
+        list: u32,
+        generation: u64,
+    ) -> Result<(), NoMemory> {
+        self.set_list(handle, list)?;
+        self.set_value(handle, value)?;
         if let Some(node) = self.nodes.get_mut(handle) {
             node.set_generation(generation);
         }
+        Ok(())
     }
 
     /// Goes on counting generations behind this one.
@@ -591,142 +630,57 @@ impl Tree {
     }
 
     /// Replaces a value.
-    pub(super) fn set_value(&mut self, handle: u32, value: &[u8]) {
+    ///
+    /// # Errors
+    /// There is no memory; nothing has changed.
+    pub(super) fn set_value(&mut self, handle: u32, value: &[u8]) -> Result<(), NoMemory> {
+        let value = self.keep(value)?;
+        self.put_value(handle, value);
+        Ok(())
+    }
+
+    /// Replaces the value of a node of the tree by one that was made before.
+    pub(super) fn put_value(&mut self, handle: u32, value: Value) {
+        let new = self.kept(&value).len();
         let generation = self.advance();
-        let new = value.len();
-        let value = self.keep(value);
-        let Some(node) = self.nodes.get_mut(handle) else { return };
+        let Some(node) = self.nodes.get_mut(handle) else {
+            self.drop_value(&value);
+            return;
+        };
         node.set_generation(generation);
         let old = core::mem::replace(&mut node.value, value);
         let list = node.list;
         let old_len = self.drop_value(&old);
         let owner = self.owner(list);
-        self.domains.refund(owner, super::quota::Quota::Memory, old_len);
-        self.domains.charge(owner, super::quota::Quota::Memory, new);
+        self.domains.give_back(owner, super::quota::Quota::Memory, old_len);
+        self.domains.take(owner, super::quota::Quota::Memory, new);
     }
 
     /// Replaces the permissions. Takes over one use of `list`.
-    pub(super) fn set_list(&mut self, handle: u32, list: u32) {
-        let generation = self.advance();
-        let Some(bytes) = self.node(handle).map(|node| self.bytes(node)) else { return };
-        let Some(node) = self.nodes.get_mut(handle) else { return };
-        node.set_generation(generation);
-        let old = core::mem::replace(&mut node.list, list);
-        let (from, to) = (self.owner(old), self.owner(list));
-        if from != to {
-            self.domains.disown(from, 1, &[handle], bytes);
-            self.domains.own(to, &[handle], bytes);
-        }
-        self.release_list(old);
-    }
-
-    /// Removes a node without children from the tree.
-    pub(super) fn remove_leaf(&mut self, handle: u32) {
-        let Some(bytes) = self.node(handle).map(|node| self.bytes(node)) else { return };
-        let Some(node) = self.nodes.remove(handle) else { return };
-        self.removals = self.removals.wrapping_add(1);
-        self.domains.disown(self.owner(node.list), 1, &[handle], bytes);
-        self.drop_value(&node.value);
-        let generation = self.advance();
-        let gone = self.names.get(node.name).map_or(0, |name| entry_bytes(name.bytes.get()));
-        if let Some(above) = self.nodes.get_mut(node.parent) {
-            above.set_generation(generation);
-            if let Some(family) = self.families.get_mut(above.family) {
-                family.bytes = family.bytes.saturating_sub(gone);
-                if family.first == handle {
-                    family.first = node.next;
-                }
-                if family.last == handle {
-                    family.last = node.prev;
-                }
-                if family.first == NIL {
-                    self.families.remove(core::mem::replace(&mut above.family, NIL));
-                }
-            }
-        }
-        if let Some(before) = self.nodes.get_mut(node.prev) {
-            before.next = node.next;
-        }
-        if let Some(after) = self.nodes.get_mut(node.next) {
-            after.prev = node.prev;
-        }
-        self.release_name(node.name);
-        self.release_list(node.list);
-    }
-
-    /// Removes everything below a node. As whole families go, nothing is unlinked from its siblings, and
-    /// accounts and permission lists are told of nodes in a row that have the same.
-    pub(super) fn remove_below(&mut self, top: u32) {
-        self.removals = self.removals.wrapping_add(1);
-        let mut run = Run::default();
-        let mut removed = 0_u32;
-        let mut at = self.node(top).map_or(NIL, |node| self.family(node).first);
-        while let Some(node) = self.nodes.get(at) {
-            if node.family != NIL {
-                at = self.family(node).first;
-                continue;
-            }
-            let (parent, next, name, list) = (node.parent, node.next, node.name, node.list);
-            let value = match node.value {
-                Value::Short { len, .. } => usize::from(len),
-                Value::Long(handle) => self.long.remove(handle).map_or(0, |value| value.len()),
-            };
-            self.nodes.take(at);
-            removed = removed.saturating_add(1);
-            let name = self.release_name(name);
-            if list != run.list || run.count == RUN_MAX {
-                self.end_run(&mut run);
-                run.list = list;
-                run.is_listed = self.owner(list) != self.domains.privileged;
-            }
-            if run.is_listed {
-                run.handles.push(at);
-            }
-            run.count = run.count.wrapping_add(1);
-            run.texts = run.texts.wrapping_add(name).wrapping_add(value);
-            at = next;
-            if at == NIL {
-                // It was the last of its family: now its parent has no children.
-                at = parent;
-                let Some(parent) = self.nodes.get_mut(at) else { break };
-                self.families.remove(core::mem::replace(&mut parent.family, NIL));
-                if at == top {
-                    break;
-                }
-            }
-        }
-        self.end_run(&mut run);
-        self.nodes.fit(removed);
-        let generation = self.advance();
-        if let Some(node) = self.nodes.get_mut(top) {
-            node.set_generation(generation);
-        }
-    }
-
-    fn end_run(&mut self, run: &mut Run) {
-        if run.count > 0 {
-            let owner = self.owner(run.list);
-            let prices = NODE_BYTES.saturating_mul(run.count as usize);
-            self.domains.disown(owner, run.count, &run.handles, prices.saturating_add(run.texts));
-            self.release_uses(run.list, run.count);
-        }
-        run.handles.clear();
-        (run.count, run.texts) = (0, 0);
+    ///
+    /// # Errors
+    /// There is no memory; nothing has changed, and the use is the caller's.
+    pub(super) fn set_list(&mut self, handle: u32, list: u32) -> Result<(), NoMemory> {
+        self.promise_owner()?;
+        self.set_list_promised(handle, list);
+        Ok(())
     }
 
     // Names.
 
     /// The handle of a name, with one use more.
-    fn intern_name(&mut self, bytes: &[u8]) -> u32 {
+    fn intern_name(&mut self, bytes: &[u8]) -> Result<u32, NoMemory> {
         let hash = bytes_hash(self.names.seed(), bytes);
-        self.use_name(hash, bytes).unwrap_or_else(|| self.add_name(hash, bytes))
+        self.use_name(hash, bytes).map_or_else(|| self.add_name(hash, bytes), Ok)
     }
 
     /// As [`intern_name`](Self::intern_name); `None` if this is no name.
-    pub(super) fn intern_checked(&mut self, bytes: &[u8]) -> Option<u32> {
+    pub(super) fn intern_checked(&mut self, bytes: &[u8]) -> Result<Option<u32>, NoMemory> {
         let hash = bytes_hash(self.names.seed(), bytes);
-        let known = self.use_name(hash, bytes);
-        known.or_else(|| path::is_name(bytes).then(|| self.add_name(hash, bytes)))
+        match self.use_name(hash, bytes) {
+            None if path::is_name(bytes) => self.add_name(hash, bytes).map(Some),
+            known => Ok(known),
+        }
     }
 
     #[inline]
@@ -738,8 +692,8 @@ impl Tree {
         })
     }
 
-    fn add_name(&mut self, hash: u64, bytes: &[u8]) -> u32 {
-        let name = Name { bytes: Bytes::new(bytes), users: 1, chain: NIL };
+    fn add_name(&mut self, hash: u64, bytes: &[u8]) -> Result<u32, NoMemory> {
+        let name = Name { bytes: Bytes::new(bytes)?, users: 1, chain: NIL };
         self.names.insert_hashed(hash, name)
     }
 
@@ -763,13 +717,17 @@ impl Tree {
     // Permission lists.
 
     /// The handle of a permission list, with one use more.
-    pub(super) fn intern(&mut self, entries: &[Entry]) -> u32 {
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub(super) fn intern(&mut self, entries: &[Entry]) -> Result<u32, NoMemory> {
         let hash = list_hash(self.lists.seed(), entries);
         if let Some(handle) = self.lists.find(hash, |list| *list.entries == *entries) {
             self.retain_list(handle);
-            return handle;
+            return Ok(handle);
         }
-        let handle = self.lists.insert(List { entries: entries.into(), users: 1, chain: NIL });
+        let kept = try_slice(entries)?;
+        let handle = self.lists.insert(List { entries: kept, users: 1, chain: NIL })?;
         for entry in entries.iter().filter(|entry| !entry.stale) {
             if entry.domid != self.domains.privileged
                 && let Some(domain) = self.domains.get_mut(entry.domid)
@@ -777,7 +735,7 @@ impl Tree {
                 domain.lists.insert(handle);
             }
         }
-        handle
+        Ok(handle)
     }
 
     /// One use more of a permission list.
@@ -812,10 +770,17 @@ impl Tree {
     }
 
     /// The list that a new node gets: its parent's, owned by `creator` if that is somebody.
-    pub(super) fn inherit(&mut self, parent_list: u32, creator: Option<DomId>) -> u32 {
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub(super) fn inherit(
+        &mut self,
+        parent_list: u32,
+        creator: Option<DomId>,
+    ) -> Result<u32, NoMemory> {
         let Some(creator) = creator.filter(|domid| *domid != self.owner(parent_list)) else {
             self.retain_list(parent_list);
-            return parent_list;
+            return Ok(parent_list);
         };
         let mut entries = Vec::from(self.entries(parent_list));
         if let Some(owner) = entries.first_mut() {
@@ -863,5 +828,10 @@ pub(super) fn node_bytes(name: &[u8], value: &[u8]) -> usize {
 
 /// What a child adds to its parent's list of children.
 pub(super) fn entry_bytes(name: &[u8]) -> u32 {
-    u32::try_from(name.len()).unwrap_or(u32::MAX).saturating_add(1)
+    entry_len(name.len())
+}
+
+/// The same, by the length of its name.
+fn entry_len(name: usize) -> u32 {
+    u32::try_from(name).unwrap_or(u32::MAX).saturating_add(1)
 }

@@ -6,8 +6,8 @@
 
 use super::domain::give_room_back;
 use super::path;
-use super::table::{NIL, Record, Table};
 use super::tree::bytes_hash;
+use crate::mem::{NIL, NoMemory, Record, Table, try_bytes};
 use crate::proto::id::ConnId;
 use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
@@ -154,25 +154,31 @@ impl Watches {
         path: &path::Path,
         token: &[u8],
         depth: Option<u32>,
-    ) {
+    ) -> Result<(), NoMemory> {
         self.serial = self.serial.saturating_add(1);
-        let place = self.find_or_add(path.bytes());
+        let key = self.key(conn, path.bytes(), token);
+        let token = try_bytes(token)?;
+        let place = self.find_or_add(path.bytes())?;
         let prev_here = self.places.get(place).map_or(NIL, |place| place.last);
         let prev_own = self.own.get(&conn).map_or(NIL, |(_, last)| *last);
-        let watch = self.watches.insert(Watch {
+        let made = self.watches.insert(Watch {
             conn,
             home: path.home(),
-            token: token.into(),
+            token,
             depth,
             serial: self.serial,
             place,
-            key: self.key(conn, path.bytes(), token),
+            key,
             next_here: NIL,
             prev_here,
             next_own: NIL,
             prev_own,
             chain: NIL,
         });
+        let Ok(watch) = made else {
+            self.drop_unused(place);
+            return Err(NoMemory);
+        };
         if let Some(before) = self.watches.get_mut(prev_here) {
             before.next_here = watch;
         }
@@ -186,6 +192,7 @@ impl Watches {
             }
         }
         self.own.entry(conn).or_insert((watch, watch)).1 = watch;
+        Ok(())
     }
 
     /// Removes a watch and returns what it held for its connection: bytes of path and token.
@@ -223,12 +230,17 @@ impl Watches {
             place.last = gone.prev_here;
         }
         let bytes = watch_bytes(&place.path, &gone.token);
-        if place.first == NIL
-            && let Some(place) = self.places.remove(gone.place)
+        self.drop_unused(gone.place);
+        bytes
+    }
+
+    /// Removes a place without watches.
+    fn drop_unused(&mut self, place: u32) {
+        if self.places.get(place).is_some_and(|place| place.first == NIL)
+            && let Some(place) = self.places.remove(place)
         {
             self.ordered.remove(&place.path);
         }
-        bytes
     }
 
     /// The first watch of a connection, if it has any: for removing them one by one.
@@ -252,7 +264,7 @@ impl Watches {
 
     /// Collects the watches that an event at `path` is for, in the order in which they are told.
     pub(super) fn matches(&self, path: &[u8], class: Class, found: &mut Vec<Match>) {
-        if self.watches.len() == 0 {
+        if self.watches.is_empty() {
             return;
         }
         for (levels, above) in (0_u32..).zip(path::upwards(path)) {
@@ -285,9 +297,9 @@ impl Watches {
         self.places.find(bytes_hash(self.places.seed(), path), |place| *place.path == *path)
     }
 
-    fn find_or_add(&mut self, path: &[u8]) -> u32 {
+    fn find_or_add(&mut self, path: &[u8]) -> Result<u32, NoMemory> {
         if let Some(place) = self.place(path) {
-            return place;
+            return Ok(place);
         }
         let path: Rc<[u8]> = path.into();
         self.ordered.insert(Rc::clone(&path));

@@ -29,7 +29,8 @@
 //! from its birth; `%port` in INTRODUCE stands for another that it offers, `%own` for the domid of the server's own domain.
 //!
 //! Messages: `OK`; an error's name; `"raw bytes"`; `[strings each with a NUL]`; `id t` (a number, from now on
-//! called t); `any`; `part a b ''` (an answer to DIRECTORY_PART: a number, then these strings); `has text` (a
+//! called t); `any`; `part a b ''` (an answer to DIRECTORY_PART: a number, then these strings), `part=g a b` (the same, and
+//! the number is the one called g, which the first such line names), `part!g a b` (it is another one); `has text` (a
 //! reply that contains it); `event path token`; `nothing`. When a conversation
 //! ends, no message may be left over, and the server's own check must be clean.
 //!

@@ -1,8 +1,9 @@
 //! The player: goes through a conversation line by line, on whatever stage there is.
 
-use super::words::{kind, matches, show, strings, unescape, word};
+use super::words::{kind, matches, named_part, show, strings, unescape, word};
 use super::{Conversation, names, unroll};
 use crate::proto::ring::Word;
+use crate::proto::sentence::Sentence;
 use crate::proto::wire::{HEADER_SIZE, Header, Kind};
 use alloc::borrow::ToOwned;
 use alloc::collections::{BTreeMap, VecDeque};
@@ -43,6 +44,12 @@ pub enum Stop {
     Skip(String),
     /// The server does not answer anybody any more.
     Lost(String),
+}
+
+impl From<Sentence> for Stop {
+    fn from(why: Sentence) -> Self {
+        Self::from(String::from(&*why))
+    }
 }
 
 impl From<String> for Stop {
@@ -219,8 +226,14 @@ struct Asked {
 /// Why it ended early, with the line.
 pub fn play(conversation: &Conversation, stage: &mut impl Stage) -> Result<usize, Stop> {
     let lines = unroll(&conversation.lines, |n, makes| stage.rounds(n, makes))?;
-    let mut player =
-        Player { stage, actors: BTreeMap::new(), transactions: BTreeMap::new(), loose: 0, firm: 0 };
+    let mut player = Player {
+        stage,
+        actors: BTreeMap::new(),
+        transactions: BTreeMap::new(),
+        generations: BTreeMap::new(),
+        loose: 0,
+        firm: 0,
+    };
     player.actors.insert(0, Actor::default());
     for (number, line) in &lines {
         player.line(line).map_err(|stop| match stop {
@@ -240,6 +253,8 @@ struct Player<'a, S> {
     stage: &'a mut S,
     actors: BTreeMap<u16, Actor>,
     transactions: BTreeMap<String, u32>,
+    /// Generations that lines have named.
+    generations: BTreeMap<String, Vec<u8>>,
     /// What was not compared, and the messages that were.
     loose: usize,
     firm: usize,
@@ -414,6 +429,12 @@ impl<S: Stage> Player<'_, S> {
         } else {
             names::in_text(expected, &real)
         };
+        if let Some((name, rest, is_same)) = named_part(&expected) {
+            let generation = message.payload.split(|byte| *byte == 0).next().unwrap_or_default();
+            let known = self.generations.entry(name.to_owned()).or_insert(generation.to_vec());
+            let fits = (known == generation) == is_same;
+            return same(fits && matches(&format!("part {rest}"), &message.payload)?, &got);
+        }
         if let Some(text) = expected.strip_prefix("has ").filter(|_| !self.stage.is_fresh()) {
             // Other servers have other columns.
             let reply = squeeze(&String::from_utf8_lossy(&message.payload));

@@ -46,6 +46,18 @@ pub(super) fn matches(expected: &str, payload: &[u8]) -> Result<bool, String> {
     Ok(false)
 }
 
+/// A part whose generation has a name: the name, the strings, and whether the generation has to be the one of that
+/// name, or another one.
+pub(super) fn named_part(expected: &str) -> Option<(&str, &str, bool)> {
+    let rest = expected.strip_prefix("part")?;
+    let (rest, is_same) = match rest.strip_prefix('=') {
+        Some(rest) => (rest, true),
+        None => (rest.strip_prefix('!')?, false),
+    };
+    let (name, rest) = rest.split_once(' ')?;
+    Some((name, rest, is_same))
+}
+
 /// Words, each with a NUL behind it.
 pub(super) fn strings(text: &str) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();

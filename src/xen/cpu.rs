@@ -79,6 +79,12 @@ pub(super) fn flush_translations() {
     unsafe { asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _, options(nostack)) }
 }
 
+/// Forgets the cached translation of one address.
+pub(super) fn flush_translation(address: usize) {
+    // SAFETY: forgets what the tables say, which stay the same.
+    unsafe { asm!("invlpg [{}]", in(reg) address, options(nostack, preserves_flags)) }
+}
+
 /// Lets events interrupt.
 pub(super) fn enable_interrupts() {
     // SAFETY: every vector in use has a handler by then (`traps::init`).

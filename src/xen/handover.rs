@@ -27,10 +27,9 @@ use super::time::{self, NS_PER_MS};
 use super::{cpu, gnttab, hypercall, traps};
 use crate::proto::handover::Digest;
 use crate::proto::image::{Image, SLOT_SIZE};
+use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{OutOfRoom, Sink};
 use crate::server::platform::PlatformError;
-use alloc::format;
-use alloc::string::String;
 use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 use core::ptr::{NonNull, null_mut};
@@ -423,12 +422,12 @@ pub(super) struct Request<'a> {
 /// Crosses the bridge. Returns only if the new image came back, with its reason, or could not be started.
 ///
 /// The caller has masked all ports but the timer's and set that to the deadline.
-pub(super) fn cross(request: &Request<'_>, timer: u32) -> String {
+pub(super) fn cross(request: &Request<'_>, timer: u32) -> Sentence {
     try_cross(request, timer)
-        .unwrap_or_else(|error| format!("the new image cannot be started: {error}"))
+        .unwrap_or_else(|error| sentence!("the new image cannot be started: {error}"))
 }
 
-fn try_cross(request: &Request<'_>, timer: u32) -> Result<String, PlatformError> {
+fn try_cross(request: &Request<'_>, timer: u32) -> Result<Sentence, PlatformError> {
     let Request { image, command_line, region, stream_len, .. } = request;
     if command_line.len() >= COMMAND_LINE_MAX {
         return Err(error("a command line of that length", errno::ENOSPC));
@@ -437,7 +436,7 @@ fn try_cross(request: &Request<'_>, timer: u32) -> Result<String, PlatformError>
     let (mut bridge, mut start) = (Frame::take()?, Frame::take()?);
     let needed = TRIAL_PAGES + region.pages() + memory::heap().used.div_ceil(PAGE_SIZE);
     if !memory::want_free(needed) {
-        return Ok(format!(
+        return Ok(sentence!(
             "not enough memory: the new image needs {} KiB beside this one; raise the memory of the \
              xenstore domain, or its maximum",
             needed * PAGE_SIZE / 1024
@@ -507,15 +506,15 @@ fn try_cross(request: &Request<'_>, timer: u32) -> Result<String, PlatformError>
 }
 
 /// The reason that the new image has left.
-fn reason(bridge: &Frame) -> String {
+fn reason(bridge: &Frame) -> Sentence {
     let mut len = [0; 8];
     let mut text = [0; REASON_MAX];
     let is_there = memory::copy_physical(bridge.address() + REASON_LEN as u64, &mut len)
         && memory::copy_physical(bridge.address() + REASON as u64, &mut text);
     let len = usize::try_from(u64::from_le_bytes(len)).unwrap_or(0).min(REASON_MAX);
     match text.get(..len) {
-        Some(text) if is_there && len > 0 => String::from_utf8_lossy(text).into_owned(),
-        _ => String::from("the new image gave up without a reason"),
+        Some(text) if is_there && len > 0 => Sentence::of_bytes(text),
+        _ => Sentence::from("the new image gave up without a reason"),
     }
 }
 

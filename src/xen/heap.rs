@@ -1,50 +1,54 @@
-//! The allocator: size classes for small blocks, a list of holes for large ones.
+//! The allocator: slabs for small blocks, pages for everything larger.
 //!
-//! A small block comes from a *slab*, a page of blocks of one size; taking and freeing one is O(1).
-//! The slabs themselves and everything larger come from `linked_list_allocator`, whose cost grows
-//! with the number of holes, which stays small because the small blocks are kept away from it.
-//! A slab without blocks goes back there, except for the last one of its size.
+//! A small block comes from a *slab*, a page of blocks of one size ([`classes`](crate::mem::classes)). A block up
+//! to a page is a page, a larger one a *run* of pages at consecutive addresses. Pages and runs come from whoever
+//! has them ([`Pages`]), and go back there as soon as nothing is left in them; one empty slab of each class may
+//! stay, until somebody needs its page.
 //!
-//! Large blocks are whole pages, as slabs are: so every hole can hold a slab, and the bytes that are
-//! free are bytes that can be used. A block of 2033 bytes pays for that with half a page.
+//! So every operation is O(1), or O(pages of the block) for a run, whatever has happened before; and since a run
+//! is made of any free pages, no pattern of use makes free memory useless.
 //!
-//! Here is only the arithmetic on memory that the heap has been given; where more comes from is
-//! in `memory`.
+//! Here is only the arithmetic on memory; where pages come from is in `memory`, and for programs on the host in
+//! `bounded`.
 
-use super::layout::PAGE_SIZE;
-use core::alloc::Layout;
-use core::ptr::{NonNull, null_mut};
-use linked_list_allocator::Heap as Holes;
-
-/// Block sizes of the classes: multiples of 16, so that every block is aligned for all but the
-/// rarest types. From 256 on they are what 13, 11, 10 ... 2 blocks per slab allow.
-const SIZES: [usize; 21] = [
-    16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 304, 368, 400, 496, 576, 672, 800, 1008,
-    2032,
-];
-
-/// The largest block that comes from a slab.
-const SMALL_MAX: usize = SIZES[SIZES.len() - 1];
-
-/// Alignment of every block in a slab.
-const SMALL_ALIGN: usize = 16;
-
-/// Bytes at the start of a slab that describe it.
-const HEADER: usize = 32;
-
-/// The class for each size in units of 16 bytes, rounded up.
-const CLASS_OF: [u8; SMALL_MAX / 16 + 1] = {
-    let mut table = [0; SMALL_MAX / 16 + 1];
-    let (mut units, mut class) = (0, 0);
-    while units < table.len() {
-        if units * 16 > SIZES[class as usize] {
-            class += 1;
-        }
-        table[units] = class;
-        units += 1;
-    }
-    table
+use crate::mem::classes::{
+    PAGE_SIZE, SIZES, SLAB_HEADER, SMALL_ALIGN, block_bytes, blocks_per_slab, class_of,
 };
+use core::alloc::Layout;
+use core::ptr::null_mut;
+
+/// Free pages that are left when Xen is asked for more, if it may have more to give: so many are there for whatever
+/// must not fail when it refuses. The server's reserves are smaller than that.
+pub const AHEAD: usize = 256;
+
+/// Whoever has pages for a heap.
+///
+/// # Safety
+/// Pages that were taken are valid for reads and writes until they are given back, start at multiples of
+/// [`PAGE_SIZE`], and are used by nobody else.
+pub unsafe trait Pages {
+    /// One page, or null if there is none.
+    fn take(&mut self) -> *mut u8;
+
+    /// `count` pages, at least 2, at consecutive addresses, or null if there are none.
+    fn take_run(&mut self, count: usize) -> *mut u8;
+
+    /// Takes a page back, by its address.
+    ///
+    /// # Safety
+    /// It came from [`take`](Self::take), and nothing in it is used any more.
+    unsafe fn give(&mut self, page: usize);
+
+    /// Takes a run back, by the address of its first page.
+    ///
+    /// # Safety
+    /// It came from [`take_run`](Self::take_run) with this count, and nothing in it is used any more.
+    unsafe fn give_run(&mut self, first: usize, count: usize);
+
+    /// A pointer to what is at an address inside of a page that was taken. It may be used for the whole page,
+    /// which the pointer of whoever frees a block may not.
+    fn at(&self, address: usize) -> *mut u8;
+}
 
 /// The start of a slab.
 #[repr(C)]
@@ -59,130 +63,164 @@ struct Slab {
     /// Blocks that have been handed out at least once; those behind are not in `free`.
     fresh: u16,
 }
-const _: () = assert!(size_of::<Slab>() <= HEADER && HEADER % SMALL_ALIGN == 0);
-
-const SLAB: Layout = match Layout::from_size_align(PAGE_SIZE, PAGE_SIZE) {
-    Ok(layout) => layout,
-    Err(_) => panic!("a page is a valid layout"),
-};
+const _: () = assert!(size_of::<Slab>() <= SLAB_HEADER && SLAB_HEADER % SMALL_ALIGN == 0);
 
 /// The allocator's state.
-pub struct Heap {
-    holes: Holes,
-    /// For each class the list of slabs that have room.
+pub struct Heap<P> {
+    pages: P,
+    /// For each class the list of slabs that have room. An empty one is alone in its list.
     open: [*mut Slab; SIZES.len()],
+    /// Slabs in these lists that are empty.
+    idle: usize,
     /// Bytes handed out, rounded up to what the blocks really take.
     used: usize,
+    /// Pages taken.
+    taken: usize,
 }
 
 // SAFETY: the pointers lead to memory that belongs to the heap alone.
-unsafe impl Send for Heap {}
+unsafe impl<P: Send> Send for Heap<P> {}
 
-impl core::fmt::Debug for Heap {
+impl<P> core::fmt::Debug for Heap<P> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Heap").field("used", &self.used).field("size", &self.size()).finish()
+        f.debug_struct("Heap").field("used", &self.used).field("taken", &self.taken).finish()
     }
 }
 
 /// The class of a layout, if it is small.
-fn class_of(layout: Layout) -> Option<usize> {
-    if layout.size() > SMALL_MAX || layout.align() > SMALL_ALIGN {
-        return None;
+fn small_class(layout: Layout) -> Option<usize> {
+    if layout.align() > SMALL_ALIGN { None } else { class_of(layout.size()) }
+}
+
+/// The pages that a layout takes which is not small; `None` for an alignment above that of a page.
+fn page_count(layout: Layout) -> Option<usize> {
+    (layout.align() <= PAGE_SIZE).then(|| layout.size().div_ceil(PAGE_SIZE).max(1))
+}
+
+/// Whether a block of one layout can stay where it is and be one of `size` bytes from now on.
+#[must_use]
+pub fn stays(layout: Layout, size: usize) -> bool {
+    match (small_class(layout), Layout::from_size_align(size, layout.align()).map(small_class)) {
+        (Some(old), Ok(Some(new))) => old == new,
+        (None, Ok(None)) => block_bytes(layout.size()) == block_bytes(size),
+        _ => false,
     }
-    CLASS_OF.get(layout.size().div_ceil(16)).map(|&class| usize::from(class))
 }
 
-/// What a large block really takes: whole pages.
-fn whole_pages(layout: Layout) -> Option<Layout> {
-    let size = layout.size().checked_next_multiple_of(PAGE_SIZE)?;
-    Layout::from_size_align(size, layout.align().max(PAGE_SIZE)).ok()
-}
-
-impl Heap {
-    /// A heap without memory.
+impl<P> Heap<P> {
+    /// A heap without memory yet.
     #[must_use]
-    pub const fn new() -> Self {
-        Self { holes: Holes::empty(), open: [null_mut(); SIZES.len()], used: 0 }
+    pub const fn new(pages: P) -> Self {
+        Self { pages, open: [null_mut(); SIZES.len()], idle: 0, used: 0, taken: 0 }
     }
 
-    /// Bytes handed out.
+    /// Bytes handed out, rounded up to what the blocks take: the sum of their
+    /// [`block_bytes`](crate::mem::block_bytes).
     #[must_use]
     pub fn used(&self) -> usize {
         self.used
     }
 
-    /// Bytes of the memory that the heap has.
+    /// Pages that the heap has taken, used or not.
     #[must_use]
-    pub fn size(&self) -> usize {
-        self.holes.size()
+    pub fn taken(&self) -> usize {
+        self.taken
     }
 
-    /// Bytes that a block of any kind could come from, in one piece or several.
+    /// Pages among them in which nothing is. Whatever needs a page can have them.
     #[must_use]
-    pub fn available(&self) -> usize {
-        self.holes.free()
+    pub fn idle(&self) -> usize {
+        self.idle
     }
 
-    /// Whether a block of `size` bytes could be had. Looks by taking it and giving it back.
-    pub fn has_block(&mut self, size: usize) -> bool {
-        let Ok(layout) = Layout::from_size_align(size, PAGE_SIZE) else { return false };
-        let block = self.allocate(layout);
-        if !block.is_null() {
-            // SAFETY: allocated just now with this layout.
-            unsafe { self.free(block, layout) };
-        }
-        !block.is_null()
+    /// Whoever has the pages.
+    #[must_use]
+    pub fn pages(&self) -> &P {
+        &self.pages
     }
 
-    /// Gives the heap `size` more bytes, right behind those it has.
-    ///
-    /// # Safety
-    /// 1. The first time, `start` is page-aligned; each time it is where the last call's memory ended.
-    /// 2. The memory is valid for reads and writes for as long as the heap is used, and used by nobody
-    ///    else.
-    /// 3. `size` is a multiple of the page size, and not zero.
-    pub unsafe fn extend(&mut self, start: *mut u8, size: usize) {
-        if self.holes.size() == 0 {
-            // SAFETY: (1, 2, 3) valid, aligned, large enough, ours.
-            unsafe { self.holes.init(start, size) };
-        } else {
-            // SAFETY: (1, 2) the memory continues what is there.
-            unsafe { self.holes.extend(size) };
-        }
+    /// Whoever has the pages.
+    pub fn pages_mut(&mut self) -> &mut P {
+        &mut self.pages
     }
+}
 
+impl<P: Pages> Heap<P> {
     /// A block for `layout`, or null if there is none.
     pub fn allocate(&mut self, layout: Layout) -> *mut u8 {
-        let block = match class_of(layout) {
-            Some(class) => self.allocate_small(class).inspect(|_| self.used += SIZES[class]),
-            None => whole_pages(layout).and_then(|pages| {
-                let block = self.holes.allocate_first_fit(pages).ok();
-                block.inspect(|_| self.used += pages.size())
-            }),
-        };
-        block.map_or(null_mut(), NonNull::as_ptr)
+        if let Some(class) = small_class(layout) {
+            return self.allocate_small(class);
+        }
+        let Some(count) = page_count(layout) else { return null_mut() };
+        let block = if count == 1 { self.take_page() } else { self.take_run(count) };
+        if !block.is_null() {
+            self.used += count * PAGE_SIZE;
+        }
+        block
     }
 
     /// Takes a block back.
     ///
     /// # Safety
-    /// `block` came from [`Self::allocate`] of this heap with the same layout, and is not used any more.
+    /// `block` came from [`Self::allocate`] of this heap with the same layout, or one that [`stays`] says has the
+    /// same place, and is not used any more.
     pub unsafe fn free(&mut self, block: *mut u8, layout: Layout) {
-        if let Some(class) = class_of(layout) {
-            self.used -= SIZES[class];
+        if let Some(class) = small_class(layout) {
             // SAFETY: a block of this class, by contract.
-            unsafe { self.free_small(block, class) };
-        } else if let (Some(block), Some(pages)) = (NonNull::new(block), whole_pages(layout)) {
-            self.used -= pages.size();
-            // SAFETY: by contract, and `allocate` took the same pages for this layout.
-            unsafe { self.holes.deallocate(block, pages) };
+            unsafe { self.free_small(block.addr(), class) };
+        } else if let Some(count) = page_count(layout) {
+            self.used -= count * PAGE_SIZE;
+            self.taken -= count;
+            if count == 1 {
+                // SAFETY: `allocate` took one page for this layout.
+                unsafe { self.pages.give(block.addr()) };
+            } else {
+                // SAFETY: `allocate` took so many pages for this layout.
+                unsafe { self.pages.give_run(block.addr(), count) };
+            }
         }
     }
 
-    /// A block of a class.
-    fn allocate_small(&mut self, class: usize) -> Option<NonNull<u8>> {
-        if self.open[class].is_null() {
-            self.open_slab(class)?;
+    /// Gives back the pages of the slabs that are empty; returns how many there were.
+    pub fn trim(&mut self) -> usize {
+        let found = self.idle;
+        for class in 0..SIZES.len() {
+            let slab = self.open[class];
+            // SAFETY: slabs in `open` are pages of ours that start with a header; read only.
+            if !slab.is_null() && unsafe { (*slab).used } == 0 {
+                self.open[class] = null_mut();
+                self.give_slab(slab);
+            }
+        }
+        found - self.idle
+    }
+
+    /// A page; if need be, that of an empty slab.
+    fn take_page(&mut self) -> *mut u8 {
+        let mut page = self.pages.take();
+        if page.is_null() && self.idle > 0 && self.trim() > 0 {
+            page = self.pages.take();
+        }
+        self.taken += usize::from(!page.is_null());
+        page
+    }
+
+    /// A run of pages; if need be, with those of empty slabs.
+    fn take_run(&mut self, count: usize) -> *mut u8 {
+        let mut run = self.pages.take_run(count);
+        if run.is_null() && self.idle > 0 && self.trim() > 0 {
+            run = self.pages.take_run(count);
+        }
+        if !run.is_null() {
+            self.taken += count;
+        }
+        run
+    }
+
+    /// A block of a class, or null.
+    fn allocate_small(&mut self, class: usize) -> *mut u8 {
+        if self.open[class].is_null() && !self.open_slab(class) {
+            return null_mut();
         }
         let slab = self.open[class];
         // SAFETY: slabs in `open` are pages of ours that start with a header; this is the only
@@ -190,7 +228,7 @@ impl Heap {
         let header = unsafe { &mut *slab };
         let block = header.free;
         let block = if block.is_null() {
-            let offset = HEADER + usize::from(header.fresh) * SIZES[class];
+            let offset = SLAB_HEADER + usize::from(header.fresh) * SIZES[class];
             header.fresh += 1;
             // SAFETY: a slab in `open` has room, so the block lies inside the page.
             unsafe { slab.cast::<u8>().add(offset) }
@@ -199,49 +237,66 @@ impl Heap {
             header.free = unsafe { block.cast::<*mut u8>().read() };
             block
         };
+        self.idle -= usize::from(header.used == 0);
         header.used += 1;
-        if usize::from(header.used) == capacity(class) {
+        if usize::from(header.used) == blocks_per_slab(class) {
             self.unlink(slab, class);
         }
-        NonNull::new(block)
+        self.used += SIZES[class];
+        block
     }
 
-    /// Makes a new slab the first with room.
-    fn open_slab(&mut self, class: usize) -> Option<()> {
-        let slab = self.holes.allocate_first_fit(SLAB).ok()?.as_ptr().cast::<Slab>();
+    /// Makes a new slab the only one with room; `false` if there is no page for it.
+    fn open_slab(&mut self, class: usize) -> bool {
+        let slab = self.take_page().cast::<Slab>();
+        if slab.is_null() {
+            return false;
+        }
         let empty =
             Slab { prev: null_mut(), next: null_mut(), free: null_mut(), used: 0, fresh: 0 };
         // SAFETY: a page of ours, aligned to its size.
         unsafe { slab.write(empty) };
-        self.link(slab, class);
-        Some(())
+        self.open[class] = slab;
+        self.idle += 1;
+        true
     }
 
     /// Takes a block of a class back.
     ///
     /// # Safety
-    /// `block` came from [`Self::allocate_small`] with this class, and is not used any more.
-    unsafe fn free_small(&mut self, block: *mut u8, class: usize) {
+    /// `block` is the address of one that came from [`Self::allocate_small`] with this class, and is not used any
+    /// more.
+    unsafe fn free_small(&mut self, block: usize, class: usize) {
+        self.used -= SIZES[class];
         // The block's page is its slab.
-        let slab = block.map_addr(|a| a & !(PAGE_SIZE - 1)).cast::<Slab>();
+        let slab = self.pages.at(block & !(PAGE_SIZE - 1)).cast::<Slab>();
+        let block = self.pages.at(block);
         // SAFETY: the page starts with a header; this is the only reference, to the header only.
         let header = unsafe { &mut *slab };
         // SAFETY: the block is free now, large enough for an address and aligned.
         unsafe { block.cast::<*mut u8>().write(header.free) };
         header.free = block;
-        let was_full = usize::from(header.used) == capacity(class);
+        let was_full = usize::from(header.used) == blocks_per_slab(class);
         header.used -= 1;
         let is_empty = header.used == 0;
         if was_full {
             self.link(slab, class);
         }
-        if is_empty && !self.is_alone(slab, class) {
-            self.unlink(slab, class);
-            if let Some(page) = NonNull::new(slab.cast()) {
-                // SAFETY: came from `open_slab` with this layout, and nothing is left in it.
-                unsafe { self.holes.deallocate(page, SLAB) };
+        if is_empty {
+            self.idle += 1;
+            if !self.is_alone(slab, class) {
+                self.unlink(slab, class);
+                self.give_slab(slab);
             }
         }
+    }
+
+    /// Gives the page of an empty slab back that is in no list any more.
+    fn give_slab(&mut self, slab: *mut Slab) {
+        self.idle -= 1;
+        self.taken -= 1;
+        // SAFETY: came from `take_page`, one page, and nothing is left in it.
+        unsafe { self.pages.give(slab.addr()) };
     }
 
     /// Whether a slab with room is the only one of its class.
@@ -250,9 +305,14 @@ impl Heap {
         self.open[class] == slab && unsafe { (*slab).next }.is_null()
     }
 
-    /// Puts a slab first in the list of those with room.
+    /// Puts a slab first in the list of those with room. An empty one that was alone there goes.
     fn link(&mut self, slab: *mut Slab, class: usize) {
-        let next = core::mem::replace(&mut self.open[class], slab);
+        let mut next = core::mem::replace(&mut self.open[class], slab);
+        // SAFETY: slabs in a list are pages of ours; read only.
+        if !next.is_null() && unsafe { (*next).used } == 0 {
+            self.give_slab(next);
+            next = null_mut();
+        }
         // SAFETY: a slab of ours, without another reference in use.
         let header = unsafe { &mut *slab };
         header.prev = null_mut();
@@ -280,138 +340,199 @@ impl Heap {
     }
 }
 
-impl Default for Heap {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// Blocks per slab of a class.
-const fn capacity(class: usize) -> usize {
-    (PAGE_SIZE - HEADER) / SIZES[class]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use alloc::alloc::{alloc, dealloc};
+    use alloc::vec;
     use alloc::vec::Vec;
 
-    /// Runs `test` on a heap of `pages` pages, given to it in two halves.
-    fn with_heap(pages: usize, test: impl FnOnce(&mut Heap)) {
-        let layout = Layout::from_size_align(pages * PAGE_SIZE, PAGE_SIZE).unwrap();
+    /// Pages of one piece of memory, the first free ones first: holes and all.
+    struct Piece {
+        base: *mut u8,
+        free: Vec<bool>,
+        taken: usize,
+    }
+
+    impl Piece {
+        fn layout(&self) -> Layout {
+            Layout::from_size_align(self.free.len() * PAGE_SIZE, PAGE_SIZE).unwrap()
+        }
+
+        fn find(&self, count: usize) -> Option<usize> {
+            (0..=self.free.len().checked_sub(count)?)
+                .find(|&first| self.free[first..first + count].iter().all(|&free| free))
+        }
+
+        fn set(&mut self, first: usize, count: usize, free: bool) {
+            for page in &mut self.free[first..first + count] {
+                assert_eq!(*page, !free, "taken or given twice");
+                *page = free;
+            }
+        }
+    }
+
+    // SAFETY: pages of an allocation that lives as long as the value, each handed out once until it comes back.
+    unsafe impl Pages for Piece {
+        fn take(&mut self) -> *mut u8 {
+            self.take_run(1)
+        }
+
+        fn take_run(&mut self, count: usize) -> *mut u8 {
+            let Some(first) = self.find(count) else { return null_mut() };
+            self.set(first, count, false);
+            self.taken += count;
+            self.at(self.base.addr() + first * PAGE_SIZE)
+        }
+
+        unsafe fn give(&mut self, page: usize) {
+            // SAFETY: by contract.
+            unsafe { self.give_run(page, 1) };
+        }
+
+        unsafe fn give_run(&mut self, first: usize, count: usize) {
+            self.set((first - self.base.addr()) / PAGE_SIZE, count, true);
+            self.taken -= count;
+        }
+
+        fn at(&self, address: usize) -> *mut u8 {
+            // SAFETY: inside the allocation.
+            unsafe { self.base.add(address - self.base.addr()) }
+        }
+    }
+
+    impl Drop for Piece {
+        fn drop(&mut self) {
+            // SAFETY: allocated in `heap` with this layout; the heap is not used any more.
+            unsafe { dealloc(self.base, self.layout()) };
+        }
+    }
+
+    /// A heap of so many pages.
+    fn heap(pages: usize) -> Heap<Piece> {
+        let mut piece = Piece { base: null_mut(), free: vec![true; pages], taken: 0 };
         // SAFETY: the layout is not empty.
-        let memory = unsafe { alloc(layout) };
-        assert!(!memory.is_null());
-        let mut heap = Heap::new();
-        let half = pages / 2 * PAGE_SIZE;
-        // SAFETY: (1, 2, 3) aligned, ours until freed below, whole pages.
-        unsafe { heap.extend(memory, half) };
-        // SAFETY: inside the allocation.
-        let second = unsafe { memory.add(half) };
-        // SAFETY: as above, and it continues the first half.
-        unsafe { heap.extend(second, layout.size() - half) };
-        assert_eq!(heap.size(), layout.size());
-        test(&mut heap);
-        // SAFETY: allocated above; the heap is not used any more.
-        unsafe { dealloc(memory, layout) };
+        piece.base = unsafe { alloc(piece.layout()) };
+        assert!(!piece.base.is_null());
+        Heap::new(piece)
+    }
+
+    fn layout(size: usize, align: usize) -> Layout {
+        Layout::from_size_align(size, align).unwrap()
     }
 
     #[test]
-    fn every_small_size_has_the_smallest_class_that_fits() {
-        for size in 0..=SMALL_MAX {
-            let class = class_of(Layout::from_size_align(size, 1).unwrap()).unwrap();
-            assert!(SIZES[class] >= size);
-            assert!(class == 0 || SIZES[class - 1] < size, "{size}");
-        }
-        assert_eq!(class_of(Layout::from_size_align(SMALL_MAX + 1, 1).unwrap()), None);
-        assert_eq!(class_of(Layout::from_size_align(16, 32).unwrap()), None);
-        assert!((0..SIZES.len()).all(|c| capacity(c) >= 2 && SIZES[c] % SMALL_ALIGN == 0));
+    fn rare_alignments_are_not_small() {
+        assert_eq!(small_class(layout(16, 16)), Some(0));
+        assert_eq!(small_class(layout(16, 32)), None);
+        assert_eq!(page_count(layout(16, 32)), Some(1));
+        assert_eq!(page_count(layout(16, 8192)), None);
+        assert!(heap(4).allocate(layout(16, 8192)).is_null());
+    }
+
+    #[test]
+    fn a_block_stays_where_a_block_of_the_new_size_would_be_the_same() {
+        assert!(stays(layout(100, 8), 112));
+        assert!(!stays(layout(100, 8), 113));
+        assert!(stays(layout(3000, 8), 4096));
+        assert!(!stays(layout(3000, 8), 2032));
+        assert!(stays(layout(5000, 8), 8192));
+        assert!(!stays(layout(5000, 8), 8193));
+        assert!(!stays(layout(5000, 8), usize::MAX));
     }
 
     #[test]
     fn blocks_never_overlap_and_everything_comes_back() {
-        with_heap(256, |heap| {
-            let mut live: Vec<(*mut u8, Layout, u8)> = Vec::new();
-            let mut seed = 1_u64;
-            let mut random = |below: u64| {
-                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                (seed >> 33) % below
-            };
-            let rounds = if cfg!(miri) { 500 } else { 40_000 };
-            for round in 0..rounds {
-                if random(100) < 55 && live.len() < 1000 {
-                    let large = random(20) == 0;
-                    let size = random(if large { 9000 } else { 600 }) + 1;
-                    let align = 1 << random(7);
-                    let layout =
-                        Layout::from_size_align(usize::try_from(size).unwrap(), align).unwrap();
-                    let block = heap.allocate(layout);
-                    if block.is_null() {
-                        continue;
-                    }
-                    assert!(block.addr() % align == 0);
-                    let mark = u8::try_from(round % 251).unwrap();
-                    // SAFETY: a fresh block of that size.
-                    unsafe { block.write_bytes(mark, layout.size()) };
-                    live.push((block, layout, mark));
-                } else if !live.is_empty() {
-                    let index = usize::try_from(random(live.len() as u64)).unwrap();
-                    let (block, layout, mark) = live.swap_remove(index);
-                    // SAFETY: live, initialised above, and of that size.
-                    let bytes = unsafe { core::slice::from_raw_parts(block, layout.size()) };
-                    assert!(bytes.iter().all(|&b| b == mark));
-                    // SAFETY: allocated above with that layout.
-                    unsafe { heap.free(block, layout) };
+        let mut heap = heap(256);
+        let mut live: Vec<(*mut u8, Layout, u8)> = Vec::new();
+        let mut seed = 1_u64;
+        let mut random = |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) % below
+        };
+        let rounds = if cfg!(miri) { 500 } else { 40_000 };
+        for round in 0..rounds {
+            // Now it grows, now it shrinks.
+            if random(100) < if round / 2000 % 2 == 0 { 60 } else { 40 } {
+                let large = random(20) == 0;
+                let size = random(if large { 9000 } else { 600 }) + 1;
+                let layout = layout(usize::try_from(size).unwrap(), 1 << random(7));
+                let block = heap.allocate(layout);
+                if block.is_null() {
+                    continue;
                 }
-            }
-            for (block, layout, _) in live {
+                assert!(block.addr() % layout.align() == 0);
+                let mark = u8::try_from(round % 251).unwrap();
+                // SAFETY: a fresh block of that size.
+                unsafe { block.write_bytes(mark, layout.size()) };
+                live.push((block, layout, mark));
+            } else if !live.is_empty() {
+                let index = usize::try_from(random(live.len() as u64)).unwrap();
+                let (block, layout, mark) = live.swap_remove(index);
+                // SAFETY: live, initialised above, and of that size.
+                let bytes = unsafe { core::slice::from_raw_parts(block, layout.size()) };
+                assert!(bytes.iter().all(|&b| b == mark));
                 // SAFETY: allocated above with that layout.
                 unsafe { heap.free(block, layout) };
             }
-            assert_eq!(heap.used(), 0);
-            assert!(heap.available() >= heap.size() - SIZES.len() * PAGE_SIZE);
-        });
+            let taken = |(_, layout, _): &(_, Layout, _)| match small_class(*layout) {
+                Some(class) => SIZES[class],
+                None => page_count(*layout).unwrap() * PAGE_SIZE,
+            };
+            if round % 64 == 0 {
+                assert_eq!(heap.used(), live.iter().map(taken).sum());
+                assert_eq!(heap.taken(), heap.pages().taken);
+                assert!(heap.idle() <= SIZES.len());
+            }
+        }
+        for (block, layout, _) in live {
+            // SAFETY: allocated above with that layout.
+            unsafe { heap.free(block, layout) };
+        }
+        assert_eq!((heap.used(), heap.taken()), (0, heap.idle()));
+        let idle = heap.idle();
+        assert_eq!(heap.trim(), idle);
+        assert_eq!((heap.taken(), heap.idle(), heap.pages().taken), (0, 0, 0));
     }
 
     #[test]
-    fn what_is_free_can_be_used_page_by_page() {
-        with_heap(64, |heap| {
-            let odd = |size| Layout::from_size_align(size, 8).unwrap();
-            let layouts = (0..40).map(|i| odd(2100 + i * 50));
-            let blocks: Vec<_> = layouts.map(|l| (heap.allocate(l), l)).collect();
-            for (block, layout) in blocks.iter().step_by(2) {
-                // SAFETY: allocated above with that layout.
-                unsafe { heap.free(*block, *layout) };
+    fn empty_slabs_are_there_for_whoever_needs_their_pages() {
+        let mut heap = heap(SIZES.len());
+        for pages in [1, SIZES.len()] {
+            for size in SIZES {
+                let block = heap.allocate(layout(size, 1));
+                assert!(!block.is_null());
+                // SAFETY: allocated just now with that layout.
+                unsafe { heap.free(block, layout(size, 1)) };
             }
-            let mut pages = 0;
-            while !heap.allocate(odd(PAGE_SIZE)).is_null() {
-                pages += 1;
-            }
-            assert_eq!((pages, heap.available()), (64 - 20, 0));
-        });
+            assert_eq!((heap.idle(), heap.used()), (SIZES.len(), 0));
+            let large = layout(pages * PAGE_SIZE, 1);
+            let block = heap.allocate(large);
+            assert!(!block.is_null());
+            assert_eq!((heap.idle(), heap.taken()), (0, pages));
+            // SAFETY: allocated just now with that layout.
+            unsafe { heap.free(block, large) };
+        }
     }
 
     #[test]
     fn exhaustion_is_null_and_passes() {
-        with_heap(8, |heap| {
-            let layout = Layout::from_size_align(1000, 8).unwrap();
-            let mut blocks = Vec::new();
-            loop {
-                let block = heap.allocate(layout);
-                if block.is_null() {
-                    break;
-                }
-                blocks.push(block);
+        let mut heap = heap(8);
+        let small = layout(1000, 8);
+        let mut blocks = Vec::new();
+        loop {
+            let block = heap.allocate(small);
+            if block.is_null() {
+                break;
             }
-            assert!(blocks.len() >= 28);
-            assert!(heap.allocate(Layout::from_size_align(5000, 8).unwrap()).is_null());
-            assert!(!heap.has_block(1));
-            for block in blocks {
-                // SAFETY: allocated above with that layout.
-                unsafe { heap.free(block, layout) };
-            }
-            assert!(!heap.allocate(Layout::from_size_align(5000, 8).unwrap()).is_null());
-        });
+            blocks.push(block);
+        }
+        assert_eq!(blocks.len(), 32);
+        assert!(heap.allocate(layout(5000, 8)).is_null());
+        for block in blocks {
+            // SAFETY: allocated above with that layout.
+            unsafe { heap.free(block, small) };
+        }
+        assert!(!heap.allocate(layout(5000, 8)).is_null());
     }
 }

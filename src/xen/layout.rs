@@ -1,10 +1,8 @@
 //! What the memory map means: arithmetic on page frames, without touching any.
 
 use super::abi::memory::{E820_RAM, E820Entry};
+pub use crate::mem::classes::PAGE_SIZE;
 use core::ops::Range;
-
-/// Bytes of a page, and the shift from an address to its frame.
-pub const PAGE_SIZE: usize = 4096;
 
 /// Pages that the domain builder puts below 4 GiB beside the RAM of every HVM and PVH domain: rings
 /// of console and store among them (`X86_HVM_NR_SPECIAL_PAGES`, `tools/include/xenguest.h`). They count in

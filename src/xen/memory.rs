@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0xffff8000_00000000   DIRECT    all populated memory except the image; the special pages
-//! 0xffff9000_00000000   HEAP      pages of the heap: contiguous here, from any frame
+//! 0xffff9000_00000000   HEAP      blocks of several pages: contiguous here, from any frames
 //! 0xffffa000_00000000   FOREIGN   page n shows frame `foreign + n`, where other domains' pages go
 //! 0xffffb000_00000000   REGION    what a predecessor has written, until it has been read
 //! 0xffffffff_80000000   the image, as `linker.ld` lays it out
@@ -12,8 +12,8 @@
 //! is mapped only when memory stands behind it: with `--maxmem` most of what the memory map
 //! calls RAM does not exist until it is populated.
 //!
-//! That the heap has addresses of its own and not those of the direct map lets it use
-//! whatever frames are free, so a second image can have a slot and a heap beside the first one's.
+//! A page of the heap is a frame, in the direct map. A block of several pages has addresses of its own, so that the
+//! heap can use whatever frames are free, and a second image can have a slot and a heap beside the first one's.
 
 use super::abi::memory::{
     CurrentReservation, E820Entry, GetMemoryMap, MaximumReservation, PopulatePhysmap,
@@ -21,14 +21,15 @@ use super::abi::memory::{
 use super::abi::start_info::{HvmModlistEntry, HvmStartInfo};
 use super::abi::xen::errno;
 use super::frames::{Frames, PER_WORD};
-use super::heap::Heap;
+use super::heap::{AHEAD, Heap, Pages, stays};
 use super::layout::{self, PAGE_SIZE, SPECIAL_PAGES};
+use super::runs::Runs;
 use super::{DOMID_SELF, cpu, hypercall};
 use crate::server::platform::{HeapStats, PlatformError};
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
 use core::ops::Range;
-use core::ptr::{NonNull, with_exposed_provenance_mut};
+use core::ptr::{NonNull, null_mut, with_exposed_provenance_mut};
 use spin::Mutex;
 
 /// Where populated memory is mapped, by its physical address.
@@ -62,6 +63,12 @@ const WRITE: u64 = 1 << 1;
 const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// Of an entry that maps nothing, what is left of a link when the bits are shifted out that would map something.
+const LINK: usize = PAGE_SIZE;
+
+/// Pages from which on forgetting all translations is cheaper than forgetting each.
+const FLUSH_ALL: usize = 32;
 
 /// Entries of a table, and bytes that a table of the lowest level maps.
 const ENTRIES: usize = 512;
@@ -115,8 +122,12 @@ struct Memory {
     limit: usize,
     /// First frame of [`FOREIGN`].
     foreign: usize,
+    /// Addresses in [`HEAP`].
+    runs: Runs,
     /// On trial: nothing is asked of Xen.
     frozen: bool,
+    /// Xen has refused memory; it is not asked again for a while.
+    refused: bool,
 }
 
 static MEMORY: Mutex<Memory> = Mutex::new(Memory {
@@ -126,7 +137,9 @@ static MEMORY: Mutex<Memory> = Mutex::new(Memory {
     built: 0,
     limit: 0,
     foreign: 0,
+    runs: Runs::new((FOREIGN - HEAP) / PAGE_SIZE),
     frozen: false,
+    refused: false,
 });
 
 /// Physical memory that holds something at the time of boot.
@@ -430,27 +443,83 @@ impl Memory {
         done
     }
 
-    /// Maps up to `count` pages of the heap from `address` on; returns how many.
-    fn map_heap(&mut self, address: usize, count: usize) -> usize {
-        for done in 0..count {
-            if self.frames.free() <= TABLE_RESERVE && self.populate() == 0 {
-                return done;
-            }
-            let Some(frame) = self.frames.take() else { return done };
-            if self.map(address + done * PAGE_SIZE, frame).is_none() {
-                self.frames.give(frame);
-                return done;
-            }
-        }
-        count
+    /// Free frames that the heap can have.
+    fn free(&self) -> usize {
+        self.frames.free().saturating_sub(TABLE_RESERVE)
     }
 
-    /// Pages that the heap could still get, tables for them deducted.
+    /// Frames that Xen may still give.
+    fn growth_left(&self) -> usize {
+        if self.frozen || self.refused { 0 } else { self.limit - self.populated }
+    }
+
+    /// Whether `count` frames are free for the heap. Asks Xen for more as soon as fewer than [`AHEAD`] would be left.
+    fn supply(&mut self, count: usize) -> bool {
+        // What cannot be had is not begun.
+        let possible = count <= self.free() + self.growth_left();
+        let wanted = AHEAD + if possible { count } else { 0 };
+        while self.free() < wanted && self.growth_left() > 0 {
+            self.refused = self.populate() == 0;
+        }
+        self.free() >= count
+    }
+
+    /// A free frame for the heap.
+    fn take_page(&mut self) -> Option<usize> {
+        if self.supply(1) { self.frames.take() } else { None }
+    }
+
+    /// A run of `count` pages in [`HEAP`], mapped to free frames; the number of its first page.
+    fn take_run(&mut self, count: usize) -> Option<usize> {
+        // New addresses need tables, too: for each area that they touch one, and one of each level above.
+        let tables = count.checked_next_power_of_two()?.div_ceil(ENTRIES) + 3;
+        if !self.supply(count.checked_add(tables)?) {
+            return None;
+        }
+        let mut runs = core::mem::replace(&mut self.runs, Runs::new(0));
+        let first = runs.take(count, |first| self.link(first));
+        self.runs = runs;
+        let first = first?;
+        for page in first..first + count {
+            // Neither can fail: so many are free.
+            let frame = self.frames.take()?;
+            self.map(HEAP + page * PAGE_SIZE, frame)?;
+        }
+        Some(first)
+    }
+
+    /// What [`give_run`](Self::give_run) has left at the first page of a free run.
+    fn link(&self, first: usize) -> usize {
+        let Some((table, slot)) = self.lowest(HEAP + first * PAGE_SIZE) else { return 0 };
+        usize::try_from(self.get_entry(table, slot)).unwrap_or(0) / LINK
+    }
+
+    /// Takes back a run that [`take_run`](Self::take_run) gave for so many pages.
+    fn give_run(&mut self, first: usize, count: usize) {
+        for page in first..first + count {
+            let address = HEAP + page * PAGE_SIZE;
+            let Some((table, slot)) = self.lowest(address) else { continue };
+            let entry = self.get_entry(table, slot);
+            self.set_entry(table, slot, 0);
+            if count < FLUSH_ALL {
+                cpu::flush_translation(address);
+            }
+            self.frames.give(usize::try_from(entry & ADDRESS).unwrap_or(0) / PAGE_SIZE);
+        }
+        if count >= FLUSH_ALL {
+            cpu::flush_translations();
+        }
+        let link = self.runs.give(first, count);
+        if let Some((table, slot)) = self.lowest(HEAP + first * PAGE_SIZE) {
+            self.set_entry(table, slot, (link * LINK) as u64);
+        }
+    }
+
+    /// Pages that the heap could still get, as far as is known, tables for them deducted.
     fn obtainable(&self) -> usize {
-        let growth = if self.frozen { 0 } else { self.limit - self.populated };
-        let pages = growth + self.frames.free().saturating_sub(TABLE_RESERVE);
-        // One table in each of heap and direct map per 512 pages.
-        pages - pages.div_ceil(ENTRIES / 2).min(pages)
+        let growth = self.growth_left();
+        // One table of the direct map for each area.
+        self.free() + growth - growth.div_ceil(ENTRIES)
     }
 }
 
@@ -720,77 +789,98 @@ pub(super) fn commit(inherited: &Inherited, region_len: usize) {
     cpu::flush_translations();
 }
 
+/// The pages of the domain, for the heap.
+#[derive(Debug)]
+struct DomainPages;
+
+// SAFETY: a page is a free frame in the direct map. A run is a run of addresses that nobody else has, mapped to free
+// frames, which nobody has in the direct map. Both stay as they are until they come back.
+unsafe impl Pages for DomainPages {
+    fn take(&mut self) -> *mut u8 {
+        MEMORY.lock().take_page().map_or(null_mut(), |frame| frame_address(frame).as_ptr())
+    }
+
+    fn take_run(&mut self, count: usize) -> *mut u8 {
+        let first = MEMORY.lock().take_run(count);
+        first.map_or(null_mut(), |page| with_exposed_provenance_mut(HEAP + page * PAGE_SIZE))
+    }
+
+    unsafe fn give(&mut self, page: usize) {
+        MEMORY.lock().frames.give((page - DIRECT) / PAGE_SIZE);
+    }
+
+    unsafe fn give_run(&mut self, first: usize, count: usize) {
+        MEMORY.lock().give_run((first - HEAP) / PAGE_SIZE, count);
+    }
+
+    fn at(&self, address: usize) -> *mut u8 {
+        with_exposed_provenance_mut(address)
+    }
+}
+
 /// The allocator of the image.
 #[derive(Debug)]
 struct Allocator;
 
-static THE_HEAP: Mutex<Heap> = Mutex::new(Heap::new());
+static THE_HEAP: Mutex<Heap<DomainPages>> = Mutex::new(Heap::new(DomainPages));
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
-/// Gives the heap at least `bytes` more, or as much as there is; `false` if it is less.
-fn grow(heap: &mut Heap, bytes: usize) -> bool {
-    let needed = bytes.div_ceil(PAGE_SIZE);
-    let end = HEAP + heap.size();
-    let mut memory = MEMORY.lock();
-    if needed > memory.obtainable() {
-        return false;
-    }
-    let done = memory.map_heap(end, needed.max(CHUNK));
-    if done > 0 {
-        // SAFETY: (1) the heap's addresses follow each other without a gap; (2) the pages were mapped
-        // just now, for the heap alone; (3) whole pages, at least one.
-        unsafe { heap.extend(with_exposed_provenance_mut(end), done * PAGE_SIZE) };
-    }
-    done >= needed
-}
-
 // SAFETY: `Heap` hands out blocks that fit the layout and do not overlap; it never unwinds.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let mut heap = THE_HEAP.lock();
-        let block = heap.allocate(layout);
-        // Enough for the block wherever its alignment puts it, or for a slab.
-        let slack = layout.align().max(PAGE_SIZE);
-        if block.is_null() && grow(&mut heap, layout.size().saturating_add(slack)) {
-            return heap.allocate(layout);
-        }
-        block
+        THE_HEAP.lock().allocate(layout)
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: the caller's promise is the same.
         unsafe { THE_HEAP.lock().free(block, layout) };
     }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        if stays(layout, size) {
+            return block;
+        }
+        let Ok(new_layout) = Layout::from_size_align(size, layout.align()) else {
+            return null_mut();
+        };
+        // SAFETY: the caller promises that `size` is not zero.
+        let new = unsafe { self.alloc(new_layout) };
+        if !new.is_null() {
+            // SAFETY: both blocks have so many bytes, and the new one is nobody else's.
+            unsafe { new.copy_from_nonoverlapping(block, layout.size().min(size)) };
+            // SAFETY: the caller's promise; the block is not used any more.
+            unsafe { self.dealloc(block, layout) };
+        }
+        new
+    }
 }
 
-/// The largest block that is looked for in one piece: more than any single one that a request needs.
-const PIECE: usize = 64 * 1024;
-
-/// Makes sure that `bytes` of the heap are free, growing it where possible, and that [`PIECE`] of them,
-/// or all if they are fewer, can be had in one piece; `false` if not.
-///
-/// What the heap has not got yet from the domain's memory is one piece, so holes are looked at only when
-/// that is nearly used up.
+/// Makes sure that `bytes` of memory are free for blocks of any size, asking Xen for more where that may help;
+/// `false` if they are not.
 pub(super) fn reserve(bytes: usize) -> bool {
-    let mut heap = THE_HEAP.lock();
-    let missing = bytes.saturating_sub(heap.available());
-    if missing > 0 && !grow(&mut heap, missing) {
-        return false;
-    }
-    let piece = bytes.min(PIECE);
-    let obtainable = MEMORY.lock().obtainable() * PAGE_SIZE;
-    obtainable >= piece || heap.has_block(piece)
+    let idle = THE_HEAP.lock().idle();
+    MEMORY.lock().supply(bytes.div_ceil(PAGE_SIZE).saturating_sub(idle))
+}
+
+/// Time has passed since Xen has refused memory, if it has: it is asked again when more is needed. `false` if it
+/// had not refused.
+pub(super) fn forget_refusal() -> bool {
+    core::mem::take(&mut MEMORY.lock().refused)
 }
 
 /// The heap's figures.
 #[must_use]
 pub fn heap() -> HeapStats {
     let heap = THE_HEAP.lock();
-    let size = heap.size();
-    let growth = MEMORY.lock().obtainable() * PAGE_SIZE;
-    HeapStats { used: heap.used(), size, limit: size + growth, free: heap.available() + growth }
+    let obtainable = MEMORY.lock().obtainable();
+    HeapStats {
+        used: heap.used(),
+        size: heap.taken() * PAGE_SIZE,
+        limit: (heap.taken() + obtainable) * PAGE_SIZE,
+        free: (obtainable + heap.idle()) * PAGE_SIZE,
+    }
 }
 
 const _: () = assert!(SPECIAL_PAGES < CHUNK);

@@ -10,7 +10,7 @@
 //! | `cpu` | instructions without a name in `core` |
 //! | `bytes` | copies, fills and comparisons of memory |
 //! | `layout`, `frames` | what memory there is, and which of it is free |
-//! | `memory`, `heap` | page tables, the allocator |
+//! | `memory`, `heap`, `runs` | page tables, the allocator |
 //! | `console`, `traps` | lines for people; faults and panics |
 //! | `evtchn`, `time` | events and sleep; clock and one-shot timer |
 //! | `gnttab`, `shared_page` | other domains' pages |
@@ -26,6 +26,8 @@
 //!
 //! `dom0` is not part of it, but of programs that run beside it in dom0.
 //!
+//! `bounded` is for programs on the host: the allocator of the image over memory with an end.
+//!
 //! The files without hardware in them are compiled for the host's tests, too.
 
 // A page holds many things of different alignment; casts here follow checked addresses.
@@ -34,12 +36,19 @@
     reason = "pages are cast to what Xen or the processor has there"
 )]
 
+#[cfg(any(test, target_os = "none"))]
 pub mod abi;
+#[cfg(not(target_os = "none"))]
+pub mod bounded;
 #[cfg(any(test, target_os = "none"))]
 mod bytes;
+#[cfg(any(test, target_os = "none"))]
 pub mod frames;
 pub mod heap;
+#[cfg(any(test, target_os = "none"))]
 pub mod layout;
+pub mod runs;
+#[cfg(any(test, target_os = "none"))]
 pub mod shared_page;
 
 #[cfg(target_os = "none")]
@@ -48,7 +57,9 @@ mod channels;
 pub mod console;
 #[cfg(target_os = "none")]
 mod cpu;
+#[cfg(any(test, target_os = "none"))]
 mod domctl;
+#[cfg(any(test, target_os = "none"))]
 pub mod evtchn;
 #[cfg(target_os = "none")]
 pub mod gnttab;
@@ -62,6 +73,7 @@ pub mod memory;
 pub mod platform;
 #[cfg(target_os = "none")]
 pub mod start;
+#[cfg(any(test, target_os = "none"))]
 pub mod time;
 #[cfg(target_os = "none")]
 pub mod traps;

@@ -13,9 +13,8 @@ use super::{console, cpu, hypercall, memory};
 use crate::proto::handover::HANDOVER;
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::proto::image::Image;
+use crate::proto::sentence::{Sentence, sentence};
 use crate::server::platform::{Change, DomainState, Event, HeapStats, Platform, PlatformError};
-use alloc::format;
-use alloc::string::String;
 use core::fmt;
 
 /// The world of a xenstore domain.
@@ -29,7 +28,12 @@ pub struct XenPlatform {
     changes: Option<EvtchnPort>,
     seed: u64,
     own_domid: Option<DomId>,
+    /// The moment when Xen was last asked again for memory that it had refused.
+    asked_again_ms: u64,
 }
+
+/// After so long Xen is asked again for memory that it has refused.
+const ASK_AGAIN_MS: u64 = 1000;
 
 impl XenPlatform {
     /// Takes the machine over. What Xen denies is reported and done without.
@@ -42,7 +46,17 @@ impl XenPlatform {
         let own_domid = super::start::own_domid();
         let domctls = Domctls::probe(&mut Xen);
         let channels = domctls.is_denied().then(|| Channels::new(own_domid));
-        Self { machine, domctls, channels, changes, seed: seed(), own_domid }
+        Self { machine, domctls, channels, changes, seed: seed(), own_domid, asked_again_ms: 0 }
+    }
+
+    /// Whether Xen has refused memory, and that is so long ago that it may be asked again.
+    fn may_ask_again(&mut self) -> bool {
+        let now = self.machine.rough_ms();
+        if now.saturating_sub(self.asked_again_ms) < ASK_AGAIN_MS || !memory::forget_refusal() {
+            return false;
+        }
+        self.asked_again_ms = now;
+        true
     }
 
     /// The machine beneath.
@@ -170,7 +184,7 @@ impl Platform for XenPlatform {
     }
 
     fn reserve(&mut self, bytes: usize) -> bool {
-        memory::reserve(bytes)
+        memory::reserve(bytes) || self.may_ask_again() && memory::reserve(bytes)
     }
 
     fn heap(&self) -> HeapStats {
@@ -185,9 +199,9 @@ impl Platform for XenPlatform {
         console::line(line);
     }
 
-    fn check_image(&mut self, image: &[u8]) -> Result<u32, String> {
-        let image = Image::parse(image).map_err(|error| format!("{error}"))?;
-        image.check_versions(HANDOVER).map_err(|error| format!("{error}"))
+    fn check_image(&mut self, image: &[u8]) -> Result<u32, Sentence> {
+        let image = Image::parse(image).map_err(|error| sentence!("{error}"))?;
+        image.check_versions(HANDOVER).map_err(|error| sentence!("{error}"))
     }
 
     fn prepare(&mut self) {
@@ -213,7 +227,7 @@ impl Platform for XenPlatform {
         region: Region,
         stream_len: usize,
         deadline_ms: u64,
-    ) -> String {
+    ) -> Sentence {
         match Image::parse(image) {
             Ok(image) => self.machine.hand_over(&Request {
                 image,
@@ -223,7 +237,7 @@ impl Platform for XenPlatform {
                 changes: self.changes.map(|port| port.0),
                 deadline_ms,
             }),
-            Err(error) => format!("{error}"),
+            Err(error) => sentence!("{error}"),
         }
     }
 

@@ -17,6 +17,7 @@ use super::shared_page::SharedPage;
 use super::time::{self, NS_PER_MS, NS_PER_US};
 use super::{DOMID_SELF, console, cpu, gnttab, hypercall, traps};
 use crate::proto::id::{DomId, EvtchnPort};
+use crate::proto::sentence::{Sentence, sentence};
 use crate::server::platform::PlatformError;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -294,7 +295,7 @@ impl Machine {
     }
 
     /// Hands over to a checked image. Returns only if that failed, with the reason.
-    pub(super) fn hand_over(&mut self, request: &Request<'_>) -> String {
+    pub(super) fn hand_over(&mut self, request: &Request<'_>) -> Sentence {
         // A moment that Xen takes for the end of the trial; a failure leaves the trial without one.
         let mut timer = SetSingleshotTimer {
             timeout_abs_ns: request.deadline_ms.saturating_mul(NS_PER_MS),
@@ -303,7 +304,7 @@ impl Machine {
         let masks = evtchn::mask_all_but(self.shared, self.timer);
         let reason = match hypercall::perform(&mut timer) {
             Ok(_) => handover::cross(request, self.timer),
-            Err(error) => alloc::format!("no timer for the trial: {error}"),
+            Err(error) => sentence!("no timer for the trial: {error}"),
         };
         evtchn::set_masks(self.shared, &masks);
         self.armed_ms = None;

@@ -19,9 +19,6 @@ in_time() {
 
 case $boot in
 1)
-    step "Debian's own daemon"
-    daemon_serves "before"
-    sound "before"
     check "dpkg -i" run dpkg -i /host/xenstore-stubdom.deb
     check "enable" run xenstore-stubdom enable
     echo 'FALLBACK=no IMAGE=/usr/bin/dpkg' >>/etc/default/xenstore-stubdom

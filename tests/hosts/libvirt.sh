@@ -6,8 +6,15 @@ virsh_answers() { timeout 120 virsh -c xen:///system version; }
 state() { v domstate "$1" 2>&1 | head -n 1; }
 has_state() { [ "$(state "$1")" = "$2" ]; }
 
+libvirt_logs() { run journalctl -b --no-pager -o short-monotonic -u libvirtd.service -u xendomains.service -u xen.service; }
+
 case $boot in
 1)
+    step "with the daemon, to compare"
+    daemon_serves "before"
+    run timeout 240 virsh -c xen:///system version
+    echo "        virsh version with the daemon as xenstore: status $?"
+    libvirt_logs
     check "dpkg -i" run dpkg -i /host/xenstore-stubdom.deb
     check "enable" run xenstore-stubdom enable
     echo 'XENCONSOLED_ARGS="--log=all"' >>/etc/default/xen
@@ -18,7 +25,7 @@ case $boot in
     step "libvirtd"
     run systemctl --no-pager -l status libvirtd.service libvirtd.socket virtxend.socket
     check "version" run virsh_answers
-    run journalctl -b --no-pager -o short-monotonic -u libvirtd.service
+    libvirt_logs
     check "list" run v list --all
     step "a PVH guest"
     cat >/root/guest.xml <<'END'

@@ -10,6 +10,7 @@ use std::hash::RandomState;
 use std::io::Write as _;
 use std::time::Instant;
 use xenstore_stubdom::proto::id::{DomId, EvtchnPort};
+use xenstore_stubdom::proto::sentence::Sentence;
 use xenstore_stubdom::proto::stream::{OutOfRoom, Sink};
 use xenstore_stubdom::server::platform::{
     Change, DomainState, Event, HeapStats, Platform, PlatformError,
@@ -147,8 +148,8 @@ impl Platform for Host {
         HeapStats { used: 0, size: 0, limit: usize::MAX, free: usize::MAX }
     }
 
-    fn check_image(&mut self, _: &[u8]) -> Result<u32, String> {
-        Err("this server is a program of the host and takes no images".to_owned())
+    fn check_image(&mut self, _: &[u8]) -> Result<u32, Sentence> {
+        Err(Sentence::from("this server is a program of the host and takes no images"))
     }
 
     fn new_region(&mut self) -> Result<NoRegion, PlatformError> {
@@ -163,7 +164,7 @@ impl Platform for Host {
         Err(REFUSED)
     }
 
-    fn replace(&mut self, _: &[u8], _: &str, region: NoRegion, _: usize, _: u64) -> String {
+    fn replace(&mut self, _: &[u8], _: &str, region: NoRegion, _: usize, _: u64) -> Sentence {
         match region {}
     }
 

@@ -9,13 +9,17 @@ use std::format;
 /// The request of a connection that a message was caused by.
 pub(super) type Cause = (u32, u64);
 
+/// What a list of children depends on: the node's generation as the caller sees it, and if a transaction mixes it with
+/// what is there by now, the present one and which transaction that is.
+pub(super) type Generation = (u64, Option<(u64, u32, u32)>);
+
 /// What a message must say.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Body {
     /// Exactly this.
     Exact(Vec<u8>),
     /// A generation of this node, and then a part of its list of children from an offset on.
-    Part { path: Vec<u8>, generation: u64, list: Vec<u8>, offset: i64 },
+    Part { path: Vec<u8>, generation: Generation, list: Vec<u8>, offset: i64 },
     /// A domain's account that shows these figures.
     Usage { nodes: usize, watches: usize, transactions: usize },
     /// Whatever the administrator likes to read.
@@ -42,7 +46,7 @@ pub(super) struct Output {
     /// Bytes of the message that is being written.
     started: Vec<u8>,
     /// How the server spelled the generations of each node.
-    generations: BTreeMap<(Vec<u8>, u64), Vec<u8>>,
+    generations: BTreeMap<(Vec<u8>, Generation), Vec<u8>>,
 }
 
 /// The length of the message that starts here, as soon as it is all there.
@@ -177,7 +181,11 @@ impl Owed {
         format!("type {} id {} tx {} \"{body}\"", self.kind, self.req_id, self.tx_id)
     }
 
-    fn is(&self, message: &[u8], generations: &mut BTreeMap<(Vec<u8>, u64), Vec<u8>>) -> bool {
+    fn is(
+        &self,
+        message: &[u8],
+        generations: &mut BTreeMap<(Vec<u8>, Generation), Vec<u8>>,
+    ) -> bool {
         let (head, payload) = message.split_at(HEADER_SIZE);
         let Ok(head) = head.try_into() else { return false };
         let header = Header::from_bytes(head);
@@ -206,8 +214,8 @@ impl Owed {
 
 /// A node's generation has one spelling, and no other generation of that node has the same.
 fn is_new_or_same(
-    generations: &mut BTreeMap<(Vec<u8>, u64), Vec<u8>>,
-    key: (Vec<u8>, u64),
+    generations: &mut BTreeMap<(Vec<u8>, Generation), Vec<u8>>,
+    key: (Vec<u8>, Generation),
     text: &[u8],
 ) -> bool {
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {

@@ -204,7 +204,10 @@ impl Model {
             _ => {
                 let offset = text::atoi(&text::strings(payload)[1]).into();
                 let part = session.directory_part(&path);
-                part.map(|(generation, list)| Body::Part { path, generation, list, offset })
+                part.map(|(own, live, list)| {
+                    let generation = (own, live.map(|live| (live, id, tx)));
+                    Body::Part { path, generation, list, offset }
+                })
             }
         };
         let changes = session.changes;

@@ -197,6 +197,9 @@ impl Touched {
     }
 }
 
+/// A generation, another one outside of the transaction, and a list.
+pub(super) type Part = (u64, Option<u64>, Vec<u8>);
+
 /// A request in progress.
 #[derive(Debug)]
 pub(super) struct Session<'a> {
@@ -346,10 +349,15 @@ impl Session<'_> {
         Ok(text::join(self.children(path)))
     }
 
-    /// DIRECTORY_PART: the node's generation and the whole list.
-    pub(super) fn directory_part(&mut self, path: &[u8]) -> Result<(u64, Vec<u8>), Error> {
+    /// DIRECTORY_PART: the node's generation, if a transaction sees a node that has changed since, the present
+    /// one, too, and the whole list.
+    pub(super) fn directory_part(&mut self, path: &[u8]) -> Result<Part, Error> {
         let view = self.permitted(path, |rights| rights.read)?;
-        Ok((view.generation, text::join(self.children(path))))
+        let touched = self.tx.as_mut().and_then(|tx| tx.at(path)).map(|touched| touched.clone());
+        let base = touched.and_then(|touched| touched.base).filter(|_| view.made.is_none());
+        let live = self.tree.nodes.get(path).map_or(0, |node| node.generation);
+        let mixed = base.filter(|base| base.generation != live).map(|_| live);
+        Ok((view.generation, mixed, text::join(self.children(path))))
     }
 
     /// WRITE, or with `None` MKDIR.

@@ -108,7 +108,9 @@ pub(super) fn canonical(
             counted = rest.len() - digits - 1;
         }
     }
-    if max != 0 && counted > max as usize { None } else { Some((path, home.len())) }
+    let longest = if home.is_empty() { 3072 } else { 2048 };
+    let fits = raw.len() <= longest && (max == 0 || counted <= max as usize);
+    fits.then_some((path, home.len()))
 }
 
 /// The path of the node above; nothing is above `/`, and the root is above special names.

@@ -5,8 +5,12 @@
 //! 1. chaos: everything that the options allow, each reply and event judged as it appears;
 //! 2. calm: no more faults, the hostile die, and everybody honest must get all that is due;
 //! 3. the end: the whole store is read back, all guests die, and nothing of them may be left.
+//!
+//! Some seeds ([`is_hungry`]) are runs of another kind, `hungry`: guests that take all that they can get, on a server whose
+//! memory has an end.
 
 mod agent;
+mod hungry;
 mod options;
 mod run;
 mod toolstack;
@@ -49,11 +53,26 @@ impl fmt::Display for Failure {
     }
 }
 
+/// One seed in so many is a run of hungry guests.
+const HUNGRY_OF: u64 = 4;
+
+/// Whether a seed is a run of hungry guests.
+#[must_use]
+pub fn is_hungry(seed: u64) -> bool {
+    seed % HUNGRY_OF == HUNGRY_OF - 1
+}
+
 /// Plays one seed.
 ///
 /// # Errors
 /// What was wrong with the server.
 pub fn play(seed: u64) -> Result<Report, Failure> {
+    if is_hungry(seed) {
+        return hungry::play(seed).map_err(|what| {
+            let options = hungry::describe(seed);
+            Failure { seed, options, what, last: String::new() }
+        });
+    }
     match attempt(seed, false) {
         (_, Ok(report)) => Ok(report),
         // Once more, this time with a record.
@@ -79,5 +98,6 @@ fn attempt(seed: u64, tell: bool) -> (String, Result<Report, String>) {
     };
     let result = run.play();
     let report = Report { trace: run.trace, requests: run.model.requests() };
-    (run.story(), result.map(|()| report))
+    let story = run.story();
+    (story, result.and_then(|()| run.leave()).map(|()| report))
 }

@@ -9,6 +9,7 @@ use crate::proto::wire::Kind;
 use crate::server::Pass;
 use crate::sim::Simulation;
 use crate::sim::journal::{Journal, Seen};
+use crate::sim::memory::Memory;
 use crate::sim::model::{Model, show};
 use crate::sim::random::Random;
 use alloc::collections::{BTreeMap, VecDeque};
@@ -24,6 +25,10 @@ const SETTLE_PASSES: usize = 500;
 
 /// How many entries of the journal a report shows.
 const SHOWN: usize = 60;
+
+/// Pages of the server's domain at the start, and the most: more than any of these runs needs, since the model does not
+/// know what fits.
+const PAGES: (usize, usize) = (1500, 15_800);
 
 /// What is wrong, or nothing.
 pub(super) type Outcome = Result<(), String>;
@@ -53,6 +58,7 @@ impl Run {
         let (simulation, client) =
             Simulation::start_watched(&options.command_line(), |world, page| {
                 world.seed(random.next_u64());
+                world.set_memory(Memory::new(PAGES.0, PAGES.1));
                 world.journal().open();
                 world.set_tells_changes(options.tells_changes);
                 world.set_tells_states(options.tells_states);
@@ -359,6 +365,11 @@ impl Run {
 }
 
 impl Run {
+    /// The server ends, and gives all its memory back.
+    pub(super) fn leave(self) -> Outcome {
+        self.simulation.end()
+    }
+
     /// The last entries for people, one a line.
     pub(super) fn story(&self) -> String {
         let mut story = String::new();

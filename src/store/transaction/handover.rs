@@ -7,16 +7,14 @@
 //! whatever comes, so nothing else about that node matters.
 
 use super::{Base, Below, Copy, Touched, Transaction};
+use crate::mem::{Bytes, NIL};
 use crate::proto::handover::{FieldReader, FieldWriter};
 use crate::proto::id::{ConnId, DomId, TxId};
+use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{self, OutOfRoom, Pending, Perms, Sink, Touch, WriteError};
-use crate::store::bytes::Bytes;
 use crate::store::path;
-use crate::store::table::NIL;
 use crate::store::tree::{Found, ROOT, Tree};
 use crate::store::watch::Class;
-use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 
 /// There was a live node at the first access.
@@ -35,7 +33,7 @@ const EVENT_MASK: u16 = 3;
 const TOUCHED_FIELDS: usize = 10;
 
 /// What does not fit together, as a sentence.
-type Refusal = String;
+type Refusal = Sentence;
 
 impl Transaction {
     /// Writes every touched path into the stream.
@@ -131,7 +129,7 @@ impl Transaction {
             new.delta.push((DomId(fields.u16()?), fields.i64()?));
         }
         if !new.delta.is_sorted_by(|(a, _), (b, _)| a < b) {
-            return Err(format!("the owners of transaction {} are not in order", id.0));
+            return Err(sentence!("the owners of transaction {} are not in order", id.0));
         }
         Ok((new, count))
     }
@@ -175,7 +173,10 @@ impl Transaction {
         }
         if list != NIL {
             new.now = Some(Copy {
-                value: is_set(KEPT).then(|| Bytes::new(node.value)),
+                value: is_set(KEPT)
+                    .then(|| Bytes::new(node.value))
+                    .transpose()
+                    .map_err(|error| sentence!("{error}"))?,
                 list,
                 generation: fields.u64()?,
                 children_bytes: fields.u32()?,
@@ -196,17 +197,17 @@ impl Transaction {
                 new.removed = nodes.map(|(at, node)| (at, node.generation())).collect();
             }
             if new.removed.len() != below {
-                return Err(String::from("a transaction removed other nodes than there are"));
+                return Err(Sentence::from("a transaction removed other nodes than there are"));
             }
             tree.retain_list(list);
         } else if is_set(BASE) {
             new.base = Some(Base { node: NIL, generation: 0, list: NIL });
             new.lost = below;
         } else if below > 0 {
-            return Err(String::from("a transaction removed nodes below one that did not exist"));
+            return Err(Sentence::from("a transaction removed nodes below one that did not exist"));
         }
         if self.find(node.path).is_some() {
-            return Err(String::from("a transaction has touched a path twice"));
+            return Err(Sentence::from("a transaction has touched a path twice"));
         }
         let at = self.add(new);
         self.bytes = self.bytes.saturating_add(self.touched_bytes(at));
@@ -246,7 +247,7 @@ impl Transaction {
         }
         let fine = self.touched.iter().all(|touched| self.is_removable(tree, touched));
         fine.then_some(())
-            .ok_or_else(|| String::from("a transaction removed a node but not its children"))
+            .ok_or_else(|| Sentence::from("a transaction removed a node but not its children"))
     }
 
     /// Whether nothing would be left below a node if it were removed as the transaction wants.

@@ -1,37 +1,52 @@
 //! Short byte strings without an allocation: most values and names of a xenstore are a few bytes.
 
+use super::{NoMemory, try_bytes};
 use alloc::boxed::Box;
 
 /// The longest string that is stored in place.
 const INLINE: usize = 22;
 
 /// An owned, immutable byte string.
-#[derive(Clone)]
-pub(super) enum Bytes {
+pub enum Bytes {
     /// In place: only the first `len` bytes count.
-    Inline { len: u8, bytes: [u8; INLINE] },
+    Inline {
+        /// How many.
+        len: u8,
+        /// They, and what does not count.
+        bytes: [u8; INLINE],
+    },
     /// Everything longer.
     Heap(Box<[u8]>),
 }
 
 impl Bytes {
     /// The string without bytes.
-    pub(super) const EMPTY: Self = Self::Inline { len: 0, bytes: [0; INLINE] };
+    pub const EMPTY: Self = Self::Inline { len: 0, bytes: [0; INLINE] };
+
+    /// What a string of this length takes besides itself.
+    #[must_use]
+    pub const fn block_len(len: usize) -> usize {
+        if len <= INLINE { 0 } else { len }
+    }
 
     /// Copies a string.
-    pub(super) fn new(from: &[u8]) -> Self {
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn new(from: &[u8]) -> Result<Self, NoMemory> {
         let mut bytes = [0; INLINE];
         match (bytes.get_mut(..from.len()), u8::try_from(from.len())) {
             (Some(to), Ok(len)) => {
                 to.copy_from_slice(from);
-                Self::Inline { len, bytes }
+                Ok(Self::Inline { len, bytes })
             }
-            _ => Self::Heap(from.into()),
+            _ => try_bytes(from).map(Self::Heap),
         }
     }
 
     /// The bytes.
-    pub(super) fn get(&self) -> &[u8] {
+    #[must_use]
+    pub fn get(&self) -> &[u8] {
         match self {
             Self::Inline { len, bytes } => bytes.get(..usize::from(*len)).unwrap_or(bytes),
             Self::Heap(bytes) => bytes,
@@ -39,11 +54,18 @@ impl Bytes {
     }
 
     /// How many bytes.
-    pub(super) fn len(&self) -> usize {
+    #[must_use]
+    pub fn len(&self) -> usize {
         match self {
             Self::Inline { len, .. } => usize::from(*len),
             Self::Heap(bytes) => bytes.len(),
         }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 
@@ -62,7 +84,7 @@ mod tests {
     fn every_length_comes_back() {
         for len in 0..100_u8 {
             let bytes = vec![len; usize::from(len)];
-            assert_eq!(Bytes::new(&bytes).get(), &bytes[..]);
+            assert_eq!(Bytes::new(&bytes).unwrap().get(), &bytes[..]);
         }
     }
 

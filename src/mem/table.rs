@@ -2,11 +2,11 @@
 //!
 //! The records live in an [`Arena`], which never moves them. The hash index grows by *linear hashing*: each
 //! insertion splits at most one bucket in two, each removal joins at most a few. The chain of a
-//! bucket runs through the records themselves.
-
-pub(super) use super::arena::NIL;
+//! bucket runs through the records themselves. Where there is no memory for more buckets, the chains are longer
+//! until there is: the index is never a reason to refuse a record.
 
 use super::arena::Arena;
+use super::{NIL, NoMemory, TryVec, try_array};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
@@ -22,18 +22,23 @@ const MIN_BUCKETS: u32 = 16;
 const SPARE: u32 = 4;
 
 /// A record of a [`Table`].
-pub(super) trait Record {
+pub trait Record {
     /// The hash of the record's key; must not change while it is in the table.
     fn hash(&self, seed: u64) -> u64;
     /// The next record of the same bucket: a place for the table's use.
     fn chain(&self) -> u32;
     /// Changes the next record of the same bucket.
     fn set_chain(&mut self, next: u32);
+    /// Whether it can be found by its key. It is asked only for records that were ever made
+    /// [without that](Table::insert_unlisted) or [lost it](Table::unlist).
+    fn is_listed(&self) -> bool {
+        true
+    }
 }
 
 /// The table.
 #[derive(Debug)]
-pub(super) struct Table<T> {
+pub struct Table<T> {
     records: Arena<T>,
     /// Apart from each other, so that they stay where they are when the list grows.
     blocks: Vec<Box<[u32; BLOCK as usize]>>,
@@ -46,48 +51,52 @@ pub(super) struct Table<T> {
 
 impl<T: Record> Table<T> {
     /// Upper bound of the bytes that one insertion allocates, apart from what the record owns.
-    pub(super) const INSERT_BYTES: usize =
-        Arena::<T>::INSERT_BYTES + BLOCK as usize * size_of::<u32>();
+    pub const INSERT_BYTES: usize = Arena::<T>::INSERT_BYTES + BLOCK as usize * size_of::<u32>();
 
     /// What a record takes at most with its place in the index, as long as the table does not shrink.
-    pub(super) const RECORD_BYTES: usize = Arena::<T>::RECORD_BYTES + size_of::<u32>();
+    pub const RECORD_BYTES: usize = Arena::<T>::RECORD_BYTES + size_of::<u32>();
 
-    /// An empty table, hashing with `seed`.
-    pub(super) fn new(seed: u64) -> Self {
-        Self {
-            records: Arena::new(),
-            blocks: Vec::from([Box::new([NIL; BLOCK as usize])]),
-            buckets: MIN_BUCKETS,
-            mask: MIN_BUCKETS - 1,
-            seed,
-        }
+    /// An empty table, hashing with `seed`. The index comes with the first record.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
+        Self { records: Arena::new(), blocks: Vec::new(), buckets: 0, mask: 0, seed }
     }
 
     /// The seed for hashing a key that is looked for.
-    pub(super) fn seed(&self) -> u64 {
+    #[must_use]
+    pub fn seed(&self) -> u64 {
         self.seed
     }
 
     /// How many records there are.
-    pub(super) fn len(&self) -> usize {
+    #[must_use]
+    pub fn len(&self) -> usize {
         self.records.len() as usize
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
     }
 
     /// The record with this handle.
     #[inline]
-    pub(super) fn get(&self, handle: u32) -> Option<&T> {
+    #[must_use]
+    pub fn get(&self, handle: u32) -> Option<&T> {
         self.records.get(handle)
     }
 
     /// The record with this handle. Its key must not be changed through this; see
     /// [`rekey`](Self::rekey).
     #[inline]
-    pub(super) fn get_mut(&mut self, handle: u32) -> Option<&mut T> {
+    #[must_use]
+    pub fn get_mut(&mut self, handle: u32) -> Option<&mut T> {
         self.records.get_mut(handle)
     }
 
     /// The handle of the first record with this hash for which `is_it` holds.
-    pub(super) fn find(&self, hash: u64, is_it: impl Fn(&T) -> bool) -> Option<u32> {
+    pub fn find(&self, hash: u64, is_it: impl Fn(&T) -> bool) -> Option<u32> {
         let mut handle = self.head(self.bucket(hash));
         while let Some(record) = self.get(handle) {
             if is_it(record) {
@@ -99,7 +108,7 @@ impl<T: Record> Table<T> {
     }
 
     /// As [`find`](Self::find); `is_it` may change the record that it is, but for its key.
-    pub(super) fn find_mut(&mut self, hash: u64, is_it: impl Fn(&mut T) -> bool) -> Option<u32> {
+    pub fn find_mut(&mut self, hash: u64, is_it: impl Fn(&mut T) -> bool) -> Option<u32> {
         let mut handle = self.head(self.bucket(hash));
         while let Some(record) = self.records.get_mut(handle) {
             if is_it(record) {
@@ -111,49 +120,136 @@ impl<T: Record> Table<T> {
     }
 
     /// Adds a record and returns its handle. Does not look for an equal one.
-    pub(super) fn insert(&mut self, record: T) -> u32 {
+    ///
+    /// # Errors
+    /// There is no memory; nothing has changed, and the record is lost.
+    pub fn insert(&mut self, record: T) -> Result<u32, NoMemory> {
         let hash = record.hash(self.seed);
         self.insert_hashed(hash, record)
     }
 
     /// As [`insert`](Self::insert), for a record whose hash is known.
+    ///
+    /// # Errors
+    /// As there.
     // So that a record is made where it stays.
     #[inline(always)]
-    pub(super) fn insert_hashed(&mut self, hash: u64, mut record: T) -> u32 {
+    pub fn insert_hashed(&mut self, hash: u64, mut record: T) -> Result<u32, NoMemory> {
         if self.records.len() >= self.buckets {
             self.split();
+            // Without a single bucket no record is ever found.
+            if self.buckets == 0 {
+                return Err(NoMemory);
+            }
         }
         let bucket = self.bucket(hash);
         record.set_chain(self.head(bucket));
-        let handle = self.records.insert(record);
+        let handle = self.records.insert(record)?;
+        self.set_head(bucket, handle);
+        Ok(handle)
+    }
+
+    /// Adds a record that is not found by its key, until [`list`](Self::list); [`Record::is_listed`] says so meanwhile.
+    ///
+    /// # Errors
+    /// There is no memory; nothing has changed, and the record is lost.
+    pub fn insert_unlisted(&mut self, record: T) -> Result<u32, NoMemory> {
+        if self.buckets == 0 {
+            self.split();
+            if self.buckets == 0 {
+                return Err(NoMemory);
+            }
+        }
+        self.records.insert(record)
+    }
+
+    /// Makes a record found by its key from now on.
+    pub fn list(&mut self, handle: u32) {
+        if self.records.len() > self.buckets {
+            self.split();
+        }
+        self.link(handle);
+    }
+
+    /// Makes a record not found by its key any more.
+    pub fn unlist(&mut self, handle: u32) {
+        let Some(record) = self.get(handle) else { return };
+        let (hash, chain) = (record.hash(self.seed), record.chain());
+        self.unlink(handle, hash, chain);
+    }
+
+    /// Keeps a place for a record, so that a later [`insert_promised`](Self::insert_promised) cannot fail.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn promise(&mut self) -> Result<(), NoMemory> {
+        if self.buckets == 0 {
+            self.split();
+            if self.buckets == 0 {
+                return Err(NoMemory);
+            }
+        }
+        self.records.promise()
+    }
+
+    /// Gives a place back that was kept.
+    pub fn withdraw(&mut self) {
+        self.records.withdraw();
+        if self.records.has_no_place() {
+            self.fit(0);
+        }
+    }
+
+    /// As [`insert`](Self::insert), in a place that was [kept](Self::promise).
+    pub fn insert_promised(&mut self, mut record: T) -> u32 {
+        if self.records.len() >= self.buckets {
+            self.split();
+        }
+        let bucket = self.bucket(record.hash(self.seed));
+        record.set_chain(self.head(bucket));
+        let handle = self.records.insert_promised(record);
         self.set_head(bucket, handle);
         handle
     }
 
     /// Makes the index ready for so many records at once, instead of with each. Whether they come does not matter.
-    pub(super) fn expect(&mut self, records: u32) {
+    /// Where there is no memory for that, it grows with the records as always.
+    pub fn expect(&mut self, records: u32) {
         if records <= self.buckets {
             return;
         }
-        self.rebuild(records);
+        let blocks = records.div_ceil(BLOCK) as usize;
+        let more = blocks.saturating_sub(self.blocks.len());
+        if self.blocks.try_room(more).is_err() {
+            return;
+        }
+        while self.blocks.len() < blocks {
+            let Ok(block) = try_array(|_| NIL) else { break };
+            self.blocks.push(block);
+        }
+        let room = u32::try_from(self.blocks.len()).unwrap_or(0).saturating_mul(BLOCK);
+        self.rebuild(records.min(room));
     }
 
-    /// Makes the index anew with so many buckets.
+    /// Makes the index anew with so many buckets, for which there are blocks.
     fn rebuild(&mut self, buckets: u32) {
         self.blocks.iter_mut().for_each(|block| block.fill(NIL));
-        let blocks = buckets.div_ceil(BLOCK) as usize;
-        self.blocks.resize_with(blocks, || Box::new([NIL; BLOCK as usize]));
+        self.blocks.truncate(buckets.div_ceil(BLOCK) as usize);
         self.buckets = buckets;
         self.mask = buckets.next_power_of_two().wrapping_sub(1);
         // Not a list of those that exist: there may be no memory for it.
-        (0..self.records.bound()).for_each(|handle| self.link(handle));
+        for handle in 0..self.records.bound() {
+            if self.get(handle).is_some_and(Record::is_listed) {
+                self.link(handle);
+            }
+        }
     }
 
     /// Upper bound of the bytes that [`expect`](Self::expect) allocates for each record that is there or expected.
-    pub(super) const EXPECT_BYTES: usize = 3 * size_of::<u32>();
+    pub const EXPECT_BYTES: usize = 3 * size_of::<u32>();
 
     /// Takes a record out.
-    pub(super) fn remove(&mut self, handle: u32) -> Option<T> {
+    pub fn remove(&mut self, handle: u32) -> Option<T> {
         let record = self.take(handle);
         self.fit(1);
         record
@@ -162,20 +258,34 @@ impl<T: Record> Table<T> {
     /// As [`remove`](Self::remove), as one of many: then [`fit`](Self::fit) has to follow.
     // So that a record that nobody wants is not moved.
     #[inline(always)]
-    pub(super) fn take(&mut self, handle: u32) -> Option<T> {
+    pub fn take(&mut self, handle: u32) -> Option<T> {
         let record = self.get(handle)?;
-        let (hash, chain) = (record.hash(self.seed), record.chain());
-        self.unlink(handle, hash, chain);
+        if record.is_listed() {
+            let (hash, chain) = (record.hash(self.seed), record.chain());
+            self.unlink(handle, hash, chain);
+        }
         self.records.remove(handle)
     }
 
     /// Makes the index smaller if it is too large, after so many removals, whose number bounds the work.
-    pub(super) fn fit(&mut self, removed: u32) {
+    pub fn fit(&mut self, removed: u32) {
         let len = self.records.len();
         if len >= self.buckets / SPARE {
             return;
         }
-        if removed > len {
+        self.shrink(len, removed);
+    }
+
+    #[cold]
+    fn shrink(&mut self, len: u32, removed: u32) {
+        if self.records.has_no_place() {
+            // Nothing is left, and nothing is promised.
+            self.blocks = Vec::new();
+            (self.buckets, self.mask) = (0, 0);
+            return;
+        }
+        // Unless the records left are spread over places that were others'.
+        if removed > len && self.records.bound() / SPARE <= removed {
             self.rebuild(len.max(MIN_BUCKETS));
             return;
         }
@@ -189,7 +299,7 @@ impl<T: Record> Table<T> {
     }
 
     /// Changes a record in a way that may change its hash.
-    pub(super) fn rekey(&mut self, handle: u32, change: impl FnOnce(&mut T)) {
+    pub fn rekey(&mut self, handle: u32, change: impl FnOnce(&mut T)) {
         let Some(record) = self.get(handle) else { return };
         let (hash, chain) = (record.hash(self.seed), record.chain());
         self.unlink(handle, hash, chain);
@@ -200,8 +310,19 @@ impl<T: Record> Table<T> {
     }
 
     /// Every record with its handle, in no useful order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         self.records.iter()
+    }
+
+    /// Every record with its handle, in no useful order. Keys must not be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut T)> {
+        self.records.iter_mut()
+    }
+
+    /// The first record whose handle is at least this one, with its handle: for going through all in slices.
+    #[must_use]
+    pub fn next_from(&self, handle: u32) -> Option<(u32, &T)> {
+        self.records.next_from(handle)
     }
 
     /// The bucket for a hash: its low bits, as many as there are buckets for.
@@ -258,14 +379,19 @@ impl<T: Record> Table<T> {
         }
     }
 
-    /// Adds a bucket, and moves the records there that belong there from the one it splits.
+    /// Adds a bucket, and moves the records there that belong there from the one it splits. Nothing happens where
+    /// there is no memory for more buckets.
     fn split(&mut self) {
         let new = self.buckets;
+        if new % BLOCK == 0 && (new / BLOCK) as usize == self.blocks.len() && !self.add_block() {
+            return;
+        }
+        if new == 0 {
+            (self.buckets, self.mask) = (MIN_BUCKETS, MIN_BUCKETS.wrapping_sub(1));
+            return;
+        }
         let high = new.saturating_add(1).next_power_of_two();
         let old = new ^ (high >> 1);
-        if new % BLOCK == 0 && (new / BLOCK) as usize == self.blocks.len() {
-            self.blocks.push(Box::new([NIL; BLOCK as usize]));
-        }
         self.buckets = new.saturating_add(1);
         self.mask = high.wrapping_sub(1);
         let mut at = self.head(old);
@@ -276,6 +402,13 @@ impl<T: Record> Table<T> {
             self.link(at);
             at = next;
         }
+    }
+
+    /// Adds a block of bucket heads; `false` if there is no memory for it.
+    #[cold]
+    fn add_block(&mut self) -> bool {
+        let block = try_array(|_| NIL);
+        block.and_then(|block| self.blocks.try_push(block)).is_ok()
     }
 
     /// Removes the last bucket, and moves its records back to the one it was split from.
@@ -328,7 +461,7 @@ mod tests {
     fn everything_is_found_while_growing_and_shrinking() {
         let mut table = Table::new(7);
         for value in 0..5000 {
-            table.insert(Number { value, chain: NIL });
+            table.insert(Number { value, chain: NIL }).unwrap();
             assert!(find(&table, value / 2).is_some());
         }
         assert_eq!(table.len(), 5000);
@@ -341,7 +474,7 @@ mod tests {
         }
         assert_eq!(table.len(), 0);
         assert!(table.records.is_bare(), "memory is given back");
-        assert_eq!((table.buckets, table.blocks.len()), (MIN_BUCKETS, 1));
+        assert_eq!((table.buckets, table.blocks.len()), (0, 0));
         assert_eq!(table.iter().count(), 0);
     }
 
@@ -349,10 +482,10 @@ mod tests {
     fn an_index_that_was_made_ready_is_as_one_that_grew() {
         for expected in [0, 16, 17, 255, 256, 257, 1000, 5000] {
             let mut table = Table::new(7);
-            (0..3).for_each(|value| _ = table.insert(Number { value, chain: NIL }));
+            (0..3).for_each(|value| _ = table.insert(Number { value, chain: NIL }).unwrap());
             table.expect(expected);
             assert!((0..3).all(|value| find(&table, value).is_some()));
-            (3..1000).for_each(|value| _ = table.insert(Number { value, chain: NIL }));
+            (3..1000).for_each(|value| _ = table.insert(Number { value, chain: NIL }).unwrap());
             assert!((0..1000).all(|value| find(&table, value).is_some()), "{expected}");
             assert_eq!(table.buckets, expected.max(1000));
             for value in 0..1000 {
@@ -367,22 +500,22 @@ mod tests {
     #[test]
     fn handles_stay_and_places_are_used_again() {
         let mut table = Table::new(1);
-        let first = table.insert(Number { value: 1, chain: NIL });
-        let second = table.insert(Number { value: 2, chain: NIL });
+        let first = table.insert(Number { value: 1, chain: NIL }).unwrap();
+        let second = table.insert(Number { value: 2, chain: NIL }).unwrap();
         for value in 10..1000 {
-            table.insert(Number { value, chain: NIL });
+            table.insert(Number { value, chain: NIL }).unwrap();
         }
         assert_eq!(table.get(second).unwrap().value, 2);
         table.remove(first).unwrap();
         assert!(table.get(first).is_none());
-        assert_eq!(table.insert(Number { value: 3, chain: NIL }), first);
+        assert_eq!(table.insert(Number { value: 3, chain: NIL }), Ok(first));
     }
 
     #[test]
     fn a_record_is_found_under_its_new_key() {
         let mut table = Table::new(1);
         for value in 0..100 {
-            table.insert(Number { value, chain: NIL });
+            table.insert(Number { value, chain: NIL }).unwrap();
         }
         let handle = find(&table, 5).unwrap();
         table.rekey(handle, |number| number.value = 1000);

@@ -1,0 +1,177 @@
+//! Refusals for want of a quota: each domain's first one of each quota is told, since "it stopped and nothing is in the
+//! log" is what people meet first.
+//!
+//! The store notes which quota it was ([`Store::take_refused`](crate::store::Store::take_refused)), so nothing is
+//! guessed here. A domain cannot have a line repeated: what was told is kept as long as its connection, also over a
+//! live update. It is told anew after the domain's limit was changed.
+
+use super::Server;
+use super::connection::Suspension;
+use super::log::Repeated;
+use super::platform::Platform;
+use crate::proto::error::XsError;
+use crate::proto::handover::{FieldReader, FieldWriter, Short};
+use crate::proto::id::ConnId;
+use crate::proto::stream::{OutOfRoom, Sink};
+use crate::proto::wire::{Header, Kind};
+use crate::store::Level;
+use crate::store::quota::Quota;
+
+/// What an administrator has been told of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct Told {
+    /// A bit for each quota, at its place in [`Quota::ALL`].
+    quotas: u32,
+    /// Refusals so far, told or not.
+    pub(super) refused: u64,
+}
+
+/// The bit of a quota.
+fn bit(quota: Quota) -> u32 {
+    u32::try_from(quota as usize).map_or(0, |place| 1_u32.wrapping_shl(place))
+}
+
+impl Told {
+    /// Writes it for a successor.
+    pub(super) fn write<S: Sink>(self, fields: &mut FieldWriter<'_, S>) -> Result<(), OutOfRoom> {
+        fields.u32(self.quotas)?;
+        fields.u64(self.refused)
+    }
+
+    /// Reads it.
+    pub(super) fn read(fields: &mut FieldReader<'_>) -> Result<Self, Short> {
+        Ok(Self { quotas: fields.u32()?, refused: fields.u64()? })
+    }
+
+    /// Notes that a quota is told of; `false` if it was already.
+    fn is_first(&mut self, quota: Quota) -> bool {
+        let before = self.quotas;
+        self.quotas |= bit(quota);
+        self.quotas != before
+    }
+
+    /// The limit is another one: what is refused from now on is news.
+    pub(super) fn forget(&mut self, quota: Quota) {
+        self.quotas &= !bit(quota);
+    }
+}
+
+/// What was refused for want of a quota.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Refused {
+    /// A request.
+    Request(Kind),
+    /// An event, which is dropped.
+    Event,
+    /// The reply to a request, which had an effect if it was one to have any.
+    Reply,
+    /// Any further request: they stay in the ring for now.
+    Reading,
+}
+
+impl<P: Platform> Server<P> {
+    /// Takes notice of a request's error.
+    pub(super) fn note_refusal(&mut self, id: ConnId, header: Header, error: XsError) {
+        let quota = self.store.take_refused();
+        let Some(kind) = Kind::from_number(header.kind) else { return };
+        match (quota, error) {
+            (Some(quota), XsError::ENOSPC | XsError::ENOMEM) => {
+                self.refuse(id, quota, Refused::Request(kind));
+            }
+            // The commit of a transaction in which something was refused, and told, before.
+            (None, XsError::ENOMEM) if kind == Kind::TransactionEnd => {}
+            // No quota was in the way, so it is the server that has no more.
+            (None, XsError::ENOMEM) => {
+                self.guest_log(
+                    id,
+                    Repeated::NoMemory,
+                    format_args!("{kind:?} refused, no memory is left"),
+                );
+            }
+            (Some(_) | None, _) => {}
+        }
+    }
+
+    /// Something is refused to a connection for want of a quota of its domain.
+    pub(super) fn refuse(&mut self, id: ConnId, quota: Quota, what: Refused) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if connection.privileged {
+            return;
+        }
+        if what != Refused::Reading {
+            connection.told.refused = connection.told.refused.saturating_add(1);
+        }
+        if !connection.told.is_first(quota) {
+            return;
+        }
+        let limit = self.store.quota(Some(connection.domid), quota).unwrap_or(0);
+        let name = quota.name();
+        match what {
+            Refused::Request(kind) => {
+                self.tell(
+                    id,
+                    format_args!("{kind:?} refused for want of its quota {name}, {limit}"),
+                );
+            }
+            Refused::Reply => {
+                self.tell(id, format_args!("reply refused for want of its quota {name}, {limit}"));
+            }
+            Refused::Event => {
+                self.tell(id, format_args!("event dropped for want of its quota {name}, {limit}"));
+            }
+            Refused::Reading => {
+                self.tell(id, format_args!("has to wait for want of its quota {name}, {limit}"));
+            }
+        }
+    }
+
+    /// A ring is not read from now on, or is again.
+    pub(super) fn tell_suspension(&mut self, id: ConnId, suspension: Option<Suspension>) {
+        let Some(connection) = self.connections.get(&id) else { return };
+        match suspension {
+            Some(Suspension::Outstanding) => self.refuse(id, Quota::Outstanding, Refused::Reading),
+            Some(Suspension::Memory) if self.store.allows(connection.domid, Quota::Memory, 1) => {
+                self.guest_log(
+                    id,
+                    Repeated::NoMemory,
+                    format_args!("has to wait, no memory is left"),
+                );
+            }
+            Some(Suspension::Memory) => self.refuse(id, Quota::Memory, Refused::Reading),
+            // The switch `wrl` is for that.
+            Some(Suspension::Rate(_)) | None => {}
+        }
+    }
+
+    /// Warns, without consequences, about a domain that makes the server hold much.
+    pub(super) fn watch_soft_memory(&mut self, id: ConnId, level: Level) {
+        match level {
+            Level::Fine => {}
+            Level::Soft { used, limit } => self.guest_log(
+                id,
+                Repeated::Holds,
+                format_args!("holds {used} bytes, the soft limit is {limit}"),
+            ),
+            Level::Over => {
+                self.guest_log(id, Repeated::Holds, format_args!("holds more memory than it may"));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_quota_is_told_once_until_its_limit_changes() {
+        let mut told = Told::default();
+        for quota in Quota::ALL {
+            assert!(told.is_first(quota), "{quota:?}");
+            assert!(!told.is_first(quota), "{quota:?}");
+        }
+        told.forget(Quota::Nodes);
+        assert!(told.is_first(Quota::Nodes));
+        assert!(!told.is_first(Quota::Watches));
+    }
+}

@@ -1,0 +1,162 @@
+//! What keeps the house tidy: which layer may use which, where `unsafe` may stand, that what the documents name is
+//! there, and that no file grows without end.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each layer, and the layers that it may use besides itself.
+const LAYERS: [(&str, &[&str]); 7] = [
+    ("mem", &[]),
+    ("proto", &["mem"]),
+    ("store", &["mem", "proto"]),
+    ("server", &["mem", "proto", "store"]),
+    ("xen", &["mem", "proto", "server"]),
+    ("sim", &["mem", "proto", "store", "server", "xen"]),
+    ("transcript", &["proto"]),
+];
+
+/// Where `unsafe` may stand.
+const RUNTIME: &str = "src/xen/";
+
+/// That word; not in one piece, since this file is looked at, too.
+const WORD: &str = concat!("un", "safe");
+
+/// No file is longer.
+const LINES_MAX: usize = 900;
+
+/// Files that are longer, and how long they are now: they may become shorter only.
+const LONG: [(&str, usize); 2] = [("src/store/tests.rs", 1060), ("src/store/tree.rs", 960)];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every file below a folder, as a path from the repository's root.
+fn files(folder: &str) -> Vec<PathBuf> {
+    let mut waiting = vec![root().join(folder)];
+    let mut found = Vec::new();
+    while let Some(at) = waiting.pop() {
+        for entry in fs::read_dir(&at).unwrap_or_else(|error| panic!("{}: {error}", at.display())) {
+            let path = entry.unwrap().path();
+            if !path.is_dir() {
+                found.push(path.strip_prefix(root()).unwrap().to_owned());
+            } else if !path.ends_with("target") {
+                waiting.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn sources(folder: &str) -> Vec<(String, String)> {
+    let is_rust = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "rs");
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(root().join(&path)).unwrap();
+        (path.to_string_lossy().into_owned(), text)
+    };
+    files(folder).into_iter().filter(is_rust).map(read).collect()
+}
+
+/// The code of a line, without a comment behind it.
+fn code(line: &str) -> &str {
+    line.split("//").next().unwrap_or(line)
+}
+
+/// Words of code, cut where no name can go on.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.lines()
+        .map(code)
+        .flat_map(|line| line.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':')))
+}
+
+#[test]
+fn layers_use_only_what_is_below_them() {
+    let mut wrong = Vec::new();
+    for (layer, below) in LAYERS {
+        for (path, text) in sources(&format!("src/{layer}")) {
+            for used in words(&text).filter_map(|word| word.strip_prefix("crate::")) {
+                let allowed = |name: &str| used == name || used.starts_with(&format!("{name}::"));
+                let is_layer = LAYERS.iter().any(|(name, _)| allowed(name));
+                if is_layer && !allowed(layer) && !below.iter().any(|name| allowed(name)) {
+                    wrong.push(format!("{path} uses {used}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn every_layer_is_listed() {
+    let listed = LAYERS.iter().map(|(layer, _)| (*layer).to_owned()).collect::<BTreeSet<_>>();
+    let folders = fs::read_dir(root().join("src")).unwrap().map(|entry| entry.unwrap());
+    let folders = folders.filter(|entry| entry.path().join("mod.rs").exists());
+    let folders = folders.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    assert_eq!(folders.collect::<BTreeSet<_>>(), listed);
+}
+
+#[test]
+fn unsafe_code_is_in_the_runtime_only() {
+    let everywhere = ["src", "tests", "scripts", "benches", "fuzz"];
+    let all = everywhere.into_iter().flat_map(sources);
+    let outside = all.filter(|(path, _)| !path.starts_with(RUNTIME));
+    let has_some = outside.filter(|(_, text)| words(text).any(|word| word == WORD));
+    let names = has_some.map(|(path, _)| path).collect::<Vec<_>>();
+    assert!(names.is_empty(), "{names:#?}");
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    let all = ["src", "tests", "scripts", "benches"].into_iter().flat_map(sources);
+    let silent = all.filter(|(_, text)| !text.starts_with("//!")).map(|(path, _)| path);
+    let silent = silent.collect::<Vec<_>>();
+    assert!(silent.is_empty(), "without a head: {silent:#?}");
+}
+
+#[test]
+fn no_file_grows_without_end() {
+    let all = ["src", "tests", "scripts", "benches"].into_iter().flat_map(sources);
+    let too_long = all.filter_map(|(path, text)| {
+        let allowed =
+            LONG.iter().find(|(name, _)| *name == path).map_or(LINES_MAX, |(_, lines)| *lines);
+        let lines = text.lines().count();
+        (lines > allowed).then(|| format!("{path}: {lines} lines, allowed are {allowed}"))
+    });
+    let too_long = too_long.collect::<Vec<_>>();
+    assert!(too_long.is_empty(), "{too_long:#?}");
+}
+
+/// Paths of the repository that the documents and the heads of files name in backquotes.
+#[test]
+fn whatever_the_documents_name_is_there() {
+    let mut documents = files("docs");
+    documents.extend(["README.md", "CONTRIBUTING.md", "boot/README.md"].map(PathBuf::from));
+    let top = ["src/", "docs/", "scripts/", "tests/", "benches/", "fuzz/", "boot/"];
+    let mut missing = Vec::new();
+    for document in documents {
+        let Ok(text) = fs::read_to_string(root().join(&document)) else { continue };
+        for name in text.split('`').skip(1).step_by(2) {
+            let name = name.split([' ', ':', '#']).next().unwrap_or(name).trim_end_matches('/');
+            let is_path = top.iter().any(|folder| name.starts_with(folder));
+            let is_plain = name.chars().all(|c| c.is_alphanumeric() || "/-_.".contains(c));
+            if is_path && is_plain && !root().join(name).exists() && !is_of_others(name) {
+                missing.push(format!("{}: {name}", document.display()));
+            }
+        }
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = link.split('#').next().unwrap_or(link);
+            let folder = root().join(document.parent().unwrap_or(Path::new("")));
+            if !file.is_empty() && !file.contains("://") && !folder.join(file).exists() {
+                missing.push(format!("{}: link to {link}", document.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "named but not there: {missing:#?}");
+}
+
+/// Documents of Xen that ours cite.
+fn is_of_others(name: &str) -> bool {
+    ["docs/misc/", "docs/designs/", "docs/man/"].iter().any(|folder| name.starts_with(folder))
+}
