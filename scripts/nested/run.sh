@@ -28,7 +28,7 @@ choose_machine() {
 }
 
 # Set by the first thing that ends the run; the rest of the output is still read.
-verdict='' code=''
+verdict='' code='' rebooting=''
 
 end_run() {
     [ -n "$verdict" ] && return
@@ -40,6 +40,7 @@ end_run() {
 handle_report() {
     case $1 in
     step) say "$2" ;;
+    reboot) say "reboot" && rebooting=yes ;;
     out) printf '%s\n' "$2" ;;
     console)
         printf 'xenstore| %s\n' "$2" >&2
