@@ -85,7 +85,10 @@ need_apt() { command -v apt-get >/dev/null || setup_failed "$1 (only Debian and 
 
 # A fresh machine or container has no package lists.
 need_package_lists() {
-    if [ -n "$debian" ]; then fetch_lists && return; fi
+    if [ -n "$debian" ]; then
+        fetch_lists
+        return
+    fi
     [ -z "$(find /var/lib/apt/lists -maxdepth 1 -name '*_Packages*' -print -quit 2>/dev/null)" ] || return 0
     need_apt "there are no package lists here"
     can_be_root || setup_failed "there are no package lists here; please run: sudo apt-get update"
