@@ -26,10 +26,15 @@ die() {
     exit 1
 }
 
-# xen_tool NAME: where the program of this Xen is.
+# xen_tool NAME: where the program of this Xen is. Before Xen has run, Debian does not tell which that will be, and that
+# of any serves as a sign that there is one.
 xen_tool() {
-    for directory in "$(/usr/lib/xen-common/bin/xen-dir 2>/dev/null)/bin" /usr/libexec/xen/bin /usr/lib/xen/bin \
-        /usr/local/libexec/xen/bin /usr/local/lib/xen/bin; do
+    this=$(/usr/lib/xen-common/bin/xen-dir 2>/dev/null) || this=''
+    for directory in "${this:-/nowhere}/bin" /usr/libexec/xen/bin /usr/lib/xen/bin /usr/local/libexec/xen/bin \
+        /usr/local/lib/xen/bin; do
+        [ ! -x "$directory/$1" ] || { echo "$directory/$1" && return; }
+    done
+    [ -n "$this" ] || for directory in /usr/lib/xen-[0-9]*/bin; do
         [ ! -x "$directory/$1" ] || { echo "$directory/$1" && return; }
     done
     command -v "$1"

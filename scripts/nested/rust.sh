@@ -31,7 +31,7 @@ install_rustup() {
 need_rustup() {
     command -v rustup >/dev/null && return
     need_package_lists
-    if [ -z "$(cargo_version)" ] && apt-cache show rustup >/dev/null 2>&1; then
+    if [ -z "$(cargo_version)" ] && has_package rustup; then
         need_host_packages rustup=rustup
     else
         install_rustup

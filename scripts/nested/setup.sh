@@ -6,6 +6,51 @@
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 nested=$repository/target/nested
 
+# The Debian release of this machine, or nothing.
+machine_debian=$([ ! -r /etc/os-release ] || (. /etc/os-release && [ "$ID" = debian ] && echo "${VERSION_ID-}") || true)
+# The release whose Xen and Linux are booted; nothing stands for what this machine's package lists have.
+debian='' apt_options=()
+
+# choose_debian RELEASE: all that follows is with the packages of that release. One that is not this machine's has an apt
+# and a folder of its own.
+choose_debian() {
+    [ "$1" != "$machine_debian" ] && [ "$1" != "$debian" ] || return 0
+    debian=$1
+    nested=$repository/target/nested/debian-$debian
+    local apt=$nested/apt
+    apt_options=(-o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null
+        -o "Dir::State::lists=$apt/lists" -o "Dir::State::status=$apt/status" -o "Dir::Cache=$apt/cache")
+}
+
+suite_of() {
+    case $1 in
+    12) echo bookworm ;;
+    13) echo trixie ;;
+    *) return 1 ;;
+    esac
+}
+
+# The lists of the private apt, once.
+fetch_lists() {
+    local apt=$nested/apt suite by
+    [ ! -e "$apt/complete" ] || return 0
+    suite=$(suite_of "$debian")
+    need_host_files /usr/share/keyrings/debian-archive-keyring.gpg=debian-archive-keyring
+    by='[arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]'
+    mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
+    printf "deb $by http://deb.debian.org/%s main\n" "debian $suite" "debian $suite-updates" \
+        "debian-security $suite-security" >"$apt/sources.list"
+    : >"$apt/status"
+    say "fetching the package lists of Debian $debian"
+    quietly apt-get "${apt_options[@]}" -q -o APT::Sandbox::User=root update
+    touch "$apt/complete"
+}
+
+known() { apt-cache "${apt_options[@]}" "$@"; }
+
+# has_package NAME: whether it can be had; a name that others only mention shows nothing, with a status of 0.
+has_package() { [ -n "$(known show "$1" 2>/dev/null)" ]; }
+
 say() { printf -- '-- %s\n' "$*" >&2; }
 
 # The one way in which setting up fails: 125 is what scripts/nested-xen documents for it.
@@ -13,6 +58,10 @@ setup_failed() {
     printf 'error: %s\n' "$*" >&2
     exit 125
 }
+
+# `set -e` ends a script without a word; nothing may end so.
+set -E
+trap 'echo "error: ${BASH_SOURCE[0]##*/}, line $LINENO: \"$BASH_COMMAND\" failed with status $?" >&2' ERR
 
 # Runs a noisy command quietly; shows the end of what it said if it fails.
 quietly() {
@@ -36,6 +85,10 @@ need_apt() { command -v apt-get >/dev/null || setup_failed "$1 (only Debian and 
 
 # A fresh machine or container has no package lists.
 need_package_lists() {
+    if [ -n "$debian" ]; then
+        fetch_lists
+        return
+    fi
     [ -z "$(find /var/lib/apt/lists -maxdepth 1 -name '*_Packages*' -print -quit 2>/dev/null)" ] || return 0
     need_apt "there are no package lists here"
     can_be_root || setup_failed "there are no package lists here; please run: sudo apt-get update"
@@ -50,12 +103,24 @@ need_host_packages() {
         # shellcheck disable=SC2206 # several packages are several words
         command -v "${pair%%=*}" >/dev/null || missing+=(${pair#*=})
     done
-    [ ${#missing[@]} = 0 ] && return
+    [ ${#missing[@]} = 0 ] || install_here "${missing[@]}"
+}
+
+# need_host_files FILE=PACKAGE...: the same for files.
+need_host_files() {
+    local pair missing=()
+    for pair in "$@"; do
+        [ -e "${pair%%=*}" ] || missing+=("${pair#*=}")
+    done
+    [ ${#missing[@]} = 0 ] || install_here "${missing[@]}"
+}
+
+install_here() {
+    local missing=("$@") removed
     need_apt "needed and not found: ${missing[*]}"
     can_be_root || setup_failed "please run: sudo apt-get install --no-install-recommends ${missing[*]}"
     say "installing on this machine: ${missing[*]}"
     quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get -q update
-    local removed
     removed=$(apt-get -q -s install --no-install-recommends "${missing[@]}" 2>/dev/null | awk '$1 == "Remv" { print $2 }' | xargs) || true
     [ -z "$removed" ] || say "apt-get removes for that: $removed"
     quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends "${missing[@]}"
@@ -63,51 +128,65 @@ need_host_packages() {
 
 # The newest Xen that the distribution has, as its package names spell it, such as 4.17.
 xen_version() {
-    apt-cache pkgnames xen-hypervisor- 2>/dev/null |
+    known pkgnames xen-hypervisor- 2>/dev/null |
         sed -n 's/^xen-hypervisor-\([0-9][0-9.]*\)-amd64$/\1/p' | sort -V | tail -n 1
 }
 
 # package_closure PACKAGE...: the packages and everything they depend on, one a line.
 package_closure() {
-    apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
+    known depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
         --no-enhances "$@" | grep '^[a-z0-9]' | sort -u
 }
 
 # The kernel package behind the distribution's meta package, with Ubuntu's separate package of modules.
 kernel_packages() {
     local meta=linux-image-generic
-    apt-cache show linux-image-amd64 >/dev/null 2>&1 && meta=linux-image-amd64
-    apt-cache depends "$meta" | sed -n 's/^ *Depends: \(linux-\(image\|modules\)-[0-9].*\)/\1/p'
+    has_package linux-image-amd64 && meta=linux-image-amd64
+    known depends "$meta" | sed -n 's/^ *Depends: \(linux-\(image\|modules\)-[0-9].*\)/\1/p'
     package_closure "$meta" | grep '^linux-modules-[0-9]' || true
 }
 
-# Only the libraries that the host may lack are fetched; the C library and its like are copied from the host.
+# What a dom0 of Debian has beside busybox, for the package: dpkg, a shell, what starts daemons.
+base_programs=(dpkg dash tar util-linux sysvinit-utils)
+
+# Nothing of this machine goes into dom0, so a machine of one release can make the dom0 of another.
 download_packages() {
     [ -e "$nested/packages/complete" ] && return
     local version packages
     version=$(xen_version)
+    [ -n "$version" ] ||
+        setup_failed "the package lists name no xen-hypervisor-*-amd64 (on Ubuntu it is in universe; sudo apt-get update may help)"
     mapfile -t packages < <({
-        printf '%s\n' "xen-hypervisor-$version-amd64" "xen-utils-$version" xenstore-utils busybox-static
+        printf '%s\n' "xen-hypervisor-$version-amd64" "xen-utils-$version" xenstore-utils busybox-static "${base_programs[@]}"
+        # Where older releases have the functions of init scripts.
+        ! has_package lsb-base || echo lsb-base
         kernel_packages
-        package_closure "xen-utils-$version" xenstore-utils | grep -E '^(xen-utils-common|lib(xen|yajl|ncurses6|tinfo).*)$'
+        package_closure "xen-utils-$version" xenstore-utils "${base_programs[@]}" |
+            grep -E '^(xen-utils-common|zlib1g|lib.*)$' | grep -vE '^lib(python|pam|ssl|text|debian)|-perl$'
     } | sort -u)
-    say "downloading ${#packages[@]} packages of Xen $version and Linux (about 75 MB)"
+    say "downloading ${#packages[@]} packages of Xen $version and Linux (about 90 MB)"
     rm -rf "$nested/packages"
     mkdir -p "$nested/packages"
     cd "$nested/packages"
-    quietly apt-get -q -o APT::Sandbox::User=root download "${packages[@]}"
+    quietly apt-get "${apt_options[@]}" -q -o APT::Sandbox::User=root download "${packages[@]}"
     cd "$repository"
     echo "$version" >"$nested/packages/complete"
 }
 
+# What belongs to Xen and Linux goes into one folder, whose programs run on this machine, too; the rest, with a C library of
+# its own, into another.
 unpack_packages() {
     [ "$nested/unpacked/complete" -nt "$nested/packages/complete" ] && return
-    local deb
+    local deb to
     say "unpacking them"
-    rm -rf "$nested/unpacked"
-    mkdir -p "$nested/unpacked"
+    rm -rf "$nested/unpacked" "$nested/base"
+    mkdir -p "$nested/unpacked" "$nested/base"
     for deb in "$nested"/packages/*.deb; do
-        quietly dpkg-deb --extract "$deb" "$nested/unpacked"
+        case ${deb##*/} in
+        xen* | linux-* | busybox* | libxen* | libyajl* | libncurses6* | libtinfo*) to=unpacked ;;
+        *) to=base ;;
+        esac
+        quietly dpkg-deb --extract "$deb" "$nested/$to"
     done
     touch "$nested/unpacked/complete"
 }
@@ -139,20 +218,32 @@ build_kernels() {
     fi
 }
 
-# add_programs ROOT PROGRAM...: copies programs below ROOT with every library they name. libgcc_s is not
-# named by anybody: the C library loads it when a thread is cancelled, which libxenstore does.
+# The places of libraries and of their loader in the unpacked packages; merged /usr or not.
+library_path() {
+    local folder path=''
+    for folder in "$nested"/{unpacked,base}/{usr/lib,lib}/x86_64-linux-gnu; do
+        path=$path:$folder
+    done
+    echo "${path#:}"
+}
+loader() { find "$nested/base" -name ld-linux-x86-64.so.2 | sort | head -n 1; }
+
+# add_programs ROOT PROGRAM...: copies programs below ROOT with every library they name, as the release's own loader
+# finds them. libgcc_s is not named by anybody: the C library loads it when a thread is cancelled, which libxenstore does.
 add_programs() {
-    local root=$1 library
+    local root=$1 library path loader program
     shift
+    path=$(library_path) loader=$(loader)
     mkdir -p "$root/lib/x86_64-linux-gnu" "$root/lib64"
     {
-        LD_LIBRARY_PATH=$nested/unpacked/usr/lib/x86_64-linux-gnu:$nested/unpacked/lib/x86_64-linux-gnu \
-            ldd "$@" 2>/dev/null | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' || true
-        echo /lib/x86_64-linux-gnu/libgcc_s.so.1
+        for program in "$@"; do
+            "$loader" --library-path "$path" --list "$program" 2>/dev/null | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' || true
+        done
+        find "$nested/base" -name libgcc_s.so.1
     } | sort -u | while read -r library; do
         cp -L "$library" "$root/lib/x86_64-linux-gnu/"
     done
-    cp -L /lib64/ld-linux-x86-64.so.2 "$root/lib64/"
+    cp -L "$loader" "$root/lib64/ld-linux-x86-64.so.2"
 }
 
 # add_module ROOT NAME: a kernel module as plain ELF; one that is built in is simply not there.
@@ -252,11 +343,11 @@ setup_pyxs() {
     local from=$nested/pyxs root=$nested/pyxs-root packages=()
     rm -rf "$from" "$root"
     mkdir -p "$from/packages" "$root"
-    if apt-cache show python3-pyxs >/dev/null 2>&1; then
+    if has_package python3-pyxs; then
         mapfile -t packages < <(package_closure python3-minimal libpython3-stdlib |
             grep -E '^((lib)?python3\.[0-9]+-(minimal|stdlib)|libexpat1|zlib1g)$')
         say "downloading Python and pyxs (about 5 MB)"
-        (cd "$from/packages" && quietly apt-get -q -o APT::Sandbox::User=root download "${packages[@]}" python3-pyxs)
+        (cd "$from/packages" && quietly apt-get "${apt_options[@]}" -q -o APT::Sandbox::User=root download "${packages[@]}" python3-pyxs)
         build_pyxs "$from" "$root"
     else
         say "this distribution has no python3-pyxs"
@@ -274,10 +365,10 @@ build_pyxs() {
         quietly dpkg-deb --extract "$deb" "$from"
     done
     python=$(ls "$from"/usr/bin/python3.* | head -n 1)
-    libraries=$from/usr/lib/x86_64-linux-gnu:$from/lib/x86_64-linux-gnu
+    libraries=$from/usr/lib/x86_64-linux-gnu:$from/lib/x86_64-linux-gnu:$(library_path)
     # It runs once here: that compiles what it imports, and tells what that is.
-    LD_LIBRARY_PATH=$libraries PYTHONDONTWRITEBYTECODE='' PYTHONHOME=$from/usr PYTHONPATH=$from/usr/lib/python3/dist-packages \
-        "$python" -S -c 'import sys, copy, time, pyxs.client
+    PYTHONDONTWRITEBYTECODE='' PYTHONHOME=$from/usr PYTHONPATH=$from/usr/lib/python3/dist-packages \
+        "$(loader)" --library-path "$libraries" "$python" -S -c 'import sys, copy, time, pyxs.client
 for module in list(sys.modules.values()):
     for name in ("__file__", "__cached__"):
         if getattr(module, name, None): print(getattr(module, name))' >"$from/files" ||
@@ -290,6 +381,6 @@ for module in list(sys.modules.values()):
     mkdir -p "$root/usr/bin"
     cp "$python" "$root/usr/bin/python3"
     add_programs "$root" "$root/usr/bin/python3"
-    find "$from/usr/lib" "$from/lib" \( -name 'libexpat.so.*' -o -name 'libz.so.*' \) 2>/dev/null |
+    find "$from" \( -name 'libexpat.so.*' -o -name 'libz.so.*' \) |
         while read -r file; do cp -L "$file" "$root/lib/x86_64-linux-gnu/"; done
 }

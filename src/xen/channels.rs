@@ -14,7 +14,7 @@ use super::abi::event_channel::{BindInterdomain, STATUS_INTERDOMAIN, STATUS_UNBO
 use super::abi::xen::errno;
 use super::evtchn::PORTS;
 use super::start::Machine;
-use super::{DOMID_SELF, hypercall};
+use super::{DOMID_SELF, console, hypercall};
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::server::platform::{DomainState, PlatformError};
 use alloc::collections::BTreeMap;
@@ -42,10 +42,19 @@ pub(super) struct Channels {
     of: BTreeMap<DomId, Channel>,
 }
 
-/// Binds a port of our own to one of another domain.
+/// Binds a port of our own to one of another domain. The end of all ports is said, since only the administrator can do
+/// something about it.
 pub(super) fn bind(domid: DomId, remote_port: u32) -> Result<EvtchnPort, PlatformError> {
     let mut argument = BindInterdomain { remote_dom: domid.0, remote_port, ..Default::default() };
-    hypercall::perform(&mut argument)?;
+    let bound = hypercall::perform(&mut argument);
+    if bound.as_ref().is_err_and(|error| error.code == errno::ENOSPC) {
+        console::line(format_args!(
+            "xen: no event channel is left for domain {domid}: this domain may have as many as it was built with, and {} at \
+             most; each guest takes one",
+            PORTS - 1
+        ));
+    }
+    bound?;
     Ok(EvtchnPort(argument.local_port))
 }
 

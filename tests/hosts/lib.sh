@@ -1,0 +1,104 @@
+# Helpers for scripts that scripts/debian-host runs on a real Debian host, each time it has come up: . /host/lib.sh
+#
+# check, refuse, equal and the helpers for guests are those of tests/nested/lib.sh. What was counted outlives a reboot.
+
+ln -sfn /host/guest /guest
+. /host/nested-lib.sh
+counts=/var/lib/host-run/counts
+[ ! -e $counts ] || . $counts
+
+save_counts() { echo "passed=$passed failed=$failed skipped=$skipped" >$counts; }
+
+# reboot_host: as an administrator does. The script runs again, with $boot one higher.
+reboot_host() {
+    save_counts
+    date +%s >/var/lib/host-run/asked
+    touch /run/reboot-host
+    sync
+    exit 0
+}
+
+finish() {
+    echo "== $passed passed, $failed failed, $skipped skipped"
+    [ "$failed" = 0 ]
+    exit
+}
+
+# run COMMAND...: shows what the command says as an administrator would see it, and keeps it in /run/output.log.
+run() {
+    echo "\$ $*"
+    "$@" >/run/output.log 2>&1 </dev/null
+    result=$?
+    sed 's/^/  /' /run/output.log
+    return $result
+}
+said() { grep -qF -- "$1" /run/output.log; }
+
+# went_down_in SECONDS: how long the last shutdown took, from the request to the last line of its journal.
+went_down_in() {
+    asked=$(cat /var/lib/host-run/asked)
+    last=$(journalctl -b -1 -o short-unix -n 1 --no-pager | sed -n 's/^\([0-9]*\)\..*/\1/p')
+    took=$((last - asked))
+    if [ $took -le "$(stretched "$1")" ]; then pass "the host went down in $took s"; else fail "the host went down in $took s, not $1"; fi
+}
+
+# Lines of the journal of this boot that a reader would take for an error of ours. The three of libxl are explained by the
+# one behind them.
+our_errors() {
+    {
+        # libvirt.sh looks at what that says.
+        journalctl -b -p err --no-pager -q | grep -v ' libvirtd\[' | sed 's/^.*\]: //'
+        journalctl -b --no-pager -q -o cat -u xen.service -u xendomains.service | grep -iE 'error|fail|warn|cannot|could not'
+    } | grep -iE 'xen' | sort -u |
+        grep -vE '^libxl: error: .*([Ff]ailed to get (own )?domid|9pfs)|^Host path "/var/lib/xen/xenstore"|about a 9pfs device' >/run/errors
+}
+
+# sound WHEN: the state of the host.
+sound() {
+    wait_for 120 eval '[ "$(systemctl is-system-running)" != starting ]'
+    equal "$1: no unit has failed" "" "$(systemctl --failed --no-legend --plain | cut -d ' ' -f 1 | xargs)"
+    our_errors
+    equal "$1: the journal has no error of ours" "" "$(cat /run/errors)"
+}
+
+# stub_domain WHEN BY: it is the store of this host, alone.
+stub_domain() {
+    check "$1: xen.service is up" systemctl is-active xen.service
+    check "$1: xenstore-stubdom status" run xenstore-stubdom status
+    check "$1: it names the domain" said "now:       domain 1, [xenstore-stubdom "
+    check "$1: and who builds it" said "next boot: the stub domain, by ${2:-init-xenstore-domain}"
+    check "$1: the store answers" xenstore-write /test/alive "$1"
+    equal "$1: one domain, no daemon" "1 0" "$(xl list | grep -c '^Xenstore ') $(pgrep -xc 'o?xenstored')"
+    equal "$1: dom0 has its name" Domain-0 "$(xenstore-read /local/domain/0/name)"
+    check "$1: xenconsoled runs" pgrep -x xenconsoled
+    check "$1: its console is logged" wait_for 20 grep -q 'serving in domain' /var/log/xen/console/guest-Xenstore.log
+    equal "$1: no daemon holds a pipe of ours" "" "$(held_pipes)"
+}
+
+# daemon_serves WHEN: the host's xenstore is a daemon.
+daemon_serves() {
+    check "$1: xen.service is up" systemctl is-active xen.service
+    check "$1: a daemon runs" pgrep -x 'o?xenstored'
+    check "$1: the store answers" xenstore-write /test/alive "$1"
+    equal "$1: there is no xenstore domain" 0 "$(xl list | grep -c '^Xenstore ')"
+}
+
+# Pipes of which what the start of the store leaves behind holds one end. Both ends are its own: libxenstore makes such.
+held_pipes() {
+    for process in $(pgrep -x 'xen-9pfsd|xenconsoled'); do
+        ls -l "/proc/$process/fd" 2>/dev/null | grep -o 'pipe:.*' | sort | uniq -u
+    done
+}
+
+# guest_life NAME: a PVH Linux guest from its start to its end.
+guest_life() {
+    make_guest "$1"
+    check "xl create" start_guest "$1"
+    equal "the guest reads its name" "$1" "$(guest_run "$1" 'xenstore-read name')"
+    check "it writes" guest_run "$1" 'xenstore-write data/mine 1 && xenstore-read data/mine'
+    gone=$(guest_domid "$1")
+    check "xl shutdown" timeout 120 xl shutdown -w "$1"
+    # The xl that created it clears away behind it.
+    check "it is gone" wait_gone "$1"
+    refuse "/local/domain/$gone is gone" xenstore-exists "/local/domain/$gone"
+}

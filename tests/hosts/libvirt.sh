@@ -1,0 +1,75 @@
+# libvirt on a real host whose xenstore is the stub domain, as an administrator uses it: virsh -c xen:///system.
+# debian-host: --timeout 3600
+. /host/lib.sh
+v() { virsh -q -c xen:///system "$@"; }
+virsh_answers() { timeout 120 virsh -c xen:///system version; }
+state() { v domstate "$1" 2>&1 | head -n 1; }
+has_state() { [ "$(state "$1")" = "$2" ]; }
+
+libvirt_logs() { run journalctl -b --no-pager -o short-monotonic -u libvirtd.service -u xendomains.service -u xen.service; }
+
+case $boot in
+1)
+    step "with the daemon, to compare"
+    daemon_serves "before"
+    run timeout 240 virsh -c xen:///system version
+    echo "        virsh version with the daemon as xenstore: status $?"
+    libvirt_logs
+    check "dpkg -i" run dpkg -i /host/xenstore-stubdom.deb
+    check "enable" run xenstore-stubdom enable
+    echo 'XENCONSOLED_ARGS="--log=all"' >>/etc/default/xen
+    reboot_host
+    ;;
+2)
+    stub_domain "first boot"
+    step "libvirtd"
+    run systemctl --no-pager -l status libvirtd.service libvirtd.socket virtxend.socket
+    check "version" run virsh_answers
+    libvirt_logs
+    check "list" run v list --all
+    step "a PVH guest"
+    cat >/root/guest.xml <<'END'
+<domain type='xen'>
+  <name>virtual</name>
+  <memory unit='MiB'>96</memory>
+  <vcpu>1</vcpu>
+  <os>
+    <type arch='x86_64' machine='xenpvh'>xenpvh</type>
+    <kernel>/guest/kernel</kernel>
+    <initrd>/guest/initramfs</initrd>
+    <cmdline>console=hvc0 rdinit=/init loglevel=1 pci=off rcupdate.rcu_expedited=1 ipv6.disable=1 cryptomgr.notests apparmor=0</cmdline>
+  </os>
+  <devices><console type='pty'><target type='xen' port='0'/></console></devices>
+</domain>
+END
+    check "define" run v define /root/guest.xml
+    check "start" run timeout 240 virsh -q -c xen:///system start virtual
+    check "it runs" has_state virtual running
+    check "it comes up" wait_for 240 more_ready virtual 1
+    equal "it reads its name" virtual "$(guest_run virtual 'xenstore-read name')"
+    check "list names it" eval "v list | grep -q virtual"
+    step "console"
+    timeout 30 script -qc 'virsh -c xen:///system console virtual' /dev/null </dev/null >/run/console.log 2>&1 &
+    guest_run virtual 'echo for virsh' >/dev/null
+    sleep 5
+    check "virsh console is connected" grep -aq 'Connected to domain' /run/console.log
+    step "shutdown, domrename, autostart, destroy"
+    check "shutdown" run v shutdown virtual
+    check "it is off" wait_for 240 has_state virtual 'shut off'
+    check "domrename" run v domrename virtual renamed
+    check "autostart" run v autostart renamed
+    check "start" run timeout 240 virsh -q -c xen:///system start renamed
+    check "destroy" run v destroy renamed
+    check "it is off" wait_for 60 has_state renamed 'shut off'
+    sound "with libvirt"
+    reboot_host
+    ;;
+3)
+    step "autostart"
+    went_down_in 180
+    stub_domain "the next boot"
+    check "the guest has been started" wait_for 300 has_state renamed running
+    check "undefine" eval "v destroy renamed && v undefine renamed"
+    finish
+    ;;
+esac

@@ -1,0 +1,96 @@
+# The life of the package on a real Debian host: installed and enabled before Xen ever ran, guests, live update, upgrade,
+# reboots, built by xl, disabled, removed, purged.
+# debian-host: --plain-first --timeout 3600
+. /host/lib.sh
+
+case $boot in
+1)
+    step "a host on which Xen has been installed, but has not run"
+    refuse "Xen does not run" test -e /proc/xen/capabilities
+    check "dpkg -i" run dpkg -i /host/xenstore-stubdom.deb
+    check "status" run xenstore-stubdom status
+    check "nothing is chosen by that" said "next boot: the daemon"
+    check "enable" run xenstore-stubdom enable
+    check "status" run xenstore-stubdom status
+    check "it names the stub domain" said "next boot: the stub domain, by init-xenstore-domain"
+    check "enable --with-xl works, too" run xenstore-stubdom enable --with-xl
+    check "and back" run xenstore-stubdom enable --without-xl
+    check "the folder for consoles is there" test -d /var/log/xen/console
+    echo 'XENCONSOLED_ARGS="--log=all"' >>/etc/default/xen
+    sound "without Xen"
+    reboot_host
+    ;;
+2)
+    step "the first boot of Xen"
+    run journalctl -b --no-pager -o short-monotonic -u xen.service
+    stub_domain "first boot"
+    sound "first boot"
+    step "a PVH guest"
+    guest_life first
+    step "live update"
+    make_guest stays
+    check "xl create" start_guest stays
+    check "xenstore-stubdom-live-update" run xenstore-stubdom-live-update
+    equal "the guest goes on" stays "$(guest_run stays 'xenstore-read name')"
+    stub_domain "after a live update"
+    step "an upgrade of the package"
+    dpkg-deb -R /host/xenstore-stubdom.deb /root/newer
+    sed -i 's/^Version: .*/&+newer/' /root/newer/DEBIAN/control
+    check "a newer package" dpkg-deb -b /root/newer /root/newer.deb
+    check "dpkg -i" run dpkg -i /root/newer.deb
+    check "it names the next step" said "xenstore-stubdom-live-update"
+    check "live update" run xenstore-stubdom-live-update
+    equal "the guest goes on" stays "$(guest_run stays 'xenstore-read name')"
+    stub_domain "after the upgrade"
+    step "systemctl restart xen, as an update of Xen's tools does"
+    check "restart" run systemctl restart xen.service
+    stub_domain "after a restart"
+    equal "the guest goes on" stays "$(guest_run stays 'xenstore-read name')"
+    sound "after all that"
+    reboot_host
+    ;;
+3)
+    step "the next boot"
+    went_down_in 120
+    stub_domain "second boot"
+    sound "second boot"
+    step "enable --with-xl"
+    check "enable" run xenstore-stubdom enable --with-xl
+    reboot_host
+    ;;
+4)
+    step "built by xl"
+    went_down_in 60
+    run journalctl -b --no-pager -o short-monotonic -u xen.service
+    stub_domain "built by xl" "xl create /etc/xen/xenstore-stubdom.cfg"
+    sound "built by xl"
+    guest_life second
+    check "live update" run xenstore-stubdom-live-update
+    step "disable"
+    check "disable" run xenstore-stubdom disable
+    check "restart of xen.service" systemctl restart xen.service
+    check "the store answers" xenstore-write /test/alive disabled
+    equal "no daemon came" 0 "$(pgrep -xc 'o?xenstored')"
+    reboot_host
+    ;;
+5)
+    step "disabled"
+    went_down_in 60
+    daemon_serves "disabled"
+    sound "disabled"
+    guest_life third
+    step "removal while the daemon runs, enabled"
+    check "enable" run xenstore-stubdom enable
+    check "dpkg -r" run dpkg -r xenstore-stubdom
+    daemon_serves "removed"
+    reboot_host
+    ;;
+6)
+    step "removed"
+    daemon_serves "after the removal"
+    sound "after the removal"
+    check "dpkg --purge" run dpkg --purge xenstore-stubdom
+    equal "nothing of it is left" "" "$(find /etc /usr /run /var/lib/dpkg/info -name '*xenstore-stubdom*')"
+    finish
+    ;;
+esac
