@@ -8,6 +8,7 @@ use super::dispatch::{Answer, Asker, Reply};
 use super::figures::{self, Limit};
 use super::log;
 use super::platform::Platform;
+use crate::mem::{NoMemory, TryVec, try_with_capacity};
 use crate::proto::error::XsError;
 use crate::proto::id::DomId;
 use crate::proto::text;
@@ -47,9 +48,7 @@ impl Text {
     /// # Errors
     /// ENOMEM.
     pub(super) fn new() -> Result<Self, XsError> {
-        let mut lines = Vec::new();
-        lines.try_reserve_exact(PAYLOAD_MAX).map_err(|_| XsError::ENOMEM)?;
-        Ok(Self { lines, is_full: false })
+        Ok(Self { lines: try_with_capacity(PAYLOAD_MAX)?, is_full: false })
     }
 
     /// Appends a line, unless it or one before did not fit.
@@ -68,7 +67,7 @@ impl Text {
 
     pub(super) fn reply(mut self) -> Answer {
         // A line leaves room for it.
-        self.lines.push(0);
+        self.lines.try_push(0)?;
         Ok(Reply::Data(self.lines))
     }
 }
@@ -79,8 +78,7 @@ impl Write for Text {
         if self.lines.len().saturating_add(text.len()) >= PAYLOAD_MAX {
             return Err(fmt::Error);
         }
-        self.lines.extend_from_slice(text.as_bytes());
-        Ok(())
+        self.lines.try_extend(text.as_bytes()).map_err(|NoMemory| fmt::Error)
     }
 }
 

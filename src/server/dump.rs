@@ -19,6 +19,7 @@ use super::control::{Text, text};
 use super::dispatch::{Answer, Reply};
 use super::memory;
 use super::platform::Platform;
+use crate::mem::try_with_capacity;
 use crate::proto::error::XsError;
 use crate::proto::handover::Digest;
 use crate::proto::sentence::{Sentence, sentence};
@@ -112,14 +113,14 @@ impl<P: Platform> Server<P> {
             return Err(Sentence::from("there is not enough memory to write the state down"));
         }
         let len = self.dump(version, depths, &mut Digest::default())?;
-        let mut stream = Vec::new();
-        if !memory::can_upload(&mut self.platform, len) || stream.try_reserve_exact(len).is_err() {
+        let has_room = memory::can_upload(&mut self.platform, len);
+        let Some(mut stream) = has_room.then(|| try_with_capacity(len).ok()).flatten() else {
             let free = self.platform.heap().free;
             return Err(sentence!(
                 "there is not enough memory for a dump of {len} bytes: {free} are free; give the domain \
                  a larger maxmem"
             ));
-        }
+        };
         self.dump(version, depths, &mut stream)?;
         Ok(stream)
     }

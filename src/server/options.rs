@@ -5,6 +5,16 @@
 //! console. Nothing on the command line can keep the server from starting: what is unknown or damaged is
 //! reported and left out.
 
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::disallowed_methods,
+        clippy::disallowed_types,
+        clippy::disallowed_macros,
+        reason = "read once, before any guest is served"
+    )
+)]
+
 use crate::proto::id::DomId;
 use crate::store::quota::{Quota, Quotas};
 use alloc::format;

@@ -15,7 +15,7 @@ use super::platform::{Identity, Platform};
 use super::queue::CauseId;
 use super::rate::Reserve;
 use super::update::{Passage, Requester};
-use crate::mem::NoMemory;
+use crate::mem::{Map, NoMemory, TryVec, try_with_capacity};
 use crate::proto::assemble::{Assembler, Obstacle};
 use crate::proto::handover::{
     FieldReader, HANDOVER, PRICES_SINCE, Short, Source, TAIL_SINCE, Tail,
@@ -25,7 +25,6 @@ use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{self, Endpoint, Record, Version};
 use crate::store::quota::{Quota, Quotas};
 use crate::store::{Party, Restoring};
-use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -65,15 +64,19 @@ pub(super) struct Account {
 }
 
 /// What has been seen while going through the records.
-#[derive(Default)]
 pub(super) struct Seen {
     /// Memory that is known to be there.
     room: usize,
     last: Option<ConnId>,
-    tokens: BTreeSet<u64>,
+    tokens: Map<u64, ()>,
 }
 
 impl Seen {
+    /// Nothing; `seed` keys the hashes.
+    pub(super) fn new(seed: u64) -> Self {
+        Self { room: 0, last: None, tokens: Map::new(seed) }
+    }
+
     /// Makes sure that so many bytes can be allocated.
     pub(super) fn reserve<P: Platform>(
         &mut self,
@@ -162,8 +165,8 @@ impl<P: Platform> Server<P> {
         }
         let mut reader = stream::Reader::new(stream).map_err(damaged)?;
         let head = self.read_head(&mut fields, reader.version(), handover)?;
-        let mut seen = Seen::default();
         let seed = self.platform.hash_seed();
+        let mut seen = Seen::new(seed);
         let mut new = Restoring::new(seed, self.privileged, head.initial, true)
             .map_err(|error| sentence!("{error}"))?;
         let accounts = self.read_domains(&mut fields, &mut new, &mut seen)?;
@@ -308,7 +311,7 @@ impl<P: Platform> Server<P> {
     ) -> Result<Vec<Account>, Refusal> {
         let count = fields.count(DOMAIN_FIELDS)?;
         seen.reserve(&mut self.platform, count.saturating_mul(DOMAIN_BYTES))?;
-        let mut accounts: Vec<Account> = Vec::with_capacity(count);
+        let mut accounts: Vec<Account> = try_with_capacity(count).map_err(no_memory)?;
         for _ in 0..count {
             let (domid, domain) = read_domain(fields)?;
             let is_next = accounts.last().is_none_or(|last| last.domid < domid);
@@ -317,7 +320,8 @@ impl<P: Platform> Server<P> {
             }
             new.domain(domid, read_quotas(fields)?).map_err(|error| sentence!("{error}"))?;
             let peak = read_quotas(fields)?;
-            accounts.push(Account { domid, peak, used: read_quotas(fields)? });
+            let account = Account { domid, peak, used: read_quotas(fields)? };
+            accounts.try_push(account).map_err(no_memory)?;
             self.domains.insert(domid, domain).map_err(no_memory)?;
         }
         if !self.domains.contains(self.privileged) {
@@ -358,7 +362,7 @@ impl<P: Platform> Server<P> {
         };
         let wrong = |what: &str| Err(sentence!("the connection of domain {domid}: {what}"));
         let (token, has_port, last_tx) = (fields.u64()?, fields.flag()?, fields.u32()?);
-        if seen.last >= Some(id) || !seen.tokens.insert(token) {
+        if seen.last >= Some(id) || seen.tokens.insert(token, ()).map_err(no_memory)?.is_some() {
             return wrong("it is there twice");
         }
         seen.last = Some(id);

@@ -25,7 +25,7 @@ use super::rate::{Reserve, WriteCredit};
 use super::restore::{NO_MEMORY, Seen};
 use super::timers::Timers;
 use super::{Server, at_the_start};
-use crate::mem::{Map, NoMemory};
+use crate::mem::{Map, NoMemory, TryVec};
 use crate::proto::assemble::Assembler;
 use crate::proto::id::{ConnId, DomId};
 use crate::proto::ring::{RingPage, Word};
@@ -34,14 +34,12 @@ use crate::proto::stream::{self, Endpoint, Record};
 use crate::proto::wire::{HEADER_SIZE, Header, features};
 use crate::store::quota::Quota;
 use crate::store::{Party, Restoring, Special};
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 /// What a stream left to be done when its store is complete.
-#[derive(Default)]
 struct Found<'a> {
     /// The stream's numbers of connections that were taken over, and ours.
-    ids: BTreeMap<ConnId, ConnId>,
+    ids: Map<ConnId, ConnId>,
     /// Domains that were connected and are gone, or are others now.
     gone: Vec<DomId>,
     /// What domains are, or will be, shown.
@@ -51,6 +49,14 @@ struct Found<'a> {
     /// Records that nobody knows, and those that did not fit.
     unknown: usize,
     misfits: usize,
+}
+
+impl Found<'_> {
+    /// Nothing; `seed` keys the hashes.
+    fn new(seed: u64) -> Self {
+        let (gone, features, inputs) = (Vec::new(), Vec::new(), Vec::new());
+        Self { ids: Map::new(seed), gone, features, inputs, unknown: 0, misfits: 0 }
+    }
 }
 
 impl<P: Platform> Server<P> {
@@ -98,7 +104,7 @@ impl<P: Platform> Server<P> {
         let seed = self.platform.hash_seed();
         let mut new = Restoring::new(seed, self.privileged, self.options.quotas, false)
             .map_err(|error| sentence!("{error}"))?;
-        let (mut found, mut seen) = (Found::default(), Seen::default());
+        let (mut found, mut seen) = (Found::new(seed), Seen::new(seed));
         for record in reader {
             let record = record.map_err(|error| sentence!("{error}"))?;
             seen.reserve(&mut self.platform, Restoring::cost(&record))?;
@@ -138,13 +144,13 @@ impl<P: Platform> Server<P> {
     ) -> Result<(), Sentence> {
         match record {
             Record::Connection(connection) => self.revive_connection(connection, new, found),
-            Record::Watch(watch) => match found.ids.get(&watch.conn) {
+            Record::Watch(watch) => match found.ids.get(watch.conn) {
                 Some(conn) => {
                     new.watch(&stream::Watch { conn: *conn, ..*watch }, watch.depth.map(u32::from))
                 }
                 None => Ok(()),
             },
-            Record::Transaction(transaction) => match found.ids.get(&transaction.conn) {
+            Record::Transaction(transaction) => match found.ids.get(transaction.conn) {
                 Some(conn) => {
                     new.transaction(stream::Transaction { conn: *conn, ..*transaction }, None)
                 }
@@ -169,7 +175,8 @@ impl<P: Platform> Server<P> {
                     }
                 }
                 if let Some(mask) = domain.features {
-                    found.features.push((domain.domid, mask & features::OFFERED));
+                    let mask = mask & features::OFFERED;
+                    found.features.try_push((domain.domid, mask)).map_err(no_memory)?;
                 }
                 Ok(())
             }
@@ -204,7 +211,7 @@ impl<P: Platform> Server<P> {
         };
         new.store().learn(domid).map_err(|error| sentence!("{error}"))?;
         if state == DomainState::Gone || other {
-            found.gone.push(domid);
+            found.gone.try_push(domid).map_err(no_memory)?;
             return Ok(());
         }
         let queue = self.promise_connection().map_err(no_memory)?;
@@ -254,9 +261,9 @@ impl<P: Platform> Server<P> {
                 "left out: what waited for domain {domid} and what it watched: it has started since"
             ));
         } else {
-            found.ids.insert(record.id, id);
+            let _none = found.ids.insert(record.id, id).map_err(no_memory)?;
         }
-        found.inputs.push((id, record.input));
+        found.inputs.try_push((id, record.input)).map_err(no_memory)?;
         new.connect(id, Party { domid, target, privileged }, 0)
     }
 

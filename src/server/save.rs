@@ -16,6 +16,7 @@ use super::domains::Domain;
 use super::log::{self, LineBudget};
 use super::platform::{Identity, Platform};
 use super::update::Passage;
+use crate::mem::{NoMemory, TryVec, try_with_capacity};
 use crate::proto::handover::{Digest, FieldWriter, HANDOVER, TAIL_SINCE};
 use crate::proto::id::{ConnId, DomId, EvtchnPort};
 use crate::proto::sentence::{Sentence, sentence};
@@ -23,7 +24,6 @@ use crate::proto::stream::{
     self, Buffered, DepthLayout, Endpoint, OutOfRoom, Sink, Version, WriteError,
 };
 use crate::store::quota::{Quota, Quotas};
-use alloc::vec::Vec;
 
 /// Whom a stream is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -94,11 +94,6 @@ impl<P: Platform> Server<P> {
         Ok(digest.finish())
     }
 
-    /// The connections in the order of their introduction.
-    fn sorted_connections(&self) -> Vec<ConnId> {
-        self.connections.iter().map(|(id, _)| id).collect()
-    }
-
     fn write_stream<S: Sink>(
         &self,
         version: Version,
@@ -114,20 +109,18 @@ impl<P: Platform> Server<P> {
             per_domain: stream::Quotas::from(&initial[..]),
             global_only: stream::Quotas::NONE,
         })?;
-        let all = self.sorted_connections();
-        for id in &all {
-            let Some(connection) = self.connections.get(*id) else { continue };
-            self.write_connection(*id, connection, version, &mut writer)?;
-            self.store.write_watches(*id, &mut writer)?;
+        for (id, connection) in self.connections.iter() {
+            self.write_connection(id, connection, version, &mut writer)?;
+            self.store.write_watches(id, &mut writer)?;
             if scope != Scope::Anybody {
-                self.store.write_transactions(*id, &mut writer)?;
+                self.store.write_transactions(id, &mut writer)?;
             }
         }
         if !matches!(scope, Scope::Successor(TAIL_SINCE..)) {
             self.store.write_nodes(&mut writer)?;
         }
         if scope != Scope::Anybody {
-            self.store.write_touched(&all, &mut writer)?;
+            self.store.write_touched(self.connections.iter().map(|(id, _)| id), &mut writer)?;
         }
         for (domid, domain) in self.domains.iter() {
             let Some((quotas, _, used)) = self.store.accounts(domid) else { continue };
@@ -187,18 +180,18 @@ impl<P: Platform> Server<P> {
         self.write_head(handover, fields)?;
         self.write_domains(fields)?;
         self.write_causes(fields)?;
-        let all = self.sorted_connections();
-        for id in &all {
-            let Some(connection) = self.connections.get(*id) else { continue };
-            self.write_connection_fields(*id, connection, handover, fields)?;
-            self.store.write_watch_fields(*id, fields)?;
-            self.store.write_transaction_fields(*id, fields)?;
+        for (id, connection) in self.connections.iter() {
+            self.write_connection_fields(id, connection, handover, fields)?;
+            self.store.write_watch_fields(id, fields)?;
+            self.store.write_transaction_fields(id, fields)?;
         }
         if handover < TAIL_SINCE {
             self.store.write_node_fields(fields)?;
-            return self.store.write_touched_fields(&all, fields);
+            return self
+                .store
+                .write_touched_fields(self.connections.iter().map(|(id, _)| id), fields);
         }
-        self.store.write_touched_fields(&all, fields)?;
+        self.store.write_touched_fields(self.connections.iter().map(|(id, _)| id), fields)?;
         let mut tail = Counted { sink: &mut *fields.0, count: 0 };
         self.store.write_tree(&mut FieldWriter(&mut tail))?;
         let len = tail.count;
@@ -271,8 +264,13 @@ impl<P: Platform> Server<P> {
     /// Requests of which something still waits, and whose they are.
     fn write_causes<S: Sink>(&self, fields: &mut FieldWriter<'_, S>) -> Result<(), OutOfRoom> {
         let causes = self.causes.iter().map(|(id, cause)| (id, cause.connection.0));
-        let mut causes: Vec<(u64, u32)> = causes.collect();
-        causes.sort_unstable();
+        // As many as guests may have outstanding.
+        let mut sorted = try_with_capacity(self.causes.len()).map_err(|NoMemory| OutOfRoom)?;
+        for cause in causes {
+            sorted.try_push(cause).map_err(|NoMemory| OutOfRoom)?;
+        }
+        sorted.sort_unstable();
+        let causes = sorted;
         fields.count(causes.len())?;
         for (id, connection) in causes {
             fields.u64(id)?;

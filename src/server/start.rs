@@ -5,6 +5,7 @@
 use super::Server;
 use super::domains::CHANGES_PER_SCAN;
 use super::platform::{Change, DomainState, Identity, Platform};
+use crate::mem::TryVec;
 use crate::proto::id::DomId;
 use crate::proto::ring::{RingPage, Word};
 use alloc::vec::Vec;
@@ -20,7 +21,8 @@ pub(super) fn find_existing<P: Platform>(platform: &mut P) -> (Vec<DomId>, Optio
     for _ in 0..CHANGES_PER_SCAN {
         match platform.next_change() {
             Change::Domain(domid, DomainState::Exists { control, .. }) => {
-                existing.push(domid);
+                // Whoever finds no place here is introduced by the toolstack.
+                let _is_in = existing.try_push(domid);
                 if control && first.is_none() {
                     first = Some(domid);
                 }
@@ -28,8 +30,11 @@ pub(super) fn find_existing<P: Platform>(platform: &mut P) -> (Vec<DomId>, Optio
             Change::Domain(_, DomainState::Gone | DomainState::Unknown) => {}
             Change::Done => break,
             Change::Unsupported => {
-                let low = (1..LOW_DOMIDS).map(DomId);
-                existing.extend(low.filter(|&id| platform.domain_state(id) != DomainState::Gone));
+                for domid in (1..LOW_DOMIDS).map(DomId) {
+                    if platform.domain_state(domid) != DomainState::Gone {
+                        let _is_in = existing.try_push(domid);
+                    }
+                }
                 break;
             }
         }

@@ -24,6 +24,7 @@ use super::dispatch::{Answer, Asker, Reply};
 use super::domains::Look;
 use super::memory;
 use super::platform::Platform;
+use crate::mem::{TryVec, try_with_capacity};
 use crate::proto::error::XsError;
 use crate::proto::handover::HANDOVER;
 use crate::proto::id::{ConnId, DomId, TxId};
@@ -39,6 +40,9 @@ pub(super) const IMAGE_MAX: usize = 2 * 1024 * 1024;
 
 /// The longest command line of a successor.
 const COMMAND_LINE_MAX: usize = 1024;
+
+/// Connections that are remembered because they were refused: there is one of dom0's, and few of other programs.
+const REFUSED_MAX: usize = 8;
 
 type CommandLine = heapless::String<COMMAND_LINE_MAX>;
 
@@ -63,8 +67,8 @@ pub(super) struct Upload {
     size: usize,
     image: Vec<u8>,
     command_line: Option<CommandLine>,
-    /// Connections that were refused because of this one; the next `-a` of each is their tidying up.
-    refused: Vec<ConnId>,
+    /// Connections that were refused because of this one, the last few; the next `-a` of each is their tidying up.
+    refused: heapless::Vec<ConnId, REFUSED_MAX>,
 }
 
 /// Who waits for the answer to `-s`.
@@ -201,9 +205,7 @@ impl<P: Platform> Server<P> {
     fn begin_upload(&mut self, asker: Asker, size: &[u8]) -> Answer {
         if let Some(upload) = &mut self.upload {
             if self.now_ms.saturating_sub(upload.progress_ms) < CLAIM_PAUSE_MS {
-                if !upload.refused.contains(&asker.id) {
-                    upload.refused.push(asker.id);
-                }
+                upload.remember(asker.id);
                 return self.tell_in_progress();
             }
             self.drop_upload("somebody else begins, and it made no progress");
@@ -217,14 +219,14 @@ impl<P: Platform> Server<P> {
                 ));
             }
         };
-        let mut image = Vec::new();
-        if !memory::can_upload(&mut self.platform, size) || image.try_reserve_exact(size).is_err() {
+        let has_room = memory::can_upload(&mut self.platform, size);
+        let Some(image) = has_room.then(|| try_with_capacity(size).ok()).flatten() else {
             let free = self.platform.heap().free;
             return text(format_args!(
                 "there is not enough memory for an image of {size} bytes: {free} are free; give \
                  the domain a larger maxmem"
             ));
-        }
+        };
         let now_ms = self.now_ms;
         self.upload = Some(Upload {
             owner: asker.id,
@@ -234,7 +236,7 @@ impl<P: Platform> Server<P> {
             size,
             image,
             command_line: None,
-            refused: Vec::new(),
+            refused: heapless::Vec::new(),
         });
         let domid = asker.domid;
         self.platform.log(format_args!("live update: begun by domain {domid}, {size} bytes"));
@@ -273,11 +275,7 @@ impl<P: Platform> Server<P> {
 
     /// `-a`, by anybody who may ask at all.
     fn abort_upload(&mut self, asker: Asker) -> Answer {
-        let refused = self.upload.as_mut().map(|upload| &mut upload.refused);
-        if let Some(refused) = refused
-            && let Some(place) = refused.iter().position(|id| *id == asker.id)
-        {
-            refused.swap_remove(place);
+        if self.upload.as_mut().is_some_and(|upload| upload.forget(asker.id)) {
             return self.tell_in_progress();
         }
         let Some(upload) = self.upload.take() else {
@@ -457,6 +455,23 @@ fn successor_line<'a>(upload: Option<&'a Upload>, own: &'a str) -> &'a str {
 }
 
 impl Upload {
+    /// Remembers who was refused because of this upload.
+    fn remember(&mut self, id: ConnId) {
+        if self.refused.iter().any(|refused| *refused == id) {
+            return;
+        }
+        if self.refused.is_full() {
+            let _oldest = self.refused.remove(0);
+        }
+        let _is_in = self.refused.push(id);
+    }
+
+    /// Forgets who was refused; whether it was.
+    fn forget(&mut self, id: ConnId) -> bool {
+        let place = self.refused.iter().position(|refused| *refused == id);
+        place.map(|place| self.refused.remove(place)).is_some()
+    }
+
     fn expires_ms(&self) -> u64 {
         self.progress_ms.saturating_add(UPLOAD_PAUSE_MS)
     }
@@ -477,7 +492,8 @@ impl Upload {
             let size = self.size;
             return text(format_args!("too much data: {after} bytes of an image of {size}"));
         }
-        self.image.extend_from_slice(piece);
+        // There is room for the whole image.
+        self.image.try_extend(piece)?;
         Ok(Reply::Done)
     }
 }

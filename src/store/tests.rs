@@ -774,8 +774,8 @@ fn save(store: &Store) -> (Vec<u8>, Vec<u8>) {
     }
     store.write_nodes(&mut writer).unwrap();
     store.write_node_fields(&mut field_writer).unwrap();
-    store.write_touched(&conns, &mut writer).unwrap();
-    store.write_touched_fields(&conns, &mut field_writer).unwrap();
+    store.write_touched(conns.iter().copied(), &mut writer).unwrap();
+    store.write_touched_fields(conns.iter().copied(), &mut field_writer).unwrap();
     (writer.finish().unwrap(), fields)
 }
 

@@ -50,11 +50,11 @@ impl Store {
     /// As the writer.
     pub fn write_touched<S: Sink>(
         &self,
-        conns: &[ConnId],
+        conns: impl Iterator<Item = ConnId>,
         writer: &mut stream::Writer<S>,
     ) -> Result<(), WriteError> {
         for conn in conns {
-            for (_, tx) in self.open(*conn) {
+            for (_, tx) in self.open(conn) {
                 self.transactions.write_nodes(&self.tree, tx, writer)?;
             }
         }
@@ -67,11 +67,11 @@ impl Store {
     /// The sink is full.
     pub fn write_touched_fields<S: Sink>(
         &self,
-        conns: &[ConnId],
+        conns: impl Iterator<Item = ConnId>,
         fields: &mut FieldWriter<'_, S>,
     ) -> Result<(), OutOfRoom> {
         for conn in conns {
-            for (_, tx) in self.open(*conn) {
+            for (_, tx) in self.open(conn) {
                 self.transactions.write_touched(&self.tree, tx, fields)?;
             }
         }
