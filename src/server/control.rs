@@ -113,7 +113,7 @@ impl<P: Platform> Server<P> {
             count = count.saturating_add(1);
         }
         match (command, words.get(..count).unwrap_or(&words)) {
-            (b"check", []) => self.control_check(),
+            (b"check", []) => self.control_check(asker),
             (b"dump", arguments) => self.control_dump(arguments),
             (b"help", []) => help(),
             (b"log", arguments) => self.control_log(arguments),
@@ -136,21 +136,6 @@ impl<P: Platform> Server<P> {
             }
             (b"stats", [domid]) => self.control_stats(text::domid(domid).ok_or(XsError::EINVAL)?),
             _ => Err(XsError::EINVAL),
-        }
-    }
-
-    /// `check`: everything that can be checked, is.
-    fn control_check(&mut self) -> Answer {
-        match self.check() {
-            Ok(()) => Ok(Reply::Done),
-            Err(findings) => {
-                let mut text = Text::new()?;
-                for finding in findings.lines() {
-                    self.platform.log(format_args!("check: {finding}"));
-                    text.line(format_args!("{finding}"));
-                }
-                text.reply()
-            }
         }
     }
 

@@ -25,7 +25,6 @@ use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{self, Endpoint, Record, Version};
 use crate::store::quota::{Quota, Quotas};
 use crate::store::{Party, Restoring};
-use alloc::string::String;
 use alloc::vec::Vec;
 
 /// What is said when memory runs out.
@@ -202,12 +201,11 @@ impl<P: Platform> Server<P> {
         if seen.last.is_some_and(|last| last.0 >= self.next_connection) {
             return Err(Sentence::from("the number of the next connection is in use"));
         }
-        let mut findings = String::new();
-        self.check_connections(&mut findings);
-        match findings.lines().next() {
-            Some(first) => Err(Sentence::from(first)),
-            None => Ok(()),
-        }
+        let mut first = None;
+        self.check_connections(&mut |finding| {
+            first.get_or_insert_with(|| Sentence::from(finding));
+        });
+        first.map_or(Ok(()), Err)
     }
 
     /// One record, and what the private part has to say about it.

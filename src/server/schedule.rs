@@ -80,7 +80,7 @@ enum Read {
 pub(super) enum Stage {
     /// To find out what became of domains: before any request, which may be of a new one with an old domid.
     Scan,
-    /// To clear away what dead domains had.
+    /// To clear away what dead domains had, and after that to go on with a check.
     Bury,
     /// The privileged domain.
     Privileged,
@@ -158,7 +158,15 @@ impl<P: Platform> Server<P> {
     }
 
     fn has_work_of_nobody(&self) -> bool {
-        self.scan.is_some() || self.store.has_deaths() || !self.trash.is_empty()
+        self.scan.is_some() || self.has_clearing()
+    }
+
+    fn has_burials(&self) -> bool {
+        self.store.has_deaths() || !self.trash.is_empty()
+    }
+
+    fn has_clearing(&self) -> bool {
+        self.has_burials() || self.checking.is_some()
     }
 
     /// Gives turns until about one turn's work is done.
@@ -172,7 +180,8 @@ impl<P: Platform> Server<P> {
             self.budget = Budget::new(units);
             match stage {
                 Stage::Scan => self.scan_on(),
-                Stage::Bury => self.bury(),
+                Stage::Bury if self.has_burials() => self.bury(),
+                Stage::Bury => self.check_on(),
                 Stage::Privileged => {
                     if let Some(id) = self.connection_of(self.privileged) {
                         self.connections.leave(List::Ready, id);
@@ -201,7 +210,7 @@ impl<P: Platform> Server<P> {
         for _ in 0..4 {
             let has_work = match stage {
                 Stage::Scan => self.scan.is_some(),
-                Stage::Bury => self.store.has_deaths() || !self.trash.is_empty(),
+                Stage::Bury => self.has_clearing(),
                 Stage::Privileged => self.privileged_has_work(others),
                 Stage::Others => others,
             };

@@ -366,6 +366,7 @@ impl<P: Platform> Server<P> {
         self.passage = Some(passage);
         // Nothing that goes on in later turns is handed over.
         self.finish_work();
+        self.finish_check();
         let mut next = self.connections.first(List::All);
         while let Some(id) = next {
             next = self.connections.next(List::All, id);
@@ -398,7 +399,7 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    fn answer_requester(&mut self, requester: Requester, answer: Answer) {
+    pub(super) fn answer_requester(&mut self, requester: Requester, answer: Answer) {
         let Requester { conn, req_id, tx: TxId(tx_id) } = requester;
         let header = Header { kind: Kind::Control.number(), req_id, tx_id, len: 0 };
         self.queue_answer(conn, header, answer, None);
@@ -457,7 +458,7 @@ fn successor_line<'a>(upload: Option<&'a Upload>, own: &'a str) -> &'a str {
 impl Upload {
     /// Remembers who was refused because of this upload.
     fn remember(&mut self, id: ConnId) {
-        if self.refused.iter().any(|refused| *refused == id) {
+        if self.refused.contains(&id) {
             return;
         }
         if self.refused.is_full() {

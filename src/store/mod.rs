@@ -24,6 +24,7 @@ mod domain;
 mod events;
 mod generation;
 mod handover;
+mod inspect;
 mod path;
 pub mod perms;
 pub mod quota;
@@ -39,6 +40,7 @@ mod watch;
 
 pub use domain::{Accounts, Domids};
 pub use events::Post;
+pub use inspect::Inspection;
 pub use perms::Party;
 pub use restore::Restoring;
 

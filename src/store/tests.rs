@@ -174,9 +174,44 @@ impl Drop for World {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             self.settle();
+            assert_eq!(inspected(&self.store), [""; 0]);
             self.store.check().unwrap();
         }
     }
+}
+
+/// What a check in slices finds.
+fn inspected(store: &Store) -> Vec<String> {
+    let (mut at, mut found) = (Inspection::START, Vec::new());
+    let mut report = |finding: core::fmt::Arguments<'_>| found.push(finding.to_string());
+    while !store.inspect(&mut at, &mut Budget::new(1000), &mut report).is_done() {}
+    found
+}
+
+#[test]
+fn a_check_in_slices_finds_what_is_wrong() {
+    let mut w = World::new();
+    w.write(A, 0, "x/y", "z").unwrap();
+    w.watch(A, "x", "token");
+    let t = w.start(A);
+    w.write(A, t, "x/t", "in a transaction").unwrap();
+    assert_eq!(inspected(&w.store), [""; 0]);
+    let domain = |w: &mut World, quota, more: u32| {
+        let domain = w.store.tree.domains.get_mut(DomId(1)).unwrap();
+        domain.used.set(quota, domain.used.get(quota).wrapping_add(more));
+    };
+    for quota in [Quota::Nodes, Quota::Watches, Quota::Transactions, Quota::Memory] {
+        domain(&mut w, quota, 1);
+        let found = inspected(&w.store);
+        assert!(found.len() == 1 && found[0].contains(quota.name()), "{found:?}");
+        domain(&mut w, quota, u32::MAX);
+    }
+    let tree::Found::Node(node) = w.store.tree.find(b"/local/domain/1/x/y") else { panic!() };
+    let parent = w.store.tree.node(node).unwrap().parent;
+    w.store.tree.damage(node, |node| node.parent = 1);
+    assert!(!inspected(&w.store).is_empty());
+    w.store.tree.damage(node, |node| node.parent = parent);
+    assert_eq!(inspected(&w.store), [""; 0]);
 }
 
 #[test]

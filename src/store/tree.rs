@@ -339,6 +339,16 @@ impl Tree {
         self.families.get(node.family).copied().unwrap_or(Family::NONE)
     }
 
+    /// The node with this handle or the next one, in the order of handles.
+    pub(super) fn next_node(&self, from: u32) -> Option<(u32, &Node)> {
+        self.nodes.next_from(from)
+    }
+
+    /// Whether a node is the top of what is in no tree.
+    pub(super) fn is_aside(&self, node: &Node) -> bool {
+        node.parent == ASIDE
+    }
+
     /// The owner that a permission list names.
     pub(super) fn owner(&self, list: u32) -> DomId {
         self.entries(list).first().map_or(self.domains.privileged, |entry| entry.domid)
@@ -732,4 +742,12 @@ pub(super) fn entry_bytes(name: &[u8]) -> u32 {
 /// The same, by the length of its name.
 fn entry_len(name: usize) -> u32 {
     u32::try_from(name).unwrap_or(u32::MAX).saturating_add(1)
+}
+
+#[cfg(test)]
+impl Tree {
+    /// Breaks a node, for tests of what finds that.
+    pub(super) fn damage(&mut self, handle: u32, how: impl FnOnce(&mut Node)) {
+        how(self.nodes.get_mut(handle).unwrap());
+    }
 }
