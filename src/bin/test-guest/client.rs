@@ -25,7 +25,7 @@ const XS_ERROR: u32 = 16;
 /// Ids from here on, apart from those of transcripts.
 const FIRST_REQUEST: u32 = 1 << 31;
 
-/// How long an answer may take.
+/// How long an answer may take, unless a role is more patient.
 const PATIENCE_MS: u64 = 10_000;
 
 /// Time between two looks at the page when no event comes.
@@ -36,13 +36,15 @@ pub(crate) struct Client {
     pub(crate) machine: Machine,
     pub(crate) page: SharedPage,
     pub(crate) port: EvtchnPort,
+    /// How long an answer may take.
+    pub(crate) patience_ms: u64,
     request: u32,
 }
 
 impl Client {
     /// On the ring and port that the machine has.
     pub(crate) fn new(machine: Machine, page: SharedPage, port: EvtchnPort) -> Self {
-        Self { machine, page, port, request: FIRST_REQUEST }
+        Self { machine, page, port, patience_ms: PATIENCE_MS, request: FIRST_REQUEST }
     }
 
     /// Looks again and again until there is something, or patience ends.
@@ -51,7 +53,7 @@ impl Client {
         what: &str,
         mut look: impl FnMut(&mut SharedPage) -> Option<T>,
     ) -> Result<T, String> {
-        let deadline = self.machine.now_ms() + PATIENCE_MS;
+        let deadline = self.machine.now_ms() + self.patience_ms;
         loop {
             // Events are taken before the look, so one that comes after it ends the sleep.
             while self.machine.next_port().is_some() {}
@@ -60,7 +62,7 @@ impl Client {
             }
             let now = self.machine.now_ms();
             if now >= deadline {
-                return Err(format!("no {what} within {PATIENCE_MS} ms"));
+                return Err(format!("no {what} within {} ms", self.patience_ms));
             }
             // A server that gives a ring up need not signal that.
             self.machine.wait(Some(now + LOOK_EVERY_MS));

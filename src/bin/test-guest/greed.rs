@@ -30,6 +30,9 @@ const WATCHES: usize = 128;
 /// More refusals than these must not be needed.
 const PLENTY: usize = 100_000;
 
+/// How long an answer may take beside others like this one, on a slow machine.
+const PATIENCE_MS: u64 = 120_000;
+
 /// The `n`-th of many names below a node: a node has only so many children.
 fn nth(n: usize) -> String {
     format!("{}/{}", n / 100, n % 100)
@@ -37,6 +40,7 @@ fn nth(n: usize) -> String {
 
 /// Plays one of the roles of this file.
 pub(crate) fn play(client: &mut Client, role: &str) -> Result<(), String> {
+    client.patience_ms = PATIENCE_MS;
     match role {
         "commit" => {
             watch(client, "data", 1040)?;

@@ -20,7 +20,7 @@ use crate::sim::host::Host;
 use crate::sim::memory::Memory;
 use crate::sim::random::Random;
 use crate::xen::bounded::Growth;
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -41,6 +41,9 @@ const BACKLOG: usize = 400_000;
 /// Pages that may stay taken when all guests are gone: what the server keeps for the next burst, and slabs with
 /// a block or two.
 const LEFT_OVER: usize = 160;
+
+/// Pages that no crowd of this size fills.
+const AMPLE: usize = 10_000;
 
 /// What a seed chose.
 #[derive(Clone, Debug)]
@@ -135,6 +138,10 @@ struct Feast {
     honest: Vec<(Honest, Client)>,
     dom0: Honest,
     next_domid: u16,
+    /// Domains that died, each with a node that the first domain watches.
+    mortals: Vec<u16>,
+    /// The paths of the events that the first domain got.
+    heard: BTreeSet<Vec<u8>>,
     trace: u64,
     requests: u64,
 }
@@ -158,6 +165,8 @@ pub(super) fn play(seed: u64) -> Result<Report, String> {
         honest: Vec::new(),
         dom0,
         next_domid: 1,
+        mortals: Vec::new(),
+        heard: BTreeSet::new(),
         trace: 0xcbf2_9ce4_8422_2325,
         requests: 0,
     };
@@ -258,11 +267,16 @@ impl Feast {
     fn deaths_and_births(&mut self) -> Outcome {
         let deaths = self.random.index(self.eaters.len() + 1);
         let mut homes = Vec::new();
+        // The first domain's watch is the newest, so it is told last.
+        for kind in [Kind::Unwatch, Kind::Watch] {
+            let _may_be_refused = self.dom0_asks(kind, "/local/domain\0deaths\0")?;
+        }
         for _ in 0..deaths {
             let place = self.random.index(self.eaters.len());
             let eater = self.eaters.swap_remove(place);
             self.host.world().destroy(DomId(eater.domid));
             homes.push(eater.domid);
+            self.mortals.push(eater.domid);
         }
         for domid in homes {
             let answer = self.dom0_asks(Kind::Rm, &format!("/local/domain/{domid}\0"))?;
@@ -298,9 +312,30 @@ impl Feast {
         self.host.simulation.check()
     }
 
+    /// Where memory was never short, the first domain has heard of the node of everybody who died.
+    fn hears_of_deaths(&mut self) -> Outcome {
+        self.settle()?;
+        let _reply = self.dom0_asks(Kind::Directory, "/\0")?;
+        let is_sure = self.appetite.growth == Growth::Granted
+            && self.appetite.sold_out.is_none()
+            && self.appetite.faults == 0
+            && self.appetite.pages.1 > AMPLE
+            && self.host.memory().figures().refused == 0;
+        let is_missing = |domid: &&u16| {
+            let path = format!("/local/domain/{domid}/data").into_bytes();
+            !self.heard.contains(&path)
+        };
+        match self.mortals.iter().find(is_missing).filter(|_| is_sure) {
+            Some(domid) => Err(format!("the first domain has not heard of the end of {domid}")),
+            None => Ok(()),
+        }
+    }
+
     /// Everybody is gone.
     fn end(mut self) -> Outcome {
         let memory = self.host.memory();
+        memory.fail_nth(0);
+        self.hears_of_deaths()?;
         memory.fail_nth(0);
         memory.set_growth(Growth::Granted);
         self.look()?;
@@ -364,6 +399,10 @@ impl Feast {
             let _ = self.host.simulation.pass();
             client.read(usize::MAX);
             while let Some(message) = client.next_message() {
+                if message.header.kind == Kind::WatchEvent.number() {
+                    let path = message.payload.split(|byte| *byte == 0).next();
+                    self.heard.extend(path.map(Vec::from));
+                }
                 if let Some(reply) = reply_to(&message, req_id) {
                     self.trace = mix(self.trace, &message.payload);
                     return Ok(Reply(reply));

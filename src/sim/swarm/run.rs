@@ -216,8 +216,9 @@ impl Run {
             0 => self.simulation.fail_to_hand_over(),
             _ => self.simulation.hand_over(),
         };
+        let may_be_short = self.options.refusals > 0 || self.memory().figures().refused > 0;
         match result {
-            Err(why) if self.options.refusals == 0 || !why.contains("not enough memory") => {
+            Err(why) if !may_be_short || !why.contains("memory") => {
                 Err(format!("a live update failed: {why}"))
             }
             Ok(()) | Err(_) => self.judge(),
