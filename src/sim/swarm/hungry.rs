@@ -155,6 +155,7 @@ pub(super) fn play(seed: u64) -> Result<Report, String> {
     let mut host = Host::start_bounded("", memory);
     host.world().seed(random.next_u64());
     host.ask(Kind::SetPerms, "@releaseDomain\0r0\0")?;
+    host.ask(Kind::Watch, "/local/domain\0deaths\0")?;
     let home = String::from("/tool/honest");
     let dom0 = Honest { domid: 0, home, nodes: BTreeMap::new() };
     let mut feast = Feast {
@@ -309,6 +310,8 @@ impl Feast {
     /// The books balance.
     fn look(&mut self) -> Outcome {
         self.host.memory().fail_nth(0);
+        // What was begun is finished first.
+        self.settle()?;
         self.host.simulation.check()
     }
 
