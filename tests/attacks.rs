@@ -121,13 +121,11 @@ fn one_commit(mut host: Host, nodes: usize, token: usize) {
 }
 
 #[test]
-#[ignore = "the server does not hold it yet"]
 fn row_1_one_commit_in_8_of_64() {
     one_commit(host(8, 64), 245, 1040);
 }
 
 #[test]
-#[ignore = "the server does not hold it yet"]
 fn row_1_one_commit_in_8() {
     one_commit(host(8, 8), 245, 1040);
 }
@@ -223,13 +221,11 @@ fn deaths_in_one_look(guests: u16, deaths: u16) {
 }
 
 #[test]
-#[ignore = "the server does not hold it yet"]
 fn row_4_fifty_deaths_in_one_look_seen_by_75() {
     deaths_in_one_look(75, 50);
 }
 
 #[test]
-#[ignore = "the server does not hold it yet"]
 fn row_12_fifty_deaths_in_one_look_seen_by_150() {
     deaths_in_one_look(150, 50);
 }
@@ -260,7 +256,6 @@ fn row_5_the_death_of_a_domain_with_long_names() {
 }
 
 #[test]
-#[ignore = "the server does not hold it yet"]
 fn row_6_a_guest_removes_a_subtree_in_a_transaction() {
     let mut host = host(8, 8);
     let mut guest = host.guest(1, 0).unwrap();
@@ -282,7 +277,6 @@ fn row_6_a_guest_removes_a_subtree_in_a_transaction() {
 }
 
 #[test]
-#[ignore = "the server does not hold it yet"]
 fn row_6_the_first_domain_removes_a_large_subtree_in_a_transaction() {
     let mut host = host(8, 32);
     let nodes = until_refused(|n| match n {
@@ -413,7 +407,6 @@ fn row_10_thirty_one_guests_in_8_without_more() {
 
 /// 11: events take what is left, and the first domain still looks and cleans up.
 #[test]
-#[ignore = "the server does not hold it yet"]
 fn row_11_events_do_not_take_the_last_memory() {
     let mut host = host(8, 8);
     let mut guests = crowd_at_quotas(&mut host, 12);
