@@ -21,6 +21,17 @@ fn play(from: u64) {
     }
 }
 
+/// Readers list in parts while others change what they list; see `src/sim/swarm/reader.rs`.
+#[test]
+fn readers_put_together_what_existed() {
+    let seeds = (2 * SEEDS..).filter(|seed| swarm::is_reading(*seed)).take(12);
+    let requests = seeds.map(|seed| match swarm::play(seed) {
+        Ok(report) => report.requests,
+        Err(failure) => panic!("\n{failure}"),
+    });
+    assert!(requests.sum::<u64>() > 4_000);
+}
+
 #[test]
 fn swarms_from_0() {
     play(0);

@@ -7,11 +7,12 @@
 //! 3. the end: the whole store is read back, all guests die, and nothing of them may be left.
 //!
 //! Some seeds ([`is_hungry`]) are runs of another kind, `hungry`: guests that take all that they can get, on a server whose
-//! memory has an end.
+//! memory has an end. Some others ([`is_reading`]) are of the kind `reader`: lists in parts that change while they are read.
 
 mod agent;
 mod hungry;
 mod options;
+mod reader;
 mod run;
 mod toolstack;
 mod words;
@@ -62,11 +63,26 @@ pub fn is_hungry(seed: u64) -> bool {
     seed % HUNGRY_OF == HUNGRY_OF - 1
 }
 
+/// One seed in so many is a run of readers.
+const READERS_OF: u64 = 16;
+
+/// Whether a seed is a run of readers.
+#[must_use]
+pub fn is_reading(seed: u64) -> bool {
+    seed % READERS_OF == 6
+}
+
 /// Plays one seed.
 ///
 /// # Errors
 /// What was wrong with the server.
 pub fn play(seed: u64) -> Result<Report, Failure> {
+    if is_reading(seed) {
+        return reader::play(seed).map_err(|what| {
+            let options = String::from("readers");
+            Failure { seed, options, what, last: String::new() }
+        });
+    }
     if is_hungry(seed) {
         return hungry::play(seed).map_err(|what| {
             let options = hungry::describe(seed);
