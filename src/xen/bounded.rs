@@ -24,7 +24,7 @@ use crate::server::platform::HeapStats;
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::Cell;
 use core::ptr::null_mut;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::alloc::System;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -277,17 +277,27 @@ impl State {
     }
 }
 
+/// Bits of a packed range that count its pages: enough for 1 TiB. The others are the number of its first page.
+const RANGE_BITS: u32 = 28;
+const RANGE_MASK: u64 = (1 << RANGE_BITS) - 1;
+
+/// The addresses of an arena in one word.
+fn range_of(start: usize, pages: usize) -> u64 {
+    let (first, pages) = ((start / PAGE_SIZE) as u64, pages as u64);
+    assert!(first >> (u64::BITS - RANGE_BITS) == 0 && pages <= RANGE_MASK, "an arena out of range");
+    first << RANGE_BITS | pages
+}
+
 /// A place for an arena.
 struct Place {
-    /// Its addresses; 0 and 0 while there is none.
-    start: AtomicUsize,
-    end: AtomicUsize,
+    /// Its addresses, as [`range_of`] packs them; 0 while there is none. One word: an arena that comes or goes while
+    /// another thread looks must not lend its start to the end of another.
+    range: AtomicU64,
     state: Mutex<Option<State>>,
 }
 
-static PLACES: [Place; ARENAS] = [const {
-    Place { start: AtomicUsize::new(0), end: AtomicUsize::new(0), state: Mutex::new(None) }
-}; ARENAS];
+static PLACES: [Place; ARENAS] =
+    [const { Place { range: AtomicU64::new(0), state: Mutex::new(None) } }; ARENAS];
 
 /// Places that were used at least once: those before this one.
 static PLACES_USED: AtomicUsize = AtomicUsize::new(0);
@@ -297,8 +307,10 @@ impl Place {
     fn of(address: usize) -> Option<&'static Self> {
         PLACES.iter().take(PLACES_USED.load(Ordering::Acquire)).find(|place| {
             // A block that lives keeps its place as it is.
-            (place.start.load(Ordering::Relaxed)..place.end.load(Ordering::Relaxed))
-                .contains(&address)
+            let range = place.range.load(Ordering::Relaxed);
+            let page = (address / PAGE_SIZE) as u64;
+            let (first, count) = (range >> RANGE_BITS, range & RANGE_MASK);
+            page >= first && page - first < count
         })
     }
 
@@ -312,8 +324,7 @@ impl Place {
         if !guard.as_ref().is_some_and(|state| state.dropped && state.heap.used() == 0) {
             return;
         }
-        self.start.store(0, Ordering::Relaxed);
-        self.end.store(0, Ordering::Relaxed);
+        self.range.store(0, Ordering::Relaxed);
         if let Some(state) = guard.take() {
             let host = state.heap.pages();
             if let Some(layout) = Host::layout(host.size) {
@@ -382,8 +393,7 @@ impl Arena {
             }
             let host = Host::new(start, limit);
             let host = host.unwrap_or_else(|| panic!("no memory for an arena of {limit} pages"));
-            place.start.store(host.base.addr(), Ordering::Relaxed);
-            place.end.store(host.base.addr() + host.size * PAGE_SIZE, Ordering::Relaxed);
+            place.range.store(range_of(host.base.addr(), host.size), Ordering::Relaxed);
             let (heap, figures) = (Heap::new(host), Figures::default());
             *guard = Some(State { heap, figures, fail_in: 0, dropped: false });
             PLACES_USED.fetch_max(index + 1, Ordering::Release);
@@ -787,5 +797,25 @@ mod tests {
         grown.reserve(10_000);
         assert_eq!(arena.figures().used, 0);
         assert!(grown.into_iter().eq(0..=3000));
+    }
+
+    /// A thread that frees looks at every arena's addresses, while others make and drop theirs.
+    #[test]
+    fn arenas_that_come_and_go_take_no_block_of_another() {
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for round in 0..300_usize {
+                        let arena = Arena::new(64, 64 + round % 7);
+                        let blocks = arena
+                            .enter(|| (0..20_u8).map(|n| Box::new([n; 40])).collect::<Vec<_>>());
+                        let used = arena.figures().used;
+                        assert!(used >= 20 * 40, "{used}");
+                        drop(blocks);
+                        assert_eq!(arena.figures().used, 0);
+                    }
+                });
+            }
+        });
     }
 }
