@@ -3,6 +3,7 @@
 //! ```text
 //! sim [--seeds N] [--from N] [--jobs N]   N seeds from a first one on, on so many processors
 //! sim --seed N                            one seed
+//! sim --refuse N ...                      each judged seed N times, each time with another block refused; 0 for every one
 //! sim --only hungry|judged ...            only the seeds of this kind: hungry guests, or those that the model judges
 //! ```
 
@@ -27,12 +28,14 @@ struct Wanted {
     from: u64,
     seeds: u64,
     jobs: u64,
+    /// How many blocks of each judged seed are refused, one at a time.
+    refuse: Option<u64>,
     /// Only seeds of hungry guests, or only the others.
     hungry: Option<bool>,
 }
 
 fn arguments() -> Option<Wanted> {
-    let mut wanted = Wanted { from: 0, seeds: 1000, jobs: 1, hungry: None };
+    let mut wanted = Wanted { from: 0, seeds: 1000, jobs: 1, refuse: None, hungry: None };
     let mut words = env::args().skip(1);
     while let Some(word) = words.next() {
         let value = words.next()?;
@@ -48,6 +51,7 @@ fn arguments() -> Option<Wanted> {
         match word.as_str() {
             "--seeds" => wanted.seeds = value,
             "--from" => wanted.from = value,
+            "--refuse" => (wanted.refuse, wanted.hungry) = (Some(value), Some(false)),
             "--jobs" => wanted.jobs = value.max(1),
             "--seed" => (wanted.from, wanted.seeds) = (value, 1),
             _ => return None,
@@ -63,7 +67,7 @@ fn say(line: &str) {
 
 fn main() -> ExitCode {
     let Some(wanted) = arguments() else {
-        say("sim [--seeds N] [--from N] [--jobs N] [--seed N] [--only hungry|judged]");
+        say("sim [--seeds N] [--from N] [--jobs N] [--seed N] [--only hungry|judged] [--refuse N]");
         return ExitCode::from(2);
     };
     let (next, requests) = (AtomicU64::new(wanted.from), AtomicU64::new(0));
@@ -80,6 +84,18 @@ fn main() -> ExitCode {
                 continue;
             }
             name_seed_of_panics(seed);
+            if let Some(blocks) = wanted.refuse {
+                match refuse(seed, blocks) {
+                    Ok(refused) => {
+                        requests.fetch_add(refused, Ordering::Relaxed);
+                    }
+                    Err(failure) => {
+                        say(&format!("{failure}"));
+                        failed.store(true, Ordering::Relaxed);
+                    }
+                }
+                continue;
+            }
             match swarm::play(seed) {
                 Ok(report) => {
                     requests.fetch_add(report.requests, Ordering::Relaxed);
@@ -107,12 +123,25 @@ fn main() -> ExitCode {
     let failed = failed.into_inner();
     let played = next.into_inner().min(end) - wanted.from;
     say(&format!(
-        "{}: {played} seeds, {} requests, {:.1?}",
+        "{}: {played} seeds, {} {}, {:.1?}",
         if failed { "FAILED" } else { "ok" },
         requests.into_inner(),
+        if wanted.refuse.is_some() { "blocks refused" } else { "requests" },
         start.elapsed()
     ));
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Refuses some blocks of a seed, one at a time, or every one; says how many.
+fn refuse(seed: u64, wanted: u64) -> Result<u64, swarm::Failure> {
+    let blocks = swarm::count_blocks(seed)?;
+    let stride = if wanted == 0 { 1 } else { blocks.div_ceil(wanted).max(1) };
+    let mut refused = 0;
+    // Each seed begins at another one.
+    for n in (1 + seed % stride..=blocks).step_by(usize::try_from(stride).unwrap_or(usize::MAX)) {
+        refused += u64::from(swarm::refuse(seed, n)?);
+    }
+    Ok(refused)
 }
 
 /// A panic, too, says how to see it again.

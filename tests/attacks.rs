@@ -138,7 +138,6 @@ fn row_1_900_nodes_and_long_tokens() {
 }
 
 #[test]
-#[ignore = "the server does not hold it yet"]
 fn row_2_watches_of_thirty_on_one_commit() {
     let mut host = host(8, 64);
     let mut guests = (1..=30).map(|n| host.guest(n, 0).unwrap()).collect::<Vec<_>>();
@@ -161,7 +160,6 @@ fn row_2_watches_of_thirty_on_one_commit() {
 }
 
 #[test]
-#[ignore = "the server does not hold it yet"]
 fn row_3_a_queue_grows_when_the_store_is_full() {
     let mut host = host(8, 8);
     let mut watchers = (1..=6).map(|n| host.guest(n, 0).unwrap()).collect::<Vec<_>>();
@@ -243,7 +241,6 @@ fn long_names(host: &mut Host, guest: &mut Client) -> usize {
 }
 
 #[test]
-#[ignore = "the server does not hold it yet"]
 fn row_5_the_death_of_a_domain_with_long_names() {
     let mut host = host(8, 8);
     let mut guests = (1..=3).map(|n| host.guest(n, 0).unwrap()).collect::<Vec<_>>();
@@ -388,7 +385,6 @@ fn crowd_at_quotas(host: &mut Host, guests: u16) -> Vec<Client> {
 }
 
 #[test]
-#[ignore = "the server does not hold it yet"]
 fn row_10_forty_guests_at_their_quotas() {
     let mut host = host(8, 64);
     let _greedy = crowd_at_quotas(&mut host, 40);

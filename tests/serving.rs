@@ -134,7 +134,7 @@ fn a_hundred_busy_guests_share_the_server_evenly() {
     let mut guests =
         (1..=100).map(|domid| introduce(&mut simulation, &mut dom0, domid)).collect::<Vec<_>>();
     let mut served = vec![0; guests.len()];
-    for _ in 0..40 {
+    for _ in 0..1500 {
         for (guest, served) in guests.iter_mut().zip(&mut served) {
             *served += count_replies(guest);
             loop {

@@ -1,7 +1,9 @@
 //! What keeps the house tidy: which layer may use which, where `unsafe` may stand, that what the documents name is
 //! there, and that no file grows without end.
 
-use std::collections::BTreeSet;
+extern crate alloc;
+
+use alloc::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +14,7 @@ const LAYERS: [(&str, &[&str]); 7] = [
     ("store", &["mem", "proto"]),
     ("server", &["mem", "proto", "store"]),
     ("xen", &["mem", "proto", "server"]),
-    ("sim", &["mem", "proto", "store", "server", "xen"]),
+    ("sim", &["mem", "proto", "store", "server", "transcript", "xen"]),
     ("transcript", &["proto"]),
 ];
 

@@ -1,5 +1,7 @@
-//! Whole-server input: bytes of several connections, index words, kills, steps of the clock, memory that comes
-//! and goes. The server must not panic, its books must balance, and the first domain must be served.
+//! Whole-server input on the image's own allocator, in a domain whose memory has an end: bytes of several connections,
+//! index words, kills, steps of the clock, bursts that fill the memory, a Xen that refuses more of it, blocks that are
+//! refused. The server must not panic, its books must balance, the first domain must be served, and in the
+//! end everything is given back.
 #![no_main]
 
 use arbitrary::Arbitrary;
@@ -7,7 +9,14 @@ use libfuzzer_sys::fuzz_target;
 use xenstore_stubdom::proto::id::DomId;
 use xenstore_stubdom::proto::ring::Word;
 use xenstore_stubdom::proto::wire::Kind;
-use xenstore_stubdom::sim::{Client, Simulation};
+use xenstore_stubdom::sim::{Client, Memory, Simulation};
+use xenstore_stubdom::xen::bounded::{Bounded, Growth};
+
+#[global_allocator]
+static ALLOCATOR: Bounded = Bounded;
+
+/// Pages of the server's domain at the start, and the most.
+const PAGES: (usize, usize) = (900, 1800);
 
 #[derive(Arbitrary, Debug)]
 enum Step {
@@ -23,10 +32,14 @@ enum Step {
     Shutdown(u8, bool),
     Introduce(u8),
     Clock(u16),
-    Memory(u32),
+    /// Xen has no more, or so many pages more, or all there is.
+    Growth(u16),
+    /// A block is refused soon.
+    Refuse(u16),
+    /// Many requests of one kind, each with another number in it: kind, transaction, how many, bytes of a value or token.
+    Burst(u8, u8, u8, u16, u16),
     Pass,
 }
-
 
 /// Guests; the first domain is honest unless it is told to send something.
 const GUESTS: u16 = 3;
@@ -60,6 +73,40 @@ fn ask(simulation: &mut Simulation, dom0: &mut Client, kind: Kind, payload: &[u8
     panic!("the first domain got no reply");
 }
 
+fn memory(simulation: &Simulation) -> Memory {
+    simulation.world.memory().expect("started with it")
+}
+
+/// The guest reads nothing meanwhile; what finds no room in its ring is not sent.
+fn burst(sim: &mut Simulation, client: &mut Client, kind: u8, tx: u32, count: u16, size: usize) {
+    let long = "l".repeat(size);
+    for n in 0..count {
+        let place = format!("{}/{}", n / 100, n % 100);
+        let (kind, payload) = match kind % 7 {
+            0 => (Kind::Write, format!("{place}\0{long}")),
+            1 => (Kind::Watch, format!("0\0{long}{n}\0")),
+            2 => (Kind::Watch, format!("@releaseDomain\0{long}{n}\0")),
+            3 => (Kind::Mkdir, format!("{long}/{place}\0")),
+            4 => (Kind::Mkdir, format!("{}\0", "c/".repeat(size / 2 + 1).trim_end_matches('/'))),
+            5 => (Kind::Rm, format!("{}\0", n % 5)),
+            _ => (Kind::TransactionStart, String::from("\0")),
+        };
+        let tx = if kind == Kind::TransactionStart { 0 } else { tx };
+        let (bytes, _) = client.request(kind.number(), tx, payload.as_bytes());
+        let mut rest = &bytes[..];
+        for _ in 0..4 {
+            rest = &rest[client.write(rest)..];
+            let _ = sim.pass();
+        }
+        if !rest.is_empty() {
+            // A request that was cut is finished some time, or not.
+            return;
+        }
+        client.read(usize::MAX);
+        while client.next_message().is_some() {}
+    }
+}
+
 fn step(simulation: &mut Simulation, dom0: &mut Client, guests: &mut [Client], step: Step) {
     let of = |guest: u8| u16::from(guest) % GUESTS;
     let world = simulation.world.clone();
@@ -91,16 +138,27 @@ fn step(simulation: &mut Simulation, dom0: &mut Client, guests: &mut [Client], s
             guests[usize::from(guest)] = introduce(simulation, dom0, 1 + guest);
         }
         Step::Clock(ms) => world.set_clock(world.now_ms() + u64::from(ms)),
-        Step::Memory(bytes) => world.set_heap_free(bytes as usize),
+        Step::Growth(pages) => memory(simulation).set_growth(match pages {
+            0 => Growth::Refused,
+            u16::MAX => Growth::Granted,
+            pages => Growth::Until(usize::from(pages)),
+        }),
+        Step::Refuse(n) => memory(simulation).fail_nth(u64::from(n)),
+        Step::Burst(guest, kind, tx, count, size) => {
+            let client = &mut guests[usize::from(of(guest))];
+            burst(simulation, client, kind, u32::from(tx) % 4, count % 400, usize::from(size) % 2000);
+        }
         Step::Pass => {
-            let _ = simulation.server.pass();
+            let _ = simulation.pass();
         }
     }
     // Only what its guests see of memory may run short here; the first domain's turn comes below.
 }
 
 fuzz_target!(|steps: Vec<Step>| {
-    let (mut simulation, mut dom0) = Simulation::start("-E 30 -W 4 -t 2 -Q outstanding=4");
+    let memory = Memory::new(PAGES.0, PAGES.1);
+    let options = "-E 3000 -t 4 -Q outstanding=4";
+    let (mut simulation, mut dom0) = Simulation::start_bounded(options, memory.clone());
     let mut guests: Vec<Client> =
         (1..=GUESTS).map(|domid| introduce(&mut simulation, &mut dom0, domid)).collect();
     for guest in 1..=GUESTS {
@@ -110,12 +168,11 @@ fuzz_target!(|steps: Vec<Step>| {
         ask(&mut simulation, &mut dom0, Kind::SetPerms, perms.as_bytes());
     }
     for one in steps.into_iter().take(200) {
-        if matches!(one, Step::Introduce(_)) {
-            simulation.world.set_heap_free(usize::MAX);
-        }
         step(&mut simulation, &mut dom0, &mut guests, one);
     }
-    simulation.world.set_heap_free(usize::MAX);
+    memory.fail_nth(0);
+    simulation.check().expect("the books balance while memory is short");
+    memory.set_growth(Growth::Granted);
     simulation.world.signal(DomId(0));
     simulation.sleep(100);
     simulation.check().expect("the books balance");
@@ -132,4 +189,5 @@ fuzz_target!(|steps: Vec<Step>| {
         assert!(report.contains(line), "{line} expected in\n{report}");
     }
     simulation.check().expect("the books balance");
+    simulation.end().expect("everything is given back");
 });

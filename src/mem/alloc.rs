@@ -1,6 +1,14 @@
 //! The calls that allocate. Everywhere else in the layers that guests reach, only these are used: each says by
 //! type that there may be no memory.
 
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::disallowed_methods,
+        reason = "the one place for them, each behind a try_reserve"
+    )
+)]
+
 use super::NoMemory;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -73,6 +81,24 @@ pub fn try_slice<T: Copy>(from: &[T]) -> Result<Box<[T]>, NoMemory> {
     Ok(list.into_boxed_slice())
 }
 
+/// A list in a block of its length. It was [made](try_with_capacity) for as many as it has.
+///
+/// # Errors
+/// It was not, so that it would have to be moved.
+pub fn try_boxed<T>(list: Vec<T>) -> Result<Box<[T]>, NoMemory> {
+    if list.len() == list.capacity() { Ok(list.into_boxed_slice()) } else { Err(NoMemory) }
+}
+
+/// A block of so many copies of a value.
+///
+/// # Errors
+/// There is no memory.
+pub fn try_fill<T: Copy>(len: usize, value: T) -> Result<Box<[T]>, NoMemory> {
+    let mut list = try_with_capacity(len)?;
+    list.resize(len, value);
+    Ok(list.into_boxed_slice())
+}
+
 /// A block of `N` values, each made of its place.
 ///
 /// # Errors
@@ -99,6 +125,14 @@ pub trait TryVec<T> {
     where
         T: Copy;
 
+    /// Makes it so long; what is new has this value.
+    ///
+    /// # Errors
+    /// There is no memory.
+    fn try_resize(&mut self, len: usize, value: T) -> Result<(), NoMemory>
+    where
+        T: Copy;
+
     /// Makes room for so many more.
     ///
     /// # Errors
@@ -121,6 +155,17 @@ impl<T> TryVec<T> for Vec<T> {
     {
         self.try_room(from.len())?;
         self.extend_from_slice(from);
+        Ok(())
+    }
+
+    #[inline]
+    fn try_resize(&mut self, len: usize, value: T) -> Result<(), NoMemory>
+    where
+        T: Copy,
+    {
+        let more = len.saturating_sub(self.len());
+        self.try_reserve_exact(more).map_err(|_| NoMemory)?;
+        self.resize(len, value);
         Ok(())
     }
 

@@ -44,10 +44,24 @@ pub const fn class_of(len: usize) -> Option<usize> {
     if len > SMALL_MAX { None } else { Some(CLASS_OF[len.div_ceil(SMALL_ALIGN)] as usize) }
 }
 
+/// How many blocks of each class one slab holds. A table, since dividing takes longer than the rest of an allocation.
+const PER_SLAB: [u16; SIZES.len()] = {
+    let mut table = [0; SIZES.len()];
+    let mut class = 0;
+    while class < table.len() {
+        #[expect(clippy::cast_possible_truncation, reason = "fewer than the bytes of a page")]
+        {
+            table[class] = ((PAGE_SIZE - SLAB_HEADER) / SIZES[class]) as u16;
+        }
+        class += 1;
+    }
+    table
+};
+
 /// How many blocks of a class one slab holds.
 #[must_use]
 pub const fn blocks_per_slab(class: usize) -> usize {
-    (PAGE_SIZE - SLAB_HEADER) / SIZES[class]
+    PER_SLAB[class] as usize
 }
 
 /// Bytes that the allocator takes for a block of `len` bytes: the size of its class, whole pages above the

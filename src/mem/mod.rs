@@ -21,6 +21,11 @@
         clippy::indexing_slicing
     )
 )]
+// Memory may be refused: .clippy.toml has the calls that do not say so.
+#![cfg_attr(
+    not(test),
+    deny(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)
+)]
 
 mod alloc;
 mod arena;
@@ -34,7 +39,9 @@ pub mod classes;
 mod map;
 mod table;
 
-pub use alloc::{Boxed, TryVec, try_array, try_bytes, try_slice, try_with_capacity};
+pub use alloc::{
+    Boxed, TryVec, try_array, try_boxed, try_bytes, try_fill, try_slice, try_with_capacity,
+};
 pub use arena::Arena;
 pub use budget::{Budget, Progress};
 pub use bytes::Bytes;

@@ -225,7 +225,9 @@ impl<T: Record> Table<T> {
         }
         while self.blocks.len() < blocks {
             let Ok(block) = try_array(|_| NIL) else { break };
-            self.blocks.push(block);
+            if self.blocks.try_push(block).is_err() {
+                break;
+            }
         }
         let room = u32::try_from(self.blocks.len()).unwrap_or(0).saturating_mul(BLOCK);
         self.rebuild(records.min(room));

@@ -5,6 +5,7 @@
 //! and takes what it is given, and it holds at most one request.
 
 use super::wire::{HEADER_SIZE, Header, PAYLOAD_MAX};
+use crate::mem::{NoMemory, TryVec};
 use alloc::vec::Vec;
 
 /// The header announced a payload of more than [`PAYLOAD_MAX`] bytes. There is no way to find the next
@@ -92,7 +93,8 @@ impl Assembler {
                 let start = self.payload.len();
                 // For all of it at once, so that it is moved at most once.
                 self.payload.try_reserve_exact(wanted).map_err(|_| Obstacle::NoMemory)?;
-                self.payload.resize(start.saturating_add(len), 0);
+                let resized = self.payload.try_resize(start.saturating_add(len), 0);
+                resized.map_err(|NoMemory| Obstacle::NoMemory)?;
                 copy(self.payload.get_mut(start..).unwrap_or(&mut []));
             }
         }

@@ -13,6 +13,7 @@
 
 use super::sentence::Sentence;
 use super::stream::{OutOfRoom, Sink};
+use crate::mem::{NoMemory, TryVec};
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
@@ -357,8 +358,8 @@ impl<'a, S: Source> Tail<'a, S> {
         self.bytes.truncate(kept);
         self.at = 0;
         let wanted = len.max(PULLED).saturating_sub(kept).min(self.source.left());
-        self.bytes.try_reserve_exact(wanted).map_err(|_| TailError::NoMemory)?;
-        self.bytes.resize(kept.saturating_add(wanted), 0);
+        let resized = self.bytes.try_resize(kept.saturating_add(wanted), 0);
+        resized.map_err(|NoMemory| TailError::NoMemory)?;
         Ok(self.source.read(self.bytes.get_mut(kept..).unwrap_or(&mut []))?)
     }
 

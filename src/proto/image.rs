@@ -29,19 +29,25 @@ pub struct HandoverNote {
     /// Padded to a multiple of 4.
     name: [u8; 20],
     versions: [u32; 2],
+    /// The highest layout of the bridge. Images of the time when there was only one do not have the word.
+    bridge_layout: u32,
 }
+
+/// The highest layout of the bridge (`docs/live-update.md`) that this program knows.
+pub const BRIDGE_LAYOUT: u32 = if cfg!(feature = "handover-1") { 1 } else { 2 };
 
 impl HandoverNote {
     /// What this version understands.
     pub const OURS: Self = Self {
         name_len: 17,
-        len: 8,
+        len: 12,
         kind: NOTE_HANDOVER,
         name: *b"xenstore-stubdom\0\0\0\0",
         versions: [*super::handover::HANDOVER.start(), *super::handover::HANDOVER.end()],
+        bridge_layout: BRIDGE_LAYOUT,
     };
 }
-const _: () = assert!(NOTE_NAME.len() == 17 && size_of::<HandoverNote>() == 40);
+const _: () = assert!(NOTE_NAME.len() == 17 && size_of::<HandoverNote>() == 44);
 
 /// Xen's note with the physical address of the 32-bit entry (`XEN_ELFNOTE_PHYS32_ENTRY`).
 const XEN_PHYS32_ENTRY: u32 = 18;
@@ -125,6 +131,7 @@ pub struct Image<'a> {
     /// Offset of the 32-bit entry from `base`.
     entry: usize,
     versions: (u32, u32),
+    bridge_layout: u32,
 }
 
 /// A part of an image to be loaded.
@@ -224,8 +231,9 @@ impl<'a> Image<'a> {
             return Err(ImageError::BadEntry);
         }
         let entry = usize::try_from(entry.wrapping_sub(base)).map_err(|_| ImageError::BadEntry)?;
-        let versions = handover_versions(file, headers)?.ok_or(ImageError::NoHandoverNote)?;
-        Ok(Self { file, headers, base, size, entry, versions })
+        let (versions, bridge_layout) =
+            handover_versions(file, headers)?.ok_or(ImageError::NoHandoverNote)?;
+        Ok(Self { file, headers, base, size, entry, versions, bridge_layout })
     }
 
     /// The highest handover version of `ours` that the image understands.
@@ -240,6 +248,12 @@ impl<'a> Image<'a> {
             return Err(ImageError::OtherVersions { theirs: self.versions, ours });
         }
         Ok(best)
+    }
+
+    /// The highest layout of the bridge that the image knows.
+    #[must_use]
+    pub fn bridge_layout(&self) -> u32 {
+        self.bridge_layout
     }
 
     /// Bytes that it takes in memory, from the start of its slot.
@@ -338,9 +352,15 @@ fn xen_entry(file: &[u8], headers: &[u8]) -> Result<Option<u64>, ImageError> {
     Ok(note.and_then(|note| u64_at(note, 0).or_else(|| u32_at(note, 0).map(u64::from))))
 }
 
-fn handover_versions(file: &[u8], headers: &[u8]) -> Result<Option<(u32, u32)>, ImageError> {
+/// The versions of the private part, and the layout of the bridge.
+type Versions = ((u32, u32), u32);
+
+fn handover_versions(file: &[u8], headers: &[u8]) -> Result<Option<Versions>, ImageError> {
     let note = note(file, headers, NOTE_NAME, NOTE_HANDOVER)?;
-    Ok(note.and_then(|note| Some((u32_at(note, 0)?, u32_at(note, 4)?))))
+    Ok(note.and_then(|note| {
+        let versions = (u32_at(note, 0)?, u32_at(note, 4)?);
+        Some((versions, u32_at(note, 8).unwrap_or(1)))
+    }))
 }
 
 #[cfg(test)]

@@ -124,6 +124,12 @@ impl PartialEq<&str> for Sentence {
     }
 }
 
+impl From<crate::mem::NoMemory> for Sentence {
+    fn from(_: crate::mem::NoMemory) -> Self {
+        Self::from("no memory is left")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

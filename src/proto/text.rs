@@ -4,7 +4,6 @@
 //! `strtoul` in base 10, ports and the like by `atoi`, domids of permissions by `strtol` in base 0.
 
 use super::id::DomId;
-use alloc::vec::Vec;
 use core::fmt;
 
 /// How many strings a payload holds: bytes behind the last NUL are none.
@@ -224,11 +223,6 @@ impl Decimal {
     }
 }
 
-/// Appends a number in decimal.
-pub fn push_decimal(to: &mut Vec<u8>, value: u64) {
-    to.extend_from_slice(Decimal::new(value).as_bytes());
-}
-
 /// Writes bytes in base64 (RFC 4648, section 4), padding included.
 ///
 /// # Errors
@@ -250,6 +244,7 @@ pub fn write_base64(to: &mut impl fmt::Write, bytes: &[u8]) -> fmt::Result {
 mod tests {
     use super::*;
     use alloc::string::String;
+    use alloc::vec::Vec;
 
     #[test]
     fn strings_end_in_nul_and_a_tail_is_none() {

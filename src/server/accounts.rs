@@ -9,12 +9,17 @@
 
 use super::Server;
 use super::connection::Suspension;
+use super::connections::Connections;
 use super::dispatch::Asker;
 use super::platform::Platform;
-use super::queue::{CauseId, Released};
+use super::queue::{CauseId, Done, Released};
+use crate::mem::{Map, NoMemory};
 use crate::proto::id::ConnId;
-use crate::store::give_room_back;
+use crate::store::Accounts;
 use crate::store::quota::Quota;
+
+/// Units of work that a message takes which was written or dropped.
+const SETTLE_WORK: u64 = 200;
 
 /// A request of which something still waits.
 #[derive(Clone, Copy, Debug)]
@@ -25,11 +30,38 @@ pub(super) struct Cause {
     pub(super) waiting: usize,
 }
 
+/// The requests of which something still waits, by the numbers of their [`CauseId`]s.
+pub(super) type Causes = Map<u64, Cause>;
+
 /// The request that is being handled, as what makes messages wait.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked {
     cause: CauseId,
     connection: ConnId,
+}
+
+/// One more message waits because of this request, for which the first one is charged. `None` if nothing is
+/// charged for it.
+///
+/// # Errors
+/// There is no memory for that; nothing has changed.
+pub(super) fn hold_cause<R>(
+    causes: &mut Causes,
+    connections: &Connections<R>,
+    accounts: &mut Accounts,
+    asked: Option<Asked>,
+) -> Result<Option<CauseId>, NoMemory> {
+    let Some(Asked { cause: id, connection }) = asked else { return Ok(None) };
+    if let Some(cause) = causes.get_mut(id.0) {
+        cause.waiting = cause.waiting.saturating_add(1);
+        return Ok(Some(id));
+    }
+    let Some(domid) = connections.get(connection).map(|connection| connection.domid) else {
+        return Ok(None);
+    };
+    causes.insert(id.0, Cause { connection, waiting: 1 })?;
+    accounts.charge(domid, Quota::Outstanding, 1);
+    Ok(Some(id))
 }
 
 impl<P: Platform> Server<P> {
@@ -43,49 +75,44 @@ impl<P: Platform> Server<P> {
         Some(Asked { cause, connection: asker.id })
     }
 
-    /// One more message waits because of this request, for which the first one is charged.
-    pub(super) fn hold_cause(&mut self, asked: Option<Asked>) -> Option<CauseId> {
-        let Asked { cause: id, connection } = asked?;
-        if let Some(cause) = self.causes.get_mut(&id) {
-            cause.waiting = cause.waiting.saturating_add(1);
-            return Some(id);
-        }
-        let domid = self.connections.get(&connection)?.domid;
-        self.store.charge(domid, Quota::Outstanding, 1);
-        self.causes.insert(id, Cause { connection, waiting: 1 });
-        Some(id)
-    }
-
     /// One thing less waits because of this request.
     pub(super) fn drop_cause(&mut self, id: CauseId) {
-        let Some(cause) = self.causes.get_mut(&id) else { return };
+        let Some(cause) = self.causes.get_mut(id.0) else { return };
         cause.waiting = cause.waiting.saturating_sub(1);
         if cause.waiting > 0 {
             return;
         }
         let asker = cause.connection;
-        self.causes.remove(&id);
-        give_room_back(&mut self.causes);
-        let Some(connection) = self.connections.get(&asker) else { return };
+        let _ = self.causes.remove(id.0);
+        let Some(connection) = self.connections.get(asker) else { return };
         self.store.refund(connection.domid, Quota::Outstanding, 1);
         if connection.suspension == Some(Suspension::Outstanding) {
             self.mark_ready(asker);
         }
     }
 
-    /// Settles the accounts after messages to `receiver` were written or dropped. Nothing of `released` is left then.
-    pub(super) fn settle_released(&mut self, receiver: ConnId, released: &mut Released) {
-        let expired = core::mem::take(&mut released.expired) as u64;
-        let bytes = core::mem::take(&mut released.bytes);
-        if let Some(connection) = self.connections.get_mut(&receiver) {
-            if !connection.privileged && bytes > 0 {
-                self.store.refund(connection.domid, Quota::Memory, bytes);
-            }
-            connection.figures.dropped_events =
-                connection.figures.dropped_events.saturating_add(expired);
+    /// Settles the accounts after messages were written or dropped. None of them is left then.
+    pub(super) fn settle_done(&mut self, done: &mut Done) {
+        while let Some(released) = self.messages.settle(done) {
+            self.release_message(released);
         }
-        for cause in released.causes.drain(..) {
+    }
+
+    fn release_message(&mut self, released: Released) {
+        self.budget.spend(SETTLE_WORK);
+        if let Some((domid, bytes)) = released.refund {
+            self.store.refund(domid, Quota::Memory, bytes);
+        }
+        if let Some(cause) = released.cause {
             self.drop_cause(cause);
+        }
+    }
+
+    /// Goes on with settling the accounts after queues were dropped as a whole.
+    pub(super) fn empty_trash(&mut self) {
+        while !self.budget.is_over() {
+            let Some(released) = self.messages.settle(&mut self.trash) else { return };
+            self.release_message(released);
         }
     }
 }

@@ -3,11 +3,15 @@
 //! Nothing here knows what a request means or who else is connected. Every access to the page is one pass
 //! over a snapshot of its indices (`proto::ring`).
 
+use super::accounts::Asked;
+use super::connections::{Links, List};
 use super::log::{self, Repeated};
-use super::queue::{Queue, Released};
+use super::queue::{Done, Messages, Queue};
 use super::rate::WriteCredit;
 use super::refusals::Told;
+use crate::mem::NIL;
 use crate::proto::assemble::{Assembler, Obstacle};
+use crate::proto::error::XsError;
 use crate::proto::handover::{FieldReader, FieldWriter, Short};
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::proto::ring::{self, BadIndices, Requests, Responses, RingError, RingPage, Word};
@@ -59,6 +63,24 @@ pub(super) enum Suspension {
     Memory,
     /// It writes faster than others can commit their transactions; until this moment.
     Rate(u64),
+}
+
+/// What a connection waits for until its work, which goes on in later turns, is done. Meanwhile its ring is not read.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Busy {
+    /// The reply to a request.
+    Reply { header: Header, answer: Result<(), XsError>, asked: Option<Asked> },
+    /// The ring is emptied, and the domain may start over.
+    StartOver,
+}
+
+/// Why an event was not delivered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Lost {
+    /// Its receiver may not hold more.
+    Quota,
+    /// The server has no memory left.
+    Memory,
 }
 
 /// Impossible indices were seen.
@@ -165,13 +187,18 @@ pub(super) struct Connection<R> {
     doubt: Option<Doubt>,
     /// The peer has to be told that bytes were taken or put.
     pub(super) must_notify: bool,
-    /// It is in the list of connections to be served.
-    pub(super) is_ready: bool,
-    /// It has been served since the last look before sleeping.
-    pub(super) was_served: bool,
+    /// Its neighbours in the server's lists.
+    pub(super) links: Links,
+    /// Why the last event was lost, if the administrator has to be told.
+    pub(super) lost: Option<Lost>,
+    pub(super) busy: Option<Busy>,
+    /// A complete request is in the assembler, which waits until a domain that it names is quite gone.
+    pub(super) waits: bool,
     pub(super) suspension: Option<Suspension>,
-    /// When to serve it even if nobody signals; what the server's list of timers has for it.
+    /// When to serve it even if nobody signals; what the server's timers have for it.
     pub(super) wake_at_ms: Option<u64>,
+    /// Its place among the timers, or [`NIL`].
+    pub(super) timer: u32,
     pub(super) credit: WriteCredit,
     pub(super) figures: Figures,
     /// Until then no line of a kind is printed about it.
@@ -195,15 +222,28 @@ impl<R: RingPage> Connection<R> {
             state: State::Connected,
             doubt: None,
             must_notify: false,
-            is_ready: false,
-            was_served: false,
+            links: Links::NONE,
+            lost: None,
+            busy: None,
+            waits: false,
             suspension: None,
             wake_at_ms: None,
+            timer: NIL,
             credit: WriteCredit::default(),
             figures: Figures::default(),
             quiet_until_ms: [0; Repeated::COUNT],
             told: Told::default(),
         }
+    }
+
+    /// Whether it waits for its turn.
+    pub(super) fn is_ready(&self) -> bool {
+        self.links.is_in(List::Ready)
+    }
+
+    /// Who pays for messages to it.
+    pub(super) fn payer(&self) -> Option<DomId> {
+        (!self.privileged).then_some(self.domid)
     }
 
     /// Whether it is served.
@@ -252,13 +292,13 @@ impl<R: RingPage> Connection<R> {
     }
 
     /// Writes waiting messages until all are written or the ring is full to its last byte.
-    pub(super) fn send(&mut self, released: &mut Released) -> Result<(), Fault> {
+    pub(super) fn send(&mut self, messages: &mut Messages, done: &mut Done) -> Result<(), Fault> {
         if self.queue.is_empty() {
             return Ok(());
         }
         let Self { queue, ring, .. } = self;
         let mut pass = Responses::open(ring)?;
-        queue.write(|bytes| pass.put(ring, bytes), released);
+        queue.write(messages, |bytes| pass.put(ring, bytes), done);
         self.must_notify |= pass.close(ring);
         Ok(())
     }
@@ -269,8 +309,20 @@ impl<R: RingPage> Connection<R> {
             return false;
         }
         self.ring.barrier();
-        (self.suspension.is_none() && ring::has_requests(&self.ring))
-            || (!self.queue.is_empty() && ring::has_space(&self.ring))
+        self.has_requests() || (!self.queue.is_empty() && ring::has_space(&self.ring))
+    }
+
+    /// Whether there is something in its ring that may be read.
+    pub(super) fn has_requests(&self) -> bool {
+        self.suspension.is_none()
+            && self.busy.is_none()
+            && self.queue.can_reply()
+            && ring::has_requests(&self.ring)
+    }
+
+    /// Whether its indices made no sense when they were last looked at.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.doubt.is_some()
     }
 
     /// The indices make sense.
@@ -342,18 +394,20 @@ impl<R: RingPage> Connection<R> {
     }
 
     /// Stops serving it, and says why in the page if the domain knows the word.
-    pub(super) fn ignore(&mut self, why: RingError, released: &mut Released) {
+    pub(super) fn ignore(&mut self, why: RingError, messages: &mut Messages, done: &mut Done) {
         if self.features & features::ERROR != 0 {
             self.ring.store(Word::Error, why as u32);
         }
         self.state = State::Ignored;
-        self.forget_messages(released);
+        self.forget_messages(messages, done);
     }
 
     /// Drops the request in the making and everything that waits.
-    pub(super) fn forget_messages(&mut self, released: &mut Released) {
+    pub(super) fn forget_messages(&mut self, messages: &mut Messages, done: &mut Done) {
         self.assembler.clear();
-        self.queue.clear(released);
+        self.queue.clear(messages, done);
+        self.busy = None;
+        self.waits = false;
         self.doubt = None;
         self.suspension = None;
     }

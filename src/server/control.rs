@@ -184,7 +184,7 @@ impl<P: Platform> Server<P> {
     /// `memreport`: where the memory is, one figure a line.
     fn control_memreport(&mut self) -> Answer {
         let heap = self.platform.heap();
-        let waiting: usize = self.connections.values().map(|c| c.queue.len()).sum();
+        let waiting = self.messages.len().saturating_sub(self.connections.len());
         let mut text = Text::new()?;
         text.line(format_args!(
             "heap: used {} bytes, size {}, limit {}",
@@ -260,9 +260,10 @@ impl<P: Platform> Server<P> {
         for quota in Quota::ALL.into_iter().filter(|quota| quota.counts_stock()) {
             let most = self
                 .domains
-                .keys()
-                .filter(|domid| **domid != privileged)
-                .filter_map(|domid| self.store.usage(*domid, quota))
+                .iter()
+                .map(|(domid, _)| domid)
+                .filter(|domid| *domid != privileged)
+                .filter_map(|domid| self.store.usage(domid, quota))
                 .map(|(_, most)| most)
                 .max()
                 .unwrap_or(0);

@@ -8,40 +8,161 @@
 //! own too (XSA-425): it holds no reference to one, and whoever goes on afterwards looks it up again.
 
 use super::Server;
-use super::accounts::Asked;
+use super::accounts::{Asked, Cause, Causes, hold_cause};
+use super::connection::{Busy, Lost};
+use super::connections::{Connections, List};
 use super::log::Repeated;
-use super::memory;
+use super::memory::{self, Share};
 use super::platform::Platform;
-use super::queue::{MESSAGE_OVERHEAD, Payload};
+use super::queue::{CauseId, Messages, Payload, message_cost};
 use super::refusals::Refused;
+use crate::mem::{Budget, NoMemory};
 use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, DomId, TxId};
 use crate::proto::request::{Grammar, Request};
 use crate::proto::wire::{Header, Kind, PAYLOAD_MAX};
 use crate::store::Caller;
 use crate::store::quota::Quota;
-use crate::store::{Accounts, Post};
+use crate::store::{Accounts, Post, Store};
 use alloc::borrow::Cow;
 use alloc::vec::Vec;
 
 /// Replies up to this size are never refused for memory.
 const SHORT_REPLY: usize = 16;
 
-/// Bytes of a reply for which room is kept from one request to the next.
-const REPLY_KEPT: usize = 256;
+/// The most bytes of scratch space for a reply that are kept from one request to the next.
+const REPLY_KEPT: usize = 2 * PAYLOAD_MAX;
 
-/// Events for which room is kept from one request to the next.
-const EVENTS_KEPT: usize = 32;
+/// Units of work that a request takes for each byte of it and of its reply, besides what the store spends.
+const BYTE_WORK: u64 = 2;
 
-/// Events that the store has handed over, until they are in their queues.
-#[derive(Debug, Default)]
-pub(super) struct Gathered {
-    events: Vec<(ConnId, Vec<u8>)>,
+/// Units of work that a request takes in any case.
+const REQUEST_WORK: u64 = 1200;
+
+/// Takes the events of the store to the queues of their receivers, as far as those may have them.
+#[derive(Debug)]
+pub(super) struct Mail<'a, P: Platform> {
+    platform: &'a mut P,
+    connections: &'a mut Connections<P::Ring>,
+    messages: &'a mut Messages,
+    causes: &'a mut Causes,
+    /// The request that causes them, if one does.
+    asked: Option<Asked>,
 }
 
-impl Post for Gathered {
-    fn event(&mut self, _: &mut Accounts, conn: ConnId, path: &[u8], token: &[u8]) {
-        self.events.push((conn, [path, &[0], token, &[0]].concat()));
+impl<P: Platform> Post for Mail<'_, P> {
+    fn event(&mut self, accounts: &mut Accounts, id: ConnId, path: &[u8], token: &[u8]) {
+        let Some(connection) = self.connections.get(id) else { return };
+        if !connection.is_connected() {
+            return;
+        }
+        let payload = self.messages.payload(path, token);
+        let delivered = self.deliver(accounts, id, &payload);
+        self.messages.put_back(payload);
+        if let Err(lost) = delivered {
+            self.lose(id, lost);
+        }
+    }
+}
+
+impl<P: Platform> Mail<'_, P> {
+    /// Queues one event, unless the same one waits.
+    fn deliver(
+        &mut self,
+        accounts: &mut Accounts,
+        id: ConnId,
+        payload: &[u8],
+    ) -> Result<(), Option<Lost>> {
+        let connection = self.connections.get(id).ok_or(None)?;
+        if payload.len() > PAYLOAD_MAX || self.messages.swallows(&connection.queue, payload) {
+            return Ok(());
+        }
+        let cost = message_cost(payload.len());
+        let payer = connection.payer();
+        let held = payer.map(|domid| accounts.used(domid, Quota::Memory));
+        let share = Share::of(held, self.connections.len());
+        if !memory::can_queue(self.platform, share, cost) {
+            return Err(Some(Lost::Memory));
+        }
+        if let Some(domid) = payer {
+            if !accounts.permits(domid, Quota::Memory, cost) {
+                return Err(Some(Lost::Quota));
+            }
+            if connection.queue.has_too_many_specials(payload) {
+                return Err(None);
+            }
+        }
+        let no_memory = |NoMemory| Some(Lost::Memory);
+        let cause = hold_cause(self.causes, self.connections, accounts, self.asked);
+        let cause = cause.map_err(no_memory)?;
+        let connection = self.connections.get_mut(id).ok_or(None)?;
+        // Most are read at once; the others get their deadline when it has been tried.
+        let pushed = self.messages.push_event(&mut connection.queue, payload, cause, None, payer);
+        if let Err(error) = pushed {
+            self.forget_cause(accounts, cause);
+            return Err(no_memory(error));
+        }
+        connection.figures.events = connection.figures.events.saturating_add(1);
+        connection.figures.queued(payload.len());
+        if let Some(domid) = payer {
+            accounts.charge(domid, Quota::Memory, cost);
+        }
+        self.connections.push(List::Ready, id);
+        Ok(())
+    }
+
+    /// Takes notice of an event that is lost, and of why if the administrator may be told.
+    fn lose(&mut self, id: ConnId, lost: Option<Lost>) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        connection.figures.dropped_events = connection.figures.dropped_events.saturating_add(1);
+        if lost.is_none() {
+            return;
+        }
+        let is_told = lost == Some(Lost::Quota) && connection.told.knows(Quota::Memory);
+        if connection.lost.is_some() || is_told {
+            connection.told.refused = connection.told.refused.saturating_add(1);
+        } else {
+            connection.lost = lost;
+            self.connections.push(List::Lost, id);
+        }
+    }
+
+    /// Makes an event which its receiver has to get, unless the same one waits.
+    fn make_event(
+        &mut self,
+        accounts: &mut Accounts,
+        id: ConnId,
+        payload: &[u8],
+    ) -> Result<Option<u32>, NoMemory> {
+        let connection = self.connections.get(id).ok_or(NoMemory)?;
+        if payload.len() > PAYLOAD_MAX || self.messages.swallows(&connection.queue, payload) {
+            return Ok(None);
+        }
+        let (payer, cost) = (connection.payer(), message_cost(payload.len()));
+        if !payer.is_none_or(|domid| accounts.allows(domid, Quota::Memory, cost)) {
+            return Err(NoMemory);
+        }
+        let cause = hold_cause(self.causes, self.connections, accounts, self.asked)?;
+        let connection = self.connections.get(id).ok_or(NoMemory)?;
+        let made = self.messages.make_event(&connection.queue, payload, cause, None, payer);
+        if made.is_err() {
+            self.forget_cause(accounts, cause);
+        }
+        made.map(Some)
+    }
+
+    /// What was to wait because of a request does not.
+    fn forget_cause(&mut self, accounts: &mut Accounts, cause: Option<CauseId>) {
+        let Some(CauseId(id)) = cause else { return };
+        let Some(Cause { waiting, connection }) = self.causes.get_mut(id) else { return };
+        *waiting = waiting.saturating_sub(1);
+        if *waiting > 0 {
+            return;
+        }
+        if let Some(connection) = self.connections.get(*connection) {
+            accounts.refund(connection.domid, Quota::Outstanding, 1);
+        }
+        let _ = self.causes.remove(id);
     }
 }
 
@@ -52,8 +173,14 @@ pub(super) enum Reply {
     Done,
     /// These bytes.
     Data(Vec<u8>),
-    /// `OK`, and behind it the first event of the new watch, with this payload.
-    Watching(Vec<u8>),
+    /// These, which are always the same.
+    Text(&'static [u8]),
+    /// `OK`, and behind it the first event of the new watch, whose message is made. `None` if the same one waits.
+    Watching(Option<u32>),
+    /// This, as soon as the work is done that goes on in later turns.
+    Working(Result<(), XsError>),
+    /// Nothing yet: a domain that the request names is not quite gone. It is tried again.
+    Wait,
     /// Nothing yet: the reply comes when the update has happened or failed.
     Later,
 }
@@ -129,13 +256,23 @@ fn error_payload(error: XsError) -> &'static [u8] {
 }
 
 impl<P: Platform> Server<P> {
+    /// The store, the work that this turn may do, and who takes the events of a request.
+    pub(super) fn mail(&mut self, asked: Option<Asked>) -> (&mut Store, &mut Budget, Mail<'_, P>) {
+        let Self { store, budget, platform, connections, messages, causes, .. } = self;
+        (store, budget, Mail { platform, connections, messages, causes, asked })
+    }
+
     /// Handles the complete request of a connection.
     pub(super) fn execute(&mut self, id: ConnId) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         // Out of the connection, since the connection may not outlive the request.
         let mut assembler = core::mem::take(&mut connection.assembler);
+        let is_again = core::mem::take(&mut connection.waits);
+        let mut waits = false;
         if let Some((header, payload)) = assembler.complete() {
-            connection.figures.received(payload.len());
+            if !is_again {
+                connection.figures.received(payload.len());
+            }
             let asker = Asker {
                 id,
                 req_id: header.req_id,
@@ -145,18 +282,35 @@ impl<P: Platform> Server<P> {
                 features: connection.features,
             };
             let asked = self.name_cause(asker);
+            self.asked = asked;
             let answer = self.answer(asker, header.kind, payload);
-            self.trace_answer(id, header, &answer);
-            self.deliver_events(asked);
-            self.queue_answer(id, header, answer, asked);
+            self.asked = None;
+            self.spend_on_request(payload.len(), &answer);
+            self.report_drops();
+            waits = answer == Ok(Reply::Wait);
+            if !waits {
+                self.trace_answer(id, header, &answer);
+                self.queue_answer(id, header, answer, asked);
+            }
         }
-        assembler.clear();
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if !waits {
+            assembler.clear();
+        }
+        let Some(connection) = self.connections.get_mut(id) else { return };
         connection.assembler = assembler;
-        if !connection.privileged {
+        connection.waits = waits;
+        if waits {
+            self.mark_ready(id);
+        } else if !connection.privileged {
             let domid = connection.domid;
             self.watch_soft_memory(id, self.store.memory_level(domid));
         }
+    }
+
+    fn spend_on_request(&mut self, payload: usize, answer: &Answer) {
+        let reply = if let Ok(Reply::Data(bytes)) = answer { bytes.len() } else { 0 };
+        let bytes = payload.saturating_add(reply) as u64;
+        self.budget.spend(REQUEST_WORK.saturating_add(bytes.saturating_mul(BYTE_WORK)));
     }
 
     /// Checks a request in the order that clients know, and has it handled.
@@ -178,12 +332,16 @@ impl<P: Platform> Server<P> {
         let grammar = Grammar { features: asker.features, privileged: asker.privileged };
         let request = Request::parse(kind, payload, grammar)?;
         let in_transaction = !ignores_tx && asker.tx != TxId::NONE;
-        if !self.admits(&request, in_transaction, asker.privileged, payload.len()) {
+        if !self.admits(asker, &request, in_transaction, payload.len()) {
             return Err(XsError::ENOMEM);
+        }
+        if asker.privileged && self.has_to_wait(&request) {
+            return Ok(Reply::Wait);
         }
         let (open, before) = (self.store.open_transactions(), self.store.generation());
         let answer = self.handle(asker, &request);
-        if answer.is_ok() && self.store.generation() != before {
+        let is_refused = matches!(answer, Err(_) | Ok(Reply::Working(Err(_))));
+        if !is_refused && self.store.generation() != before {
             self.pay_for_write(asker, &request, open);
         }
         answer
@@ -204,7 +362,7 @@ impl<P: Platform> Server<P> {
             return;
         }
         let guests = self.guests();
-        if let Some(connection) = self.connections.get_mut(&asker.id) {
+        if let Some(connection) = self.connections.get_mut(asker.id) {
             connection.credit.pay(self.now_ms, guests, &mut self.reserve);
         }
     }
@@ -218,22 +376,32 @@ impl<P: Platform> Server<P> {
         asked: Option<Asked>,
     ) {
         let (answer, first_event) = match answer {
-            Ok(Reply::Later) => return,
+            Ok(Reply::Later | Reply::Wait) => return,
+            Ok(Reply::Working(answer)) => {
+                if let Some(connection) = self.connections.get_mut(id) {
+                    connection.busy = Some(Busy::Reply { header, answer, asked });
+                    self.mark_ready(id);
+                }
+                return;
+            }
             Ok(Reply::Done) => (Ok(Cow::Borrowed(&b"OK\0"[..])), None),
+            Ok(Reply::Text(text)) => (Ok(Cow::Borrowed(text)), None),
             Ok(Reply::Watching(event)) => (Ok(Cow::Borrowed(&b"OK\0"[..])), Some(event)),
             Ok(Reply::Data(bytes)) if bytes.len() > PAYLOAD_MAX => (Err(XsError::E2BIG), None),
             Ok(Reply::Data(bytes)) => (Ok(Cow::Owned(bytes)), None),
             Err(error) => (Err(error), None),
         };
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        if !connection.is_connected() {
+        let connection = self.connections.get_mut(id).filter(|to| to.is_connected());
+        let Some(connection) = connection else {
+            if let Some(Some(event)) = first_event {
+                self.messages.discard(event, &mut self.trash);
+            }
             return;
-        }
+        };
         let fits = |payload: &Payload| {
-            let cost = payload.len().saturating_add(MESSAGE_OVERHEAD);
             connection.privileged
                 || payload.len() <= SHORT_REPLY
-                || self.store.allows(connection.domid, Quota::Memory, cost)
+                || self.store.allows(connection.domid, Quota::Memory, message_cost(payload.len()))
         };
         let answer = if answer.as_ref().is_ok_and(|payload| !fits(payload)) {
             self.refuse(id, Quota::Memory, Refused::Reply);
@@ -241,7 +409,7 @@ impl<P: Platform> Server<P> {
         } else {
             answer
         };
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         let (kind, payload): (u32, Payload) = match answer {
             Ok(payload) => (header.kind, payload),
             Err(error) => (Kind::Error.number(), Cow::Borrowed(error_payload(error))),
@@ -254,31 +422,92 @@ impl<P: Platform> Server<P> {
             return;
         }
         self.queue_reply(id, header, payload, asked);
-        if let Some(event) = first_event {
-            self.deliver(id, event, asked);
+        if let Some(Some(event)) = first_event {
+            self.append_event(id, event);
         }
     }
 
-    /// Queues a reply that does not fit into the ring, or has others before it.
+    /// Queues a reply that does not fit into the ring, or has others before it. Where there is no memory for that, the
+    /// connection has a place for a short one, and is not read until that is written.
     fn queue_reply(&mut self, id: ConnId, header: Header, payload: Payload, asked: Option<Asked>) {
-        let cause = self.hold_cause(asked);
-        // As large as what is charged, and not as large as the scratch space.
-        let exact = match &payload {
-            Cow::Borrowed(text) => Cow::Borrowed(*text),
-            Cow::Owned(bytes) => Cow::Owned(Vec::from(bytes.as_slice())),
+        let queued = self.try_queue_reply(id, header, &payload, asked);
+        let Some(connection) = self.connections.get_mut(id).filter(|_| queued.is_err()) else {
+            self.keep_reply_room(payload);
+            return;
         };
+        let (header, text) = match &payload {
+            Cow::Borrowed(text) => (header, *text),
+            Cow::Owned(_) => {
+                let text = error_payload(XsError::ENOMEM);
+                let len = u32::try_from(text.len()).unwrap_or(0);
+                (Header { kind: Kind::Error.number(), len, ..header }, text)
+            }
+        };
+        self.messages.push_kept(&mut connection.queue, header, text);
         self.keep_reply_room(payload);
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        if !connection.privileged {
-            let cost = exact.len().saturating_add(MESSAGE_OVERHEAD);
-            self.store.charge(connection.domid, Quota::Memory, cost);
+    }
+
+    fn try_queue_reply(
+        &mut self,
+        id: ConnId,
+        header: Header,
+        payload: &Payload,
+        asked: Option<Asked>,
+    ) -> Result<(), NoMemory> {
+        let (store, _, mail) = self.mail(asked);
+        let accounts = store.accounts_mut();
+        let cause = hold_cause(mail.causes, mail.connections, accounts, asked)?;
+        let Some(connection) = mail.connections.get_mut(id) else { return Err(NoMemory) };
+        let payer = connection.payer();
+        let pushed = mail.messages.push_reply(&mut connection.queue, header, payload, cause, payer);
+        match (pushed, payer) {
+            (Err(error), _) => {
+                if let Some(cause) = cause {
+                    self.drop_cause(cause);
+                }
+                Err(error)
+            }
+            (Ok(cost), Some(domid)) => {
+                accounts.charge(domid, Quota::Memory, cost);
+                Ok(())
+            }
+            (Ok(_), None) => Ok(()),
         }
-        connection.queue.push_reply(header, exact, cause);
+    }
+
+    /// Makes the first event of a new watch, which clients wait for: `None` if the same one waits.
+    pub(super) fn make_event(
+        &mut self,
+        asker: Asker,
+        path: &[u8],
+        token: &[u8],
+    ) -> Result<Option<u32>, XsError> {
+        let (store, _, mut mail) = self.mail(self.asked);
+        let payload = mail.messages.payload(path, token);
+        let made = mail.make_event(store.accounts_mut(), asker.id, &payload);
+        mail.messages.put_back(payload);
+        made.map_err(XsError::from)
+    }
+
+    /// Queues an event that was made.
+    fn append_event(&mut self, id: ConnId, event: u32) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let cost = self.messages.append(&mut connection.queue, event);
+        connection.figures.queued(cost.saturating_sub(message_cost(0)));
+        connection.figures.events = connection.figures.events.saturating_add(1);
+        if let Some(domid) = connection.payer() {
+            self.store.charge(domid, Quota::Memory, cost);
+        }
+        self.mark_ready(id);
     }
 
     /// Scratch space for a reply.
-    pub(super) fn reply_room(&mut self) -> Vec<u8> {
-        core::mem::take(&mut self.reply)
+    pub(super) fn reply_room(&mut self) -> Result<Vec<u8>, XsError> {
+        let mut room = core::mem::take(&mut self.reply);
+        if room.capacity() < PAYLOAD_MAX {
+            room.try_reserve_exact(PAYLOAD_MAX).map_err(|_| XsError::ENOMEM)?;
+        }
+        Ok(room)
     }
 
     /// Keeps the room of a reply for the next one.
@@ -291,62 +520,21 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// Queues the events that the store has gathered.
-    pub(super) fn deliver_events(&mut self, asked: Option<Asked>) {
-        let mut gathered = core::mem::take(&mut self.gathered);
-        for (conn, payload) in gathered.events.drain(..) {
-            self.deliver(conn, payload, asked);
-        }
-        // A burst's worth of memory is given back.
-        if gathered.events.capacity() <= EVENTS_KEPT {
-            self.gathered = gathered;
+    /// Tells the administrator of events that could not be delivered.
+    pub(super) fn report_drops(&mut self) {
+        while let Some(id) = self.connections.pop(List::Lost) {
+            let Some(connection) = self.connections.get_mut(id) else { return };
+            match connection.lost.take() {
+                Some(Lost::Quota) => self.refuse(id, Quota::Memory, Refused::Event),
+                Some(Lost::Memory) => self.guest_log(
+                    id,
+                    Repeated::NoMemory,
+                    format_args!("event dropped, no memory is left"),
+                ),
+                None => {}
+            }
         }
         self.tell_drops();
-    }
-
-    /// Queues one event.
-    fn deliver(&mut self, id: ConnId, payload: Vec<u8>, asked: Option<Asked>) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        if !connection.is_connected()
-            || payload.len() > PAYLOAD_MAX
-            || connection.queue.swallows(&payload)
-        {
-            return;
-        }
-        let cost = payload.len().saturating_add(MESSAGE_OVERHEAD);
-        let has_room = memory::can_queue(&mut self.platform, payload.len());
-        let may_have =
-            connection.privileged || self.store.allows(connection.domid, Quota::Memory, cost);
-        if !has_room || !may_have {
-            self.drop_undeliverable(id, has_room);
-            return;
-        }
-        connection.figures.events = connection.figures.events.saturating_add(1);
-        connection.figures.queued(payload.len());
-        if !connection.privileged {
-            self.store.charge(connection.domid, Quota::Memory, cost);
-        }
-        let cause = self.hold_cause(asked);
-        if let Some(connection) = self.connections.get_mut(&id) {
-            // Most are read at once; the others get their deadline when it has been tried.
-            connection.queue.push_event(payload, cause, None);
-        }
-        self.mark_ready(id);
-    }
-
-    /// An event for which there is no memory: either the receiver's quota is used up, or the server has none.
-    fn drop_undeliverable(&mut self, id: ConnId, has_room: bool) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        connection.figures.dropped_events = connection.figures.dropped_events.saturating_add(1);
-        if has_room {
-            self.refuse(id, Quota::Memory, Refused::Event);
-        } else {
-            self.guest_log(
-                id,
-                Repeated::NoMemory,
-                format_args!("event dropped, no memory is left"),
-            );
-        }
     }
 
     /// How many domains share the income of the write-rate limit.

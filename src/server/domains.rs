@@ -25,24 +25,52 @@
 //! INTRODUCE and the following).
 
 use super::Server;
-use super::connection::Connection;
+use super::connection::{Busy, Connection};
+use super::connections::List;
 use super::dispatch::{Answer, Reply};
 use super::platform::{Change, DomainState, Identity, Platform};
-use super::queue::{Queue, Released};
+use super::queue::Queue;
 use super::rate::WriteCredit;
-use crate::mem::Budget;
+use crate::mem::{NoMemory, Progress};
 use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, DomId, EvtchnPort};
 use crate::proto::ring::{self, RingPage, Word};
 use crate::proto::wire::features;
-use crate::store::{Party, Special, give_room_back};
-use alloc::boxed::Box;
+use crate::store::{Party, Special};
 use alloc::string::String;
-use alloc::vec::Vec;
 use core::fmt::Write;
 
 /// How many changed domains are asked for in one scan: more than can exist.
 pub(super) const CHANGES_PER_SCAN: usize = 1 << 16;
+
+/// Units of work that the question takes what became of a domain, and the end of one without what it has in the
+/// store.
+const ASK_WORK: u64 = 500;
+const END_WORK: u64 = 3000;
+
+/// What the server finds out about a domain that is named.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Known {
+    /// It is tracked.
+    Yes,
+    /// There is no such domain.
+    No,
+    /// What its predecessor had is not all gone yet.
+    Dying,
+}
+
+/// A look at what became of domains, which goes on in later turns.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scan {
+    /// All tracked domains are looked at, from this one on; `None` as long as Xen says which have changed.
+    next: Option<DomId>,
+    /// Why.
+    look: Look,
+    /// Domains have changed since: another look has to follow.
+    again: bool,
+    /// A domain whose shutdown has been seen but not announced yet.
+    announced: Option<DomId>,
+}
 
 /// A domain that the server knows.
 #[derive(Clone, Copy, Debug)]
@@ -65,55 +93,69 @@ impl Domain {
 
 impl<P: Platform> Server<P> {
     /// Whether the server knows the domain, after asking Xen if need be.
-    pub(super) fn learn(&mut self, domid: DomId) -> bool {
-        let is_tracked = self.renew(domid);
-        if is_tracked || !domid.is_ordinary() {
-            return is_tracked;
+    pub(super) fn learn(&mut self, domid: DomId) -> Result<Known, XsError> {
+        let known = self.renew(domid)?;
+        if known != Known::No || !domid.is_ordinary() {
+            return Ok(known);
         }
         let identity = match self.ask(domid) {
-            DomainState::Gone => return false,
+            DomainState::Gone => return Ok(Known::No),
             DomainState::Exists { identity, .. } => identity,
             DomainState::Unknown => Identity::Unknown,
         };
-        self.track(domid, identity);
-        true
+        self.track(domid, identity)?;
+        Ok(Known::Yes)
     }
 
     /// As [`learn`](Self::learn), but on behalf of a guest: where Xen does not tell, it could make the server
     /// remember every domid there is.
-    pub(super) fn learn_certain(&mut self, domid: DomId) {
-        if self.renew(domid) || !domid.is_ordinary() {
-            return;
+    pub(super) fn learn_certain(&mut self, domid: DomId) -> Result<(), XsError> {
+        if self.renew(domid)? != Known::No || !domid.is_ordinary() {
+            return Ok(());
         }
-        if let DomainState::Exists { identity, .. } = self.ask(domid) {
-            self.track(domid, identity);
+        match self.ask(domid) {
+            DomainState::Exists { identity, .. } => self.track(domid, identity),
+            DomainState::Gone | DomainState::Unknown => Ok(()),
         }
     }
 
     /// Whether a domain is tracked, after making sure that one without a connection is still the same.
-    fn renew(&mut self, domid: DomId) -> bool {
-        let Some(domain) = self.domains.get(&domid) else { return false };
+    fn renew(&mut self, domid: DomId) -> Result<Known, XsError> {
+        if self.store.is_dying(domid) {
+            return Ok(Known::Dying);
+        }
+        let Some(domain) = self.domains.get(domid) else { return Ok(Known::No) };
         if domain.connection.is_some() || domid == self.privileged {
-            return true;
+            return Ok(Known::Yes);
         }
         if let DomainState::Exists { identity, .. } = self.ask(domid) {
             if self.is_replaced(domid, identity) {
                 self.destroy(domid);
-                self.track(domid, identity);
+                if self.store.is_dying(domid) {
+                    return Ok(Known::Dying);
+                }
+                self.track(domid, identity)?;
             }
         }
-        true
+        Ok(Known::Yes)
     }
 
-    fn track(&mut self, domid: DomId, identity: Identity) {
-        self.domains.insert(domid, Domain::new(identity));
-        let _ = self.store.learn(domid);
+    fn track(&mut self, domid: DomId, identity: Identity) -> Result<(), XsError> {
+        self.domains.insert(domid, Domain::new(identity))?;
+        if let Err(error) = self.store.learn(domid) {
+            let _ = self.domains.remove(domid);
+            return Err(error.into());
+        }
         self.trace("obj", format_args!("domain {domid}: known"));
+        Ok(())
     }
 
     /// The privileged domain is known from the start, whether or not it is connected.
-    pub(super) fn know_privileged(&mut self) {
-        self.domains.insert(self.privileged, Domain::new(Identity::Unknown));
+    ///
+    /// # Errors
+    /// There is no memory for that: without it there is no server.
+    pub(super) fn know_privileged(&mut self) -> Result<(), NoMemory> {
+        self.domains.insert(self.privileged, Domain::new(Identity::Unknown))
     }
 
     /// Asks Xen about a domain.
@@ -130,7 +172,7 @@ impl<P: Platform> Server<P> {
 
     /// The connection of an introduced domain.
     pub(super) fn connection_of(&self, domid: DomId) -> Option<ConnId> {
-        self.domains.get(&domid)?.connection
+        self.domains.get(domid)?.connection
     }
 
     // ---- requests ----
@@ -148,6 +190,9 @@ impl<P: Platform> Server<P> {
         if self.is_replaced(domid, identity) {
             self.destroy(domid);
         }
+        if self.store.is_dying(domid) {
+            return Ok(Reply::Wait);
+        }
         if let Some(id) = self.connection_of(domid) {
             self.reintroduce(id, domid, port);
             return Ok(Reply::Done);
@@ -163,7 +208,6 @@ impl<P: Platform> Server<P> {
         let id = self.open(domid, page, port, identity)?;
         if domid != self.privileged {
             self.announce(Special::IntroduceDomain, domid, true);
-            self.deliver_events(None);
         }
         self.start_over(id);
         Ok(Reply::Done)
@@ -199,54 +243,110 @@ impl<P: Platform> Server<P> {
                 return Err(XsError::EINVAL);
             }
         };
-        if !self.domains.contains_key(&domid) {
-            self.track(domid, identity);
-        }
-        let features = self.domains.get(&domid).map_or(features::OFFERED, |domain| domain.features);
+        let made = self.make_connection(domid, identity);
+        let queue = match made {
+            Ok(queue) => queue,
+            Err(error) => {
+                self.platform.unbind(bound);
+                return Err(error);
+            }
+        };
+        let features = self.domains.get(domid).map_or(features::OFFERED, |domain| domain.features);
         page.store(Word::ServerFeatures, features);
-        let mut connection =
-            Connection::new(domid, page, Some(bound), Queue::new(self.platform.hash_seed()));
+        let mut connection = Connection::new(domid, page, Some(bound), queue);
         connection.features = features;
         connection.credit = WriteCredit::new(self.now_ms, &mut self.reserve);
         connection.privileged = domid == self.privileged;
-        Ok(self.attach(connection, bound))
+        self.attach(connection, bound).map_err(|error| {
+            self.platform.unbind(bound);
+            error.into()
+        })
     }
 
-    /// Enters a new connection everywhere.
-    pub(super) fn attach(&mut self, connection: Connection<P::Ring>, port: EvtchnPort) -> ConnId {
+    /// Has the domain of a new connection tracked, and makes room for the connection.
+    fn make_connection(&mut self, domid: DomId, identity: Identity) -> Result<Queue, XsError> {
+        if !self.domains.contains(domid) {
+            self.track(domid, identity)?;
+        }
+        Ok(self.promise_connection()?)
+    }
+
+    /// Makes room for a connection, so that [`attach`](Self::attach) finds it, and returns its queue.
+    pub(super) fn promise_connection(&mut self) -> Result<Queue, NoMemory> {
+        self.connections.promise()?;
+        if let Err(error) = self.timers.promise() {
+            self.connections.withdraw();
+            return Err(error);
+        }
+        if let Err(error) = self.ports.promise() {
+            self.timers.withdraw();
+            self.connections.withdraw();
+            return Err(error);
+        }
+        let queue = self.messages.new_queue();
+        if queue.is_err() {
+            self.ports.withdraw();
+            self.timers.withdraw();
+            self.connections.withdraw();
+        }
+        queue
+    }
+
+    /// The connection for which there is [room](Self::promise_connection) does not come.
+    pub(super) fn withdraw_connection(&mut self, mut queue: Queue) {
+        self.messages.end_queue(&mut queue, &mut self.trash);
+        self.ports.withdraw();
+        self.timers.withdraw();
+        self.connections.withdraw();
+    }
+
+    /// Enters a new connection everywhere. There must be [room](Self::promise_connection) for it.
+    ///
+    /// # Errors
+    /// There is no memory in the store; nothing has changed, but the room and the connection are gone.
+    pub(super) fn attach(
+        &mut self,
+        connection: Connection<P::Ring>,
+        port: EvtchnPort,
+    ) -> Result<ConnId, NoMemory> {
         let id = ConnId(self.next_connection);
-        // 2^32 introductions take longer than any host lives.
-        self.next_connection = self.next_connection.wrapping_add(1);
         let (domid, privileged) = (connection.domid, connection.privileged);
         let is_local = connection.is_local;
+        if let Err(error) = self.store.connect(id, Party { domid, target: None, privileged }) {
+            connection.credit.leave(&mut self.reserve);
+            self.withdraw_connection(connection.queue);
+            return Err(error);
+        }
+        // 2^32 introductions take longer than any host lives.
+        self.next_connection = self.next_connection.wrapping_add(1);
         self.trace("obj", format_args!("domain {domid}: connection opened"));
-        self.ports.insert(port, id);
-        self.connections.insert(id, Box::new(connection));
-        // Without memory for that its requests fail.
-        let _ = self.store.connect(id, Party { domid, target: None, privileged });
-        if let Some(domain) = self.domains.get_mut(&domid).filter(|_| !is_local) {
+        self.ports.insert_promised(port, id);
+        self.connections.insert(id, connection);
+        if let Some(domain) = self.domains.get_mut(domid).filter(|_| !is_local) {
             domain.connection = Some(id);
         }
-        id
+        Ok(id)
     }
 
     /// INTRODUCE of a domain that is introduced: a new port, and everything else as at the beginning.
     /// An ignored connection stays ignored.
     fn reintroduce(&mut self, id: ConnId, domid: DomId, remote_port: u32) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         let is_connected = connection.is_connected();
         if let Some(old) = connection.port.take() {
-            self.ports.remove(&old);
+            let _ = self.ports.remove(old);
             self.platform.unbind(old);
         }
         let bound =
             if is_connected { self.platform.bind(domid, remote_port).map(Some) } else { Ok(None) };
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         match bound {
             Ok(None) => {}
+            Ok(Some(port)) if self.ports.insert(port, id).is_ok() => connection.port = Some(port),
             Ok(Some(port)) => {
-                connection.port = Some(port);
-                self.ports.insert(port, id);
+                self.platform.unbind(port);
+                let what = "there is no memory for its new event channel";
+                self.platform.log(format_args!("domain {domid}: {what}"));
             }
             // The request succeeds nevertheless: stock toolstacks rely on that.
             Err(error) => self.platform.log(format_args!(
@@ -256,13 +356,24 @@ impl<P: Platform> Server<P> {
         self.start_over(id);
     }
 
-    /// Empties the ring and drops everything the domain had set up, then tells it if it waits for that.
+    /// Drops everything the domain had set up, then empties the ring and tells it if it waits for that.
     fn start_over(&mut self, id: ConnId) {
         self.drop_upload_of(id, "its connection starts over");
-        let _done = self.store.reset(id, &mut Budget::endless(), &mut self.gathered);
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let mut released = Released::default();
-        connection.forget_messages(&mut released);
+        let (store, budget, mut mail) = self.mail(None);
+        let progress = store.reset(id, budget, &mut mail);
+        if progress == Progress::Done {
+            return self.empty_ring(id);
+        }
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.busy = Some(Busy::StartOver);
+        }
+        self.connections.push(List::Ready, id);
+    }
+
+    /// Empties the ring, drops what waits for the domain, and tells it if it waits for that.
+    pub(super) fn empty_ring(&mut self, id: ConnId) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        connection.forget_messages(&mut self.messages, &mut self.trash);
         ring::reset(&mut connection.ring);
         if connection.is_connected() && connection.features & features::ERROR != 0 {
             // What was wrong with the ring before is over.
@@ -276,7 +387,6 @@ impl<P: Platform> Server<P> {
                 self.platform.notify(port);
             }
         }
-        self.settle_released(id, &mut released);
         self.mark_ready(id);
     }
 
@@ -290,7 +400,7 @@ impl<P: Platform> Server<P> {
     /// RESUME: the next shutdown of the domain is announced again.
     pub(super) fn resume_domain(&mut self, domid: DomId) -> Answer {
         self.must_be_introduced(domid)?;
-        if let Some(domain) = self.domains.get_mut(&domid) {
+        if let Some(domain) = self.domains.get_mut(domid) {
             domain.shutdown_reported = false;
         }
         Ok(Reply::Done)
@@ -304,10 +414,10 @@ impl<P: Platform> Server<P> {
     }
 
     /// IS_DOMAIN_INTRODUCED.
-    pub(super) fn is_introduced(&self, domid: DomId) -> Reply {
+    pub(super) fn is_introduced(&self, domid: DomId) -> Answer {
         let is_self = domid == DomId::SELF || self.own_domid == Some(domid);
         let introduced = is_self || self.connection_of(domid).is_some();
-        Reply::Data(if introduced { b"T\0".to_vec() } else { b"F\0".to_vec() })
+        Ok(Reply::Text(if introduced { b"T\0" } else { b"F\0" }))
     }
 
     /// SET_TARGET: the first domain gets the rights of the second, whose devices it emulates.
@@ -320,7 +430,7 @@ impl<P: Platform> Server<P> {
         };
         let id = find(self, domid)?;
         find(self, target)?;
-        if !self.connections.get(&id).is_some_and(|connection| connection.is_connected()) {
+        if !self.connections.get(id).is_some_and(|connection| connection.is_connected()) {
             return Err(XsError::EINVAL);
         }
         self.store.set_target(id, Some(target));
@@ -329,36 +439,64 @@ impl<P: Platform> Server<P> {
 
     // ---- shutdown and death ----
 
-    /// Finds out what became of the domains after Xen said that something did.
+    /// Has it found out what became of the domains, after Xen said that something did: in a turn before that of any
+    /// connection.
     pub(super) fn scan_domains(&mut self) {
-        let mut announced = None;
-        for _ in 0..CHANGES_PER_SCAN {
-            match self.platform.next_change() {
-                Change::Domain(domid, state) => self.domain_changed(domid, state, &mut announced),
-                Change::Done => break,
-                Change::Unsupported => return self.look_at_domains(Look::News),
-            }
+        match &mut self.scan {
+            Some(scan) => scan.again = true,
+            None => self.scan = Some(Scan::new(Look::News)),
         }
-        // One plain event for all that shut down, with the last of them.
-        self.announce_shutdown(&mut announced, Plain::Yes);
     }
 
-    /// Looks what became of every tracked domain.
+    /// Looks at once what became of every tracked domain.
     pub(super) fn look_at_domains(&mut self, look: Look) {
-        let mut announced = None;
-        let tracked = self.domains.keys().copied().collect::<Vec<_>>();
-        for domid in tracked {
-            let state = self.ask(domid);
-            if state != DomainState::Unknown || look == Look::News {
-                self.domain_changed(domid, state, &mut announced);
+        let mut scan = Scan { next: Some(DomId(0)), ..Scan::new(look) };
+        while self.look_at_next(&mut scan) {}
+        self.announce_shutdown(&mut scan.announced, Plain::Yes);
+    }
+
+    /// Goes on with finding that out.
+    pub(super) fn scan_on(&mut self) {
+        let Some(mut scan) = self.scan.take() else { return };
+        while !self.budget.is_over() {
+            if self.look_at_next(&mut scan) {
+                continue;
             }
+            // One plain event for all that shut down, with the last of them.
+            self.announce_shutdown(&mut scan.announced, Plain::Yes);
+            if !scan.again {
+                return;
+            }
+            scan = Scan::new(Look::News);
         }
-        self.announce_shutdown(&mut announced, Plain::Yes);
+        self.scan = Some(scan);
+    }
+
+    /// Looks at one domain; `false` if there is none left.
+    fn look_at_next(&mut self, scan: &mut Scan) -> bool {
+        self.budget.spend(ASK_WORK);
+        let Some(from) = scan.next else {
+            match self.platform.next_change() {
+                Change::Domain(domid, state) => {
+                    self.domain_changed(domid, state, &mut scan.announced);
+                }
+                Change::Done => return false,
+                Change::Unsupported => scan.next = Some(DomId(0)),
+            }
+            return true;
+        };
+        let Some((domid, _)) = self.domains.next_from(from) else { return false };
+        scan.next = Some(DomId(domid.0.saturating_add(1)));
+        let state = self.ask(domid);
+        if state != DomainState::Unknown || scan.look == Look::News {
+            self.domain_changed(domid, state, &mut scan.announced);
+        }
+        true
     }
 
     /// Acts on the state of one domain. `announced` is a domain whose shutdown has been seen but not announced yet.
     fn domain_changed(&mut self, domid: DomId, state: DomainState, announced: &mut Option<DomId>) {
-        let Some(domain) = self.domains.get(&domid) else { return };
+        let Some(domain) = self.domains.get(domid) else { return };
         let is_introduced = domain.connection.is_some();
         match state {
             // It may be the one that has shut down; whoever cares has to look.
@@ -370,7 +508,7 @@ impl<P: Platform> Server<P> {
             DomainState::Exists { shutdown, identity, .. }
                 if !self.is_replaced(domid, identity) =>
             {
-                let Some(domain) = self.domains.get_mut(&domid) else { return };
+                let Some(domain) = self.domains.get_mut(domid) else { return };
                 if identity != Identity::Unknown {
                     domain.identity = identity;
                 }
@@ -390,21 +528,32 @@ impl<P: Platform> Server<P> {
         }
     }
 
+    /// Announces what became of a domain: after what it had is gone if it is dead.
     pub(super) fn announce(&mut self, special: Special, domid: DomId, plain: bool) {
-        let (budget, post) = (&mut Budget::endless(), &mut self.gathered);
-        let _done = self.store.announce(special, domid, plain, budget, post);
+        let (store, budget, mut mail) = self.mail(None);
+        let _goes_on = store.announce(special, domid, plain, budget, &mut mail);
+        self.report_drops();
     }
 
     fn announce_shutdown(&mut self, announced: &mut Option<DomId>, plain: Plain) {
         if let Some(domid) = announced.take() {
             self.announce(Special::ReleaseDomain, domid, plain == Plain::Yes);
-            self.deliver_events(None);
         }
+    }
+
+    /// Goes on with clearing away what dead domains had, and what waited for connections that are gone.
+    pub(super) fn bury(&mut self) {
+        let (store, budget, mut mail) = self.mail(None);
+        let _goes_on = store.go_on_deaths(budget, &mut mail);
+        self.report_drops();
+        self.empty_trash();
+        // There is memory again for those that wait for it.
+        self.short_left = self.connections.count(List::Short);
     }
 
     /// Whether another domain has this domid now.
     fn is_replaced(&self, domid: DomId, identity: Identity) -> bool {
-        self.domains.get(&domid).is_some_and(|domain| {
+        self.domains.get(domid).is_some_and(|domain| {
             domain.identity.is_replaced_by(identity, domain.connection.is_some())
         })
     }
@@ -416,17 +565,16 @@ impl<P: Platform> Server<P> {
             self.platform.log(format_args!("domain {domid} is gone; it was the privileged one"));
             return;
         }
-        let Some(domain) = self.domains.remove(&domid) else { return };
+        let Some(domain) = self.domains.remove(domid) else { return };
+        self.budget.spend(END_WORK);
         self.trace("obj", format_args!("domain {domid}: forgotten"));
         // First of all it gets no events any more, not even about its own nodes.
         let connection = domain.connection.and_then(|id| self.detach(id));
         // Others lose the rights that they had as its emulators, too.
         self.give_headroom();
         self.store.forget(domid);
-        let _done = self.store.go_on_deaths(&mut Budget::endless(), &mut self.gathered);
         if let Some(port) = connection.as_ref().and_then(|connection| connection.port) {
-            self.ports.remove(&port);
-            give_room_back(&mut self.ports);
+            let _ = self.ports.remove(port);
             self.platform.unbind(port);
         }
         // This unmaps the page.
@@ -434,7 +582,8 @@ impl<P: Platform> Server<P> {
         if domain.connection.is_some() {
             self.announce(Special::ReleaseDomain, domid, true);
         }
-        self.deliver_events(None);
+        // What is little is gone at once.
+        self.bury();
     }
 
     /// Whether connections, domains, ports and the store agree; what does not is added to `findings`.
@@ -445,43 +594,49 @@ impl<P: Platform> Server<P> {
                 let _ = writeln!(findings, "domain {domid}: {what}");
             }
         };
-        for (domid, domain) in &self.domains {
-            claim(self.store.knows(*domid), "unknown to the store", *domid);
-            let connection = domain.connection.and_then(|id| self.connections.get(&id));
+        for (domid, domain) in self.domains.iter() {
+            claim(self.store.knows(domid), "unknown to the store", domid);
+            let connection = domain.connection.and_then(|id| self.connections.get(id));
             let is_whole = domain.connection.is_none() || connection.is_some();
-            claim(is_whole, "its connection is missing", *domid);
+            claim(is_whole, "its connection is missing", domid);
         }
-        for (id, connection) in &self.connections {
+        for (id, connection) in self.connections.iter() {
             let domid = connection.domid;
-            let in_place = connection.is_local || self.connection_of(domid) == Some(*id);
+            let in_place = connection.is_local || self.connection_of(domid) == Some(id);
             claim(in_place, "has a stray connection", domid);
-            let listed = connection.port.is_none_or(|port| self.ports.get(&port) == Some(id));
+            let listed = connection.port.is_none_or(|port| self.ports.get(port) == Some(&id));
             claim(listed, "its port is not listed", domid);
-            let known = self.store.party(*id).is_some() == connection.is_connected();
+            let known = self.store.party(id).is_some() == connection.is_connected();
             claim(known, "the store does not agree on its connection", domid);
         }
         for domid in self.store.domids() {
-            claim(self.domains.contains_key(&domid), "known to the store only", domid);
+            claim(self.domains.contains(domid), "known to the store only", domid);
         }
     }
 
     /// Takes a connection out of everything but the hypervisor.
-    pub(super) fn detach(&mut self, id: ConnId) -> Option<Box<Connection<P::Ring>>> {
+    pub(super) fn detach(&mut self, id: ConnId) -> Option<Connection<P::Ring>> {
         self.store.disconnect(id);
-        let mut connection = self.connections.remove(&id)?;
-        give_room_back(&mut self.connections);
+        self.timers.set(&mut self.connections, id, None);
+        if self.rescanned == Some(id) {
+            self.rescanned = self.connections.next(List::All, id);
+        }
+        let mut connection = self.connections.remove(id)?;
+        self.timers.withdraw();
         self.drop_upload_of(id, "its connection is gone");
         connection.credit.leave(&mut self.reserve);
         self.past.add(connection.figures);
         self.history.refused = self.history.refused.saturating_add(connection.told.refused);
         self.trace("obj", format_args!("domain {}: connection closed", connection.domid));
-        if let Some(at_ms) = connection.wake_at_ms {
-            self.timers.remove(&(at_ms, id));
-        }
-        let mut released = Released::default();
-        connection.forget_messages(&mut released);
-        self.settle_released(id, &mut released);
+        connection.forget_messages(&mut self.messages, &mut self.trash);
+        self.messages.end_queue(&mut connection.queue, &mut self.trash);
         Some(connection)
+    }
+}
+
+impl Scan {
+    fn new(look: Look) -> Self {
+        Self { next: None, look, again: false, announced: None }
     }
 }
 

@@ -188,10 +188,10 @@ fn len(text: &impl Display) -> usize {
 impl<P: Platform> Server<P> {
     /// The first known domain from a domid on.
     pub(super) fn next_listed(&self, from: DomId) -> Option<Listed<'_, P>> {
-        let (domid, domain) = self.domains.range(from..).next()?;
+        let (domid, domain) = self.domains.next_from(from)?;
         let &Domain { connection, .. } = domain;
-        let connection = connection.and_then(|id| self.connections.get(&id).map(|c| &**c));
-        Some(Listed { domid: *domid, connection })
+        let connection = connection.and_then(|id| self.connections.get(id));
+        Some(Listed { domid, connection })
     }
 
     /// `stats --values`: with a domid, the rows from there on; else figures of the server before them.
@@ -242,7 +242,7 @@ impl<P: Platform> Server<P> {
     fn list_counters(&self, text: &mut Text) {
         let (mut requests, mut events, mut dropped) = self.past.sums();
         let mut refused = self.history.refused;
-        for connection in self.connections.values() {
+        for (_, connection) in self.connections.iter() {
             requests = requests.saturating_add(connection.figures.requests);
             events = events.saturating_add(connection.figures.events);
             dropped = dropped.saturating_add(connection.figures.dropped_events);

@@ -6,14 +6,17 @@
 use super::Server;
 use super::connection::Connection;
 use super::platform::Platform;
-use super::queue::Queue;
+use crate::mem::NoMemory;
 use crate::proto::id::{ConnId, EvtchnPort};
 
 impl<P: Platform> Server<P> {
     /// Serves one more ring with the rights of the privileged domain. `port` is what the platform reports
     /// news of this ring by.
-    pub fn open_local(&mut self, ring: P::Ring, port: EvtchnPort) -> ConnId {
-        let queue = Queue::new(self.platform.hash_seed());
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub fn open_local(&mut self, ring: P::Ring, port: EvtchnPort) -> Result<ConnId, NoMemory> {
+        let queue = self.promise_connection()?;
         let mut connection = Connection::new(self.privileged, ring, Some(port), queue);
         connection.privileged = true;
         connection.is_local = true;
@@ -22,12 +25,12 @@ impl<P: Platform> Server<P> {
 
     /// Its client is gone: so are its watches, its transactions and what waited for it.
     pub fn close_local(&mut self, id: ConnId) {
-        if !self.connections.get(&id).is_some_and(|connection| connection.is_local) {
+        if !self.connections.get(id).is_some_and(|connection| connection.is_local) {
             return;
         }
         let Some(connection) = self.detach(id) else { return };
         if let Some(port) = connection.port {
-            self.ports.remove(&port);
+            let _ = self.ports.remove(port);
             self.platform.unbind(port);
         }
     }

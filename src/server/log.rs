@@ -119,7 +119,7 @@ impl Switches {
 impl<P: Platform> Server<P> {
     /// Prints a line about a connection that can come only once in its life.
     pub(super) fn tell(&mut self, id: ConnId, line: fmt::Arguments<'_>) {
-        let Some(connection) = self.connections.get(&id) else { return };
+        let Some(connection) = self.connections.get(id) else { return };
         let domid = connection.domid;
         self.platform.log(format_args!("domain {domid}: {line}"));
     }
@@ -129,7 +129,7 @@ impl<P: Platform> Server<P> {
         // What was left out is told before what comes later.
         self.tell_left_out();
         let now_ms = self.now_ms;
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         let Some(budget) = self.line_budgets.get_mut(kind as usize) else { return };
         let Some(quiet_until_ms) = connection.quiet_until_ms.get_mut(kind as usize) else { return };
         if now_ms.saturating_sub(budget.since_ms) >= PAUSE_MS {
@@ -196,7 +196,7 @@ impl<P: Platform> Server<P> {
         if !self.switches.on {
             return;
         }
-        let Some(domid) = self.connections.get(&id).map(|connection| connection.domid) else {
+        let Some(domid) = self.connections.get(id).map(|connection| connection.domid) else {
             return;
         };
         let request = header.req_id;
@@ -209,11 +209,15 @@ impl<P: Platform> Server<P> {
             Ok(Reply::Done | Reply::Watching(_)) => {
                 self.trace("io", format_args!("domain {domid} request {request}: OK"));
             }
-            Ok(Reply::Later) => {
+            Ok(Reply::Later | Reply::Working(_) | Reply::Wait) => {
                 self.trace("io", format_args!("domain {domid} request {request}: answered later"));
             }
             Ok(Reply::Data(data)) => {
                 let bytes = data.len();
+                self.trace("io", format_args!("domain {domid} request {request}: {bytes} bytes"));
+            }
+            Ok(Reply::Text(text)) => {
+                let bytes = text.len();
                 self.trace("io", format_args!("domain {domid} request {request}: {bytes} bytes"));
             }
             Err(error) => {

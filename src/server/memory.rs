@@ -1,34 +1,117 @@
-//! Admission by memory: what is begun can be finished.
+//! Shares of the memory: who may still have some when little is left.
 //!
-//! A request starts only if the heap has room for the most it can take. Requests that free memory or only look
-//! at something may go on where others are refused, out of a reserve that nothing else touches; so an
-//! administrator can always look around and clean up.
+//! An allocation that fails is an error of one request, whoever asked. What is decided here is who meets that error
+//! first: those who hold the most, and the privileged domain last.
+//!
+//! | bytes | are kept for |
+//! |---|---|
+//! | [`CLEANUP`] | the privileged domain: looking, removing, ending transactions, CONTROL |
+//! | [`GROW`] | the privileged domain: one domain more, with its nodes, watches and transactions |
+//! | [`MINIMUM`] for each connection | that domain, so that a guest can start beside others that have taken all they may |
+//!
+//! A guest grows beyond its minimum only while it would not hold more than what is then left for all. So no list of
+//! holders is needed: as free memory shrinks, the largest are refused first, and of N that take what they can
+//! each gets about one part of N + 1.
+//!
+//! Only memory that can really be had counts ([`HeapStats::free`]). The sum for an
+//! administrator is in `docs/administration.md`, "Memory".
 
 use super::Server;
-use super::platform::Platform;
+use super::dispatch::Asker;
+use super::platform::{HeapStats, Platform};
+use crate::proto::id::DomId;
 use crate::proto::request::Request;
 use crate::proto::wire::PAYLOAD_MAX;
+use crate::store::Store;
+use crate::store::quota::Quota;
 
-/// Kept for requests that free memory or only look. Enough for an administrator's `xenstore-rm`, which
-/// uses a transaction, to remove ten thousand nodes at once.
-const STANDING_RESERVE: usize = 512 * 1024;
+/// Kept for the privileged domain when it looks around and cleans up: some requests with their replies, a transaction
+/// that removes.
+const CLEANUP: usize = 256 * 1024;
 
-/// The part of it that requests which only look leave to those that free.
-const RESERVE_FOR_FREEING: usize = 64 * 1024;
+/// Kept for the privileged domain to grow: one domain more has some 200 nodes, as many watches of its backends, and the
+/// transactions that make them.
+const GROW: usize = 512 * 1024;
 
-/// The most that the server itself needs around a request: the request, its reply, and the
-/// bookkeeping of a new connection or some queued messages.
-const OWN_WORST_CASE: usize = 4 * PAYLOAD_MAX;
+/// Kept for each connection, as far as all of that is not more than one part of [`MINIMA_PART`] of the memory.
+const MINIMUM: usize = 64 * 1024;
+const MINIMA_PART: usize = 8;
 
-/// Below this nothing is even read.
-const READ_NEEDS: usize = 2 * PAYLOAD_MAX;
+/// What a request takes at most, whatever it is: itself, its reply, the bookkeeping of a connection, and a page for each
+/// table that grows by one.
+const REQUEST: usize = 8 * PAYLOAD_MAX;
 
-/// What an event takes besides its payload.
-const EVENT_OVERHEAD: usize = 256;
+/// What one level of a path takes at most, as a node, touched in a transaction, or watched.
+const LEVEL: usize = 1024;
+
+/// To read a request: a page for its payload.
+const READ: usize = 2 * PAYLOAD_MAX;
+
+/// Who asks for memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Share {
+    /// The privileged domain.
+    Privileged,
+    /// Another one.
+    Guest {
+        /// Bytes that are charged to it.
+        held: usize,
+        /// How many connections there are.
+        connections: usize,
+    },
+}
+
+impl Share {
+    /// The share of a guest, or with `None` of the privileged domain.
+    pub(super) fn of(guest: Option<usize>, connections: usize) -> Self {
+        guest.map_or(Self::Privileged, |held| Self::Guest { held, connections })
+    }
+
+    /// What has to be left.
+    fn floor(self, appetite: Appetite) -> usize {
+        match (self, appetite) {
+            (Self::Privileged, Appetite::Frees | Appetite::Looks) => 0,
+            (Self::Privileged, Appetite::Grows) => CLEANUP,
+            (Self::Guest { .. }, Appetite::Frees) => CLEANUP / 2,
+            (Self::Guest { .. }, Appetite::Looks) => CLEANUP,
+            (Self::Guest { .. }, Appetite::Grows) => CLEANUP + GROW,
+        }
+    }
+
+    /// Whether it may have `bytes` more. What has to be left is asked of Xen beforehand, so that it is there.
+    fn allows<P: Platform>(self, platform: &mut P, appetite: Appetite, bytes: usize) -> bool {
+        if !platform.reserve(self.floor(appetite).saturating_add(bytes)) {
+            return false;
+        }
+        let grows = appetite == Appetite::Grows && self != Self::Privileged;
+        !grows || self.is_within(platform.heap(), appetite, bytes)
+    }
+
+    /// The part of that which is a matter of numbers.
+    fn is_within(self, heap: HeapStats, appetite: Appetite, bytes: usize) -> bool {
+        let floor = self.floor(appetite);
+        if heap.free < floor.saturating_add(bytes) {
+            return false;
+        }
+        let (Self::Guest { held, connections }, Appetite::Grows) = (self, appetite) else {
+            return true;
+        };
+        let minimum = minimum(heap.limit, connections);
+        let after = held.saturating_add(bytes);
+        let kept = floor.saturating_add(minimum.saturating_mul(connections));
+        after <= minimum || after <= heap.free.saturating_sub(kept)
+    }
+}
+
+/// What each of so many connections can have, whatever the others hold.
+fn minimum(memory: usize, connections: usize) -> usize {
+    let part = memory.wrapping_div(MINIMA_PART);
+    part.checked_div(connections).unwrap_or(part).min(MINIMUM)
+}
 
 /// What a request does to memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Appetite {
+pub(super) enum Appetite {
     /// Afterwards there is more, or as much.
     Frees,
     /// It takes some for its reply.
@@ -37,7 +120,7 @@ enum Appetite {
     Grows,
 }
 
-/// What a request does to memory. In a transaction even looking is remembered. Who is privileged may remove
+/// What a request does to memory. In a transaction even looking is remembered. Who is privileged may look and remove
 /// in a transaction out of the reserve; he is trusted to end it.
 fn appetite(request: &Request<'_>, in_transaction: bool, privileged: bool) -> Appetite {
     match request {
@@ -53,7 +136,8 @@ fn appetite(request: &Request<'_>, in_transaction: bool, privileged: bool) -> Ap
         | Request::ResetWatches
         | Request::Release { .. }
         | Request::Resume { .. } => Appetite::Frees,
-        _ if in_transaction => Appetite::Grows,
+        // Who removes with a transaction looks in it, too.
+        _ if in_transaction && !privileged => Appetite::Grows,
         Request::Rm { .. } => Appetite::Frees,
         Request::Control { .. }
         | Request::Directory { .. }
@@ -78,61 +162,104 @@ fn appetite(request: &Request<'_>, in_transaction: bool, privileged: bool) -> Ap
     }
 }
 
+/// Upper bound of what a request can make the server hold.
+fn need(request: &Request<'_>, payload_len: usize) -> usize {
+    let path = match request {
+        Request::Directory { path }
+        | Request::Read { path }
+        | Request::GetPerms { path }
+        | Request::Watch { path, .. }
+        | Request::Write { path, .. }
+        | Request::Mkdir { path }
+        | Request::Rm { path }
+        | Request::SetPerms { path, .. }
+        | Request::DirectoryPart { path, .. } => *path,
+        Request::Control { .. }
+        | Request::Unwatch { .. }
+        | Request::TransactionStart
+        | Request::TransactionEnd { .. }
+        | Request::Introduce { .. }
+        | Request::Release { .. }
+        | Request::GetDomainPath { .. }
+        | Request::IsDomainIntroduced { .. }
+        | Request::Resume { .. }
+        | Request::SetTarget { .. }
+        | Request::ResetWatches
+        | Request::GetFeature { .. }
+        | Request::SetFeature { .. }
+        | Request::GetQuotaNames
+        | Request::GetQuota { .. }
+        | Request::SetQuota { .. } => &[],
+    };
+    let levels = path.iter().filter(|byte| **byte == b'/').count().saturating_add(1);
+    REQUEST
+        .saturating_add(levels.saturating_mul(LEVEL))
+        .saturating_add(payload_len.saturating_mul(2))
+}
+
 impl<P: Platform> Server<P> {
     /// Whether there is memory for a request. If so, the store knows how much it may use.
     pub(super) fn admits(
         &mut self,
+        asker: Asker,
         request: &Request<'_>,
         in_transaction: bool,
-        privileged: bool,
         payload_len: usize,
     ) -> bool {
-        let needed = match appetite(request, in_transaction, privileged) {
-            Appetite::Frees => OWN_WORST_CASE,
-            Appetite::Looks => OWN_WORST_CASE.saturating_add(RESERVE_FOR_FREEING),
-            Appetite::Grows => OWN_WORST_CASE
-                .saturating_add(STANDING_RESERVE)
-                .saturating_add(self.store.worst_case_bytes(payload_len)),
+        let appetite = appetite(request, in_transaction, asker.privileged);
+        let guest = (!asker.privileged).then(|| held(&self.store, asker.domid));
+        let share = Share::of(guest, self.connections.len());
+        let bytes = match appetite {
+            Appetite::Frees | Appetite::Looks => READ,
+            Appetite::Grows => need(request, payload_len),
         };
-        let admitted = self.platform.reserve(needed);
-        self.limit_store(needed);
+        let admitted = share.allows(&mut self.platform, appetite, bytes);
+        self.limit_store(share.floor(appetite));
         admitted
     }
 
     /// Lets the store use what is there for something that no request asked for.
     pub(super) fn give_headroom(&mut self) {
-        self.limit_store(OWN_WORST_CASE);
+        self.limit_store(0);
     }
 
-    /// Tells the store how much it may allocate for what has no bound of its own, besides `needed`.
-    fn limit_store(&mut self, needed: usize) {
-        self.store.set_headroom(self.platform.heap().free.saturating_sub(needed));
+    /// Tells the store how much it may allocate for what has no bound of its own, if `kept` has to be left.
+    fn limit_store(&mut self, kept: usize) {
+        self.store.set_headroom(self.platform.heap().free.saturating_sub(kept));
     }
+}
+
+/// Bytes that are charged to a domain.
+pub(super) fn held(store: &Store, domid: DomId) -> usize {
+    store.usage(domid, Quota::Memory).map_or(0, |(used, _)| used as usize)
 }
 
 /// Whether there is memory to read a request from a ring at all.
-pub(super) fn can_read<P: Platform>(platform: &mut P) -> bool {
-    platform.reserve(READ_NEEDS)
+pub(super) fn can_read<P: Platform>(platform: &mut P, privileged: bool) -> bool {
+    let share = Share::of((!privileged).then_some(0), 0);
+    share.allows(platform, Appetite::Frees, READ)
 }
 
-/// Whether there is memory to queue an event.
-pub(super) fn can_queue<P: Platform>(platform: &mut P, payload_len: usize) -> bool {
-    platform.reserve(payload_len.saturating_add(EVENT_OVERHEAD).saturating_add(READ_NEEDS))
+/// Whether a message of so many bytes may wait.
+pub(super) fn can_queue<P: Platform>(platform: &mut P, share: Share, bytes: usize) -> bool {
+    share.allows(platform, Appetite::Grows, bytes)
 }
 
-/// Whether there is memory for the image of a successor.
+/// Whether there is memory for the image of a successor, or for a dump.
 pub(super) fn can_upload<P: Platform>(platform: &mut P, size: usize) -> bool {
-    platform.reserve(size.saturating_add(STANDING_RESERVE).saturating_add(OWN_WORST_CASE))
+    Share::Privileged.allows(platform, Appetite::Grows, size)
 }
 
 /// Whether there is memory to write the state down, which sorts so many ids.
 pub(super) fn can_save<P: Platform>(platform: &mut P, ids: usize) -> bool {
-    platform.reserve(ids.saturating_mul(16).saturating_add(OWN_WORST_CASE))
+    Share::Privileged.allows(platform, Appetite::Looks, ids.saturating_mul(16).saturating_add(READ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec;
+    use alloc::vec::Vec;
 
     #[test]
     fn inside_a_transaction_only_what_ends_it_is_free() {
@@ -142,10 +269,99 @@ mod tests {
         assert_eq!(appetite(&rm, true, true), Appetite::Frees);
         let read = Request::Read { path: b"/a" };
         assert_eq!(appetite(&read, false, false), Appetite::Looks);
-        assert_eq!(appetite(&read, true, true), Appetite::Grows);
+        assert_eq!(appetite(&read, true, false), Appetite::Grows);
+        assert_eq!(appetite(&read, true, true), Appetite::Looks);
+        let write = Request::Write { path: b"/a", value: b"" };
+        assert_eq!(appetite(&write, true, true), Appetite::Grows);
         let end = |commit| Request::TransactionEnd { commit };
         assert_eq!(appetite(&end(false), true, false), Appetite::Frees);
         assert_eq!(appetite(&end(true), true, false), Appetite::Grows);
         assert_eq!(appetite(&end(true), true, true), Appetite::Frees);
+    }
+
+    const MIB: usize = 1 << 20;
+
+    /// Guests that take what they get, a little at a time.
+    struct Crowd {
+        memory: usize,
+        held: Vec<usize>,
+    }
+
+    impl Crowd {
+        fn free(&self) -> usize {
+            self.memory - self.held.iter().sum::<usize>()
+        }
+
+        fn takes(&mut self, guest: usize, bytes: usize) -> bool {
+            let heap = HeapStats { free: self.free(), limit: self.memory, ..HeapStats::default() };
+            let share = Share::of(Some(self.held[guest]), self.held.len());
+            let fine = share.is_within(heap, Appetite::Grows, bytes);
+            if fine {
+                self.held[guest] += bytes;
+            }
+            fine
+        }
+
+        fn feast(&mut self) {
+            while (0..self.held.len()).filter(|guest| self.takes(*guest, 5000)).count() > 0 {}
+        }
+    }
+
+    #[test]
+    fn guests_get_equal_parts_and_leave_the_privileged_domain_its_own() {
+        for guests in [1, 5, 31, 200] {
+            let mut crowd = Crowd { memory: 60 * MIB, held: vec![0; guests] };
+            crowd.feast();
+            let (least, most) =
+                (crowd.held.iter().min().unwrap(), crowd.held.iter().max().unwrap());
+            assert!(
+                *most <= 60 * MIB / guests && *least + 100_000 > *most,
+                "{guests}: {least} {most}"
+            );
+            assert!(crowd.free() >= CLEANUP + GROW, "{guests}: {}", crowd.free());
+            // Whoever comes now still gets a minimum.
+            crowd.held.push(0);
+            let before = crowd.free();
+            while crowd.takes(guests, 1000) {}
+            let got = before - crowd.free();
+            assert!(got + 1000 > minimum(60 * MIB, guests + 1), "{guests}: {got}");
+            assert!(crowd.free() >= CLEANUP + GROW);
+        }
+    }
+
+    #[test]
+    fn who_holds_the_most_is_refused_first() {
+        let mut crowd = Crowd { memory: 20 * MIB, held: vec![0; 3] };
+        // One alone gets half of it.
+        while crowd.takes(0, 5000) {}
+        assert!(crowd.held[0] > 8 * MIB, "{}", crowd.held[0]);
+        assert!(crowd.takes(1, MIB) && crowd.takes(2, MIB));
+        assert!(!crowd.takes(0, 100));
+        assert!(crowd.takes(1, MIB) && !crowd.takes(0, 100));
+    }
+
+    #[test]
+    fn the_reserves_are_the_privileged_domains_alone() {
+        let guest = Share::of(Some(0), 3);
+        let may = |free: usize, share: Share, appetite| {
+            let heap = HeapStats { free, limit: 60 * MIB, ..HeapStats::default() };
+            share.is_within(heap, appetite, 1000)
+        };
+        let all = [Appetite::Frees, Appetite::Looks, Appetite::Grows];
+        assert_eq!(all.map(|appetite| may(MIB, guest, appetite)), [true; 3]);
+        assert_eq!(all.map(|appetite| may(CLEANUP + GROW, guest, appetite)), [true, true, false]);
+        assert_eq!(all.map(|appetite| may(CLEANUP, guest, appetite)), [true, false, false]);
+        assert_eq!(all.map(|appetite| may(CLEANUP / 2, guest, appetite)), [false; 3]);
+        let privileged = Share::Privileged;
+        assert_eq!(all.map(|appetite| may(CLEANUP + 1000, privileged, appetite)), [true; 3]);
+        assert_eq!(all.map(|appetite| may(CLEANUP, privileged, appetite)), [true, true, false]);
+        assert_eq!(all.map(|appetite| may(1000, privileged, appetite)), [true, true, false]);
+    }
+
+    #[test]
+    fn a_request_needs_what_its_path_makes() {
+        let write = |path| need(&Request::Write { path, value: b"" }, path.len());
+        assert!(write(b"/a/b") < write(b"/a/b/c/d/e/f/g"));
+        assert!(write(b"/aaaaaaaaaa") < write(b"/a/a/a/a/a/"));
     }
 }

@@ -4,7 +4,7 @@
 //! It runs to completion on one CPU:
 //!
 //! * `schedule`: one pass after the other; who is served when, and when to sleep.
-//! * `connection`, `queue`: bytes of one client, in and out.
+//! * `connection`, `queue`: bytes of one client, in and out. `connections`, `timers`, `by_domid`: where to find whom.
 //! * `dispatch`, `handlers`: one request from its header to its reply.
 //! * `start`: the first steps.
 //! * `domains`: introduction, shutdown and death of domains. `local`: clients that come another way.
@@ -24,7 +24,9 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 mod accounts;
+mod by_domid;
 mod connection;
+mod connections;
 mod control;
 mod dispatch;
 mod domains;
@@ -45,47 +47,42 @@ mod save;
 mod schedule;
 mod start;
 mod stats;
+mod timers;
 mod update;
 
 pub use schedule::Pass;
 pub use update::Offer;
 
+use crate::mem::{Budget, Map, NoMemory};
 use crate::proto::id::{ConnId, DomId, EvtchnPort};
 use crate::store::Store;
-use accounts::Cause;
-use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use accounts::{Asked, Causes};
 use alloc::string::String;
 use alloc::vec::Vec;
-use connection::{Connection, Figures};
+use by_domid::ByDomid;
+use connection::Figures;
+use connections::Connections;
 use core::fmt;
-use dispatch::Gathered;
-use domains::Domain;
+use domains::{Domain, Scan};
 use dump::Dump;
 use figures::History;
-use foldhash::fast::FixedState;
-use hashbrown::HashMap;
 use log::{LineBudget, Repeated, Switches};
 use options::Options;
 use platform::Platform;
-use queue::{CauseId, Released};
+use queue::{Done, Messages};
 use rate::Reserve;
 use restore::Account;
 pub use restore::split_tail;
+use schedule::Stage;
 use stats::Latency;
+use timers::Timers;
 use update::{Passage, Upload};
 
-/// A store as it is at the start.
-#[expect(
-    clippy::expect_used,
-    reason = "nobody is there yet; without memory for it there is no server"
-)]
-fn empty_store(seed: u64, privileged: DomId, options: &Options) -> Store {
-    Store::new(seed, privileged, options.quotas).expect("memory for an empty store")
+/// What there has to be memory for before there is anybody: without it there is no server.
+#[expect(clippy::expect_used, reason = "nobody is there yet who could have caused it")]
+fn at_the_start<T>(made: Result<T, NoMemory>) -> T {
+    made.expect("memory for an empty server")
 }
-
-/// A map whose hashes a guest cannot foresee.
-type Map<K, V> = HashMap<K, V, FixedState>;
 
 /// The whole xenstore service.
 pub struct Server<P: Platform> {
@@ -98,25 +95,35 @@ pub struct Server<P: Platform> {
     own_domid: Option<DomId>,
     /// Domains that existed before the server did, until it has looked whether they wait for it.
     existing: Vec<DomId>,
-    connections: Map<ConnId, Box<Connection<P::Ring>>>,
+    connections: Connections<P::Ring>,
+    /// What waits for them.
+    messages: Messages,
+    /// Messages that have left the queues of connections, whose accounts are not settled yet.
+    trash: Done,
     ports: Map<EvtchnPort, ConnId>,
-    domains: BTreeMap<DomId, Domain>,
+    domains: ByDomid<Domain>,
     /// Requests of which something still waits in a queue.
-    causes: Map<CauseId, Cause>,
-    /// Connections that may have work, in the order in which they get their turn.
-    ready: VecDeque<ConnId>,
-    /// Connections served since the last look before sleeping.
-    served: Vec<ConnId>,
+    causes: Causes,
+    /// What the turn may still do.
+    budget: Budget,
+    /// Whose turn is the next.
+    stage: Stage,
+    /// Finding out what became of domains, if that is under way.
+    scan: Option<Scan>,
+    /// The request that is being handled, if its messages are charged.
+    asked: Option<Asked>,
     /// Scratch space.
-    released: Released,
     reply: Vec<u8>,
-    gathered: Gathered,
-    /// Connections that are not read because they, or the server, have no memory left.
-    short_of_memory: Vec<ConnId>,
+    /// How many connections that are short of memory have to be looked at before the server may sleep.
+    short_left: usize,
+    /// Nothing was left to do when the last pass ended.
+    slept: bool,
+    /// The next connection in the look at all rings that is under way.
+    rescanned: Option<ConnId>,
     /// What idle domains leave to busy ones in the write-rate limit.
     reserve: Reserve,
-    /// When a connection wants to be served even if nobody signals; one entry each at most.
-    timers: BTreeSet<(u64, ConnId)>,
+    /// When connections want to be served even if nobody signals.
+    timers: Timers,
     next_connection: u32,
     next_cause: u64,
     /// The latest moment that is known; see [`Server::read_clock`].
@@ -167,8 +174,9 @@ impl<P: Platform> Server<P> {
         server.existing = existing;
         server.privileged = server.options.privileged.or(control).unwrap_or(DomId(0));
         let seed = server.platform.hash_seed();
-        server.store = empty_store(seed, server.privileged, &server.options);
-        server.know_privileged();
+        let quotas = server.options.quotas;
+        server.store = at_the_start(Store::new(seed, server.privileged, quotas));
+        at_the_start(server.know_privileged());
         server
     }
 
@@ -183,23 +191,27 @@ impl<P: Platform> Server<P> {
         let privileged = options.privileged.unwrap_or(DomId(0));
         Self {
             platform,
-            store: empty_store(seed, privileged, &options),
+            store: at_the_start(Store::new(seed, privileged, options.quotas)),
             options,
             privileged,
             own_domid,
             existing: Vec::new(),
-            connections: HashMap::with_hasher(FixedState::with_seed(seed)),
-            ports: HashMap::with_hasher(FixedState::with_seed(seed)),
-            domains: BTreeMap::new(),
-            causes: HashMap::with_hasher(FixedState::with_seed(seed)),
-            ready: VecDeque::new(),
-            served: Vec::new(),
-            released: Released::default(),
+            connections: Connections::new(seed),
+            messages: at_the_start(Messages::new(seed)),
+            trash: Done::NONE,
+            ports: Map::new(seed),
+            domains: ByDomid::new(),
+            causes: Map::new(seed),
+            budget: Budget::endless(),
+            stage: Stage::Scan,
+            scan: None,
+            asked: None,
             reply: Vec::new(),
-            gathered: Gathered::default(),
-            short_of_memory: Vec::new(),
+            short_left: 0,
+            slept: false,
+            rescanned: None,
             reserve: Reserve::default(),
-            timers: BTreeSet::new(),
+            timers: Timers::default(),
             next_connection: 1,
             next_cause: 0,
             now_ms,

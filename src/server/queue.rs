@@ -1,18 +1,22 @@
 //! What waits to be written to one connection: replies and events in one order.
 //!
-//! A message may be written in any number of pieces; one that has been started is never dropped, since the
-//! client could not find the next header. An event that waits already swallows its repetition.
+//! All messages of all connections are records of one table, chained in queues, so that a queue grows and shrinks by one
+//! message at a time. A message may be written in any number of pieces; one that has been started is never
+//! dropped, since the client could not find the next header. An event that waits already swallows its repetition,
+//! which the table finds by the hash of queue and payload.
+//!
+//! What leaves a queue is *done*: a chain of its own, until the accounts are settled for each message of it.
 
-use crate::proto::handover::{FieldReader, FieldWriter};
-use crate::proto::sentence::Sentence;
-use crate::proto::stream::{OutOfRoom, Sink};
+use crate::mem::{NIL, NoMemory, Record, Table, TryVec, try_bytes, try_with_capacity};
+use crate::proto::id::DomId;
 use crate::proto::wire::{HEADER_SIZE, Header, Kind, PAYLOAD_MAX};
 use alloc::borrow::Cow;
-use alloc::collections::VecDeque;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::hash::BuildHasher;
+use core::hash::{BuildHasher, Hasher};
 use foldhash::fast::FixedState;
-use hashbrown::HashTable;
+
+mod handover;
 
 /// The request that made the server send a message; see `accounts.rs`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -21,89 +25,413 @@ pub(super) struct CauseId(pub(super) u64);
 /// The bytes of a message: what is static needs no memory of its own.
 pub(super) type Payload = Cow<'static, [u8]>;
 
-/// What a message costs its receiver's memory quota besides its payload: its place in a queue that may be
-/// half empty, its place in the index of events, and what the heap adds to an allocation. The C server
-/// counts 16 bytes here, which is not what it costs either.
-///
-/// Like all prices it is the same in all versions of this server, which have to come to the same accounts.
-pub(super) const MESSAGE_OVERHEAD: usize = 192;
-const _: () = assert!(2 * size_of::<Message>() + 32 <= MESSAGE_OVERHEAD);
-
-/// What becomes free because messages were written or dropped.
-#[derive(Debug, Default)]
-pub(super) struct Released {
-    /// Bytes of the receiver's memory quota.
-    pub(super) bytes: usize,
-    /// The causes of those messages.
-    pub(super) causes: Vec<CauseId>,
-    /// Events that were dropped because nobody read them in time.
-    pub(super) expired: usize,
-}
-
 /// The most bytes behind a header: a message that another server has started is kept as one without a
 /// header of its own.
 const RAW_MAX: usize = PAYLOAD_MAX + HEADER_SIZE;
 
+/// The most that events of special names may take which wait for one unprivileged connection: whoever lets more wait
+/// looks at all domains anyway when it has read these.
+const SPECIAL_MAX: usize = 6 * 1024;
+
+/// What a message costs besides its payload: a price, which is the same in all versions of this server.
+const MESSAGE_OVERHEAD: usize = 192;
+const _: () = assert!(Table::<Message>::RECORD_BYTES + 32 <= MESSAGE_OVERHEAD);
+
+/// What a message with a payload of so many bytes costs its receiver's memory quota.
+pub(super) const fn message_cost(payload: usize) -> usize {
+    payload.saturating_add(MESSAGE_OVERHEAD)
+}
+
+/// The bytes behind a header.
 #[derive(Debug)]
-struct Message {
+enum Content {
+    Static(&'static [u8]),
+    Own(Box<[u8]>),
+}
+
+impl Content {
+    fn get(&self) -> &[u8] {
+        match self {
+            Self::Static(text) => text,
+            Self::Own(bytes) => bytes,
+        }
+    }
+}
+
+/// What a message is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Sort {
+    Reply,
+    Event,
+    /// A record that its queue keeps for a reply for which there is no other.
+    Kept,
+}
+
+/// A message that waits, or a record that is kept for one.
+#[derive(Debug)]
+pub(super) struct Message {
     header: [u8; HEADER_SIZE],
-    payload: Payload,
+    content: Content,
     cause: Option<CauseId>,
     /// When an unread event is dropped.
     deadline_ms: Option<u64>,
-    state: State,
+    /// The hash of queue and payload for an event, any number otherwise.
+    key: u64,
+    /// The number of its queue.
+    queue: u64,
+    prev: u32,
+    next: u32,
+    chain: u32,
+    /// Who is charged for it; `None` if nobody is.
+    payer: Option<DomId>,
+    sort: Sort,
+    /// The record is its queue's own.
+    is_kept: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum State {
-    Reply,
-    Event,
-    /// Dropped, but still in its place so that the places of the others do not change.
-    Dropped,
+impl Record for Message {
+    fn hash(&self, _seed: u64) -> u64 {
+        self.key
+    }
+    fn chain(&self) -> u32 {
+        self.chain
+    }
+    fn set_chain(&mut self, next: u32) {
+        self.chain = next;
+    }
+}
+
+impl Message {
+    /// Bytes of all of it.
+    fn total(&self) -> usize {
+        HEADER_SIZE.saturating_add(self.content.get().len())
+    }
+
+    /// What it takes.
+    fn cost(&self) -> usize {
+        message_cost(self.content.get().len())
+    }
+
+    fn is_special(&self) -> bool {
+        self.sort == Sort::Event && self.content.get().first() == Some(&b'@')
+    }
+}
+
+/// Messages that have left their queue, in that order.
+#[derive(Debug)]
+pub(super) struct Done {
+    first: u32,
+    last: u32,
+}
+
+impl Done {
+    /// None.
+    pub(super) const NONE: Self = Self { first: NIL, last: NIL };
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.first == NIL
+    }
+}
+
+/// What becomes free because of one message.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Released {
+    /// Whose memory quota, and how much.
+    pub(super) refund: Option<(DomId, usize)>,
+    pub(super) cause: Option<CauseId>,
+}
+
+/// All messages.
+#[derive(Debug)]
+pub(super) struct Messages {
+    table: Table<Message>,
+    hasher: FixedState,
+    /// Numbers that were given out.
+    numbers: u64,
+    /// Scratch space for the payload of an event.
+    room: Vec<u8>,
+}
+
+impl Messages {
+    /// None yet; `seed` keys the hashes.
+    pub(super) fn new(seed: u64) -> Result<Self, NoMemory> {
+        let (table, hasher) = (Table::new(seed), FixedState::with_seed(seed));
+        Ok(Self { table, hasher, numbers: 0, room: try_with_capacity(RAW_MAX)? })
+    }
+
+    /// How many records there are: one for each message, and one that each queue keeps.
+    pub(super) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    fn number(&mut self) -> u64 {
+        self.numbers = self.numbers.wrapping_add(1);
+        self.numbers
+    }
+
+    /// The queue of a new connection, with a record for a reply.
+    pub(super) fn new_queue(&mut self) -> Result<Queue, NoMemory> {
+        let number = self.number();
+        let kept = self.table.insert(Message {
+            header: [0; HEADER_SIZE],
+            content: Content::Static(&[]),
+            cause: None,
+            deadline_ms: None,
+            key: scatter(number),
+            queue: number,
+            prev: NIL,
+            next: NIL,
+            chain: NIL,
+            payer: None,
+            sort: Sort::Kept,
+            is_kept: true,
+        })?;
+        Ok(Queue {
+            number,
+            first: NIL,
+            last: NIL,
+            len: 0,
+            sent: 0,
+            undated: NIL,
+            earliest_ms: None,
+            kept,
+            kept_waits: false,
+            special: 0,
+        })
+    }
+
+    /// Drops the queue of a connection that is gone; what waited in it is done.
+    pub(super) fn end_queue(&mut self, queue: &mut Queue, done: &mut Done) {
+        queue.clear(self, done);
+        drop(self.table.remove(core::mem::replace(&mut queue.kept, NIL)));
+    }
+
+    /// The payload of an event, in scratch space that has to be [put back](Self::put_back).
+    pub(super) fn payload(&mut self, path: &[u8], token: &[u8]) -> Vec<u8> {
+        let mut room = core::mem::take(&mut self.room);
+        room.clear();
+        for part in [path, &[0], token, &[0]] {
+            // There is room for all payloads that are allowed; what is longer is dropped for its length.
+            if room.try_extend(part).is_err() {
+                break;
+            }
+        }
+        room
+    }
+
+    /// Puts scratch space back.
+    pub(super) fn put_back(&mut self, room: Vec<u8>) {
+        self.room = room;
+    }
+
+    /// The hash of a queue's event.
+    fn key(&self, queue: &Queue, payload: &[u8]) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write_u64(queue.number);
+        hasher.write(payload);
+        hasher.finish()
+    }
+
+    /// Whether an event with this payload waits already and will do for another one.
+    pub(super) fn swallows(&self, queue: &Queue, payload: &[u8]) -> bool {
+        if queue.len == 0 {
+            return false;
+        }
+        let same = |message: &Message| {
+            message.queue == queue.number
+                && message.sort == Sort::Event
+                && message.content.get() == payload
+        };
+        self.table.find(self.key(queue, payload), same).is_some()
+    }
+
+    /// Appends a reply, and returns what it takes.
+    ///
+    /// # Errors
+    /// There is no memory for it, and nothing has changed.
+    pub(super) fn push_reply(
+        &mut self,
+        queue: &mut Queue,
+        header: Header,
+        payload: &Payload,
+        cause: Option<CauseId>,
+        payer: Option<DomId>,
+    ) -> Result<usize, NoMemory> {
+        let content = match payload {
+            Cow::Borrowed(text) => Content::Static(text),
+            // As large as what is charged, and not as large as the scratch space.
+            Cow::Owned(bytes) => Content::Own(try_bytes(bytes)?),
+        };
+        self.push_content(queue, header, content, cause, payer)
+    }
+
+    fn push_content(
+        &mut self,
+        queue: &mut Queue,
+        header: Header,
+        content: Content,
+        cause: Option<CauseId>,
+        payer: Option<DomId>,
+    ) -> Result<usize, NoMemory> {
+        let number = self.number();
+        // Nobody pays for what no request caused that is counted, so that a successor knows who pays.
+        let payer = payer.filter(|_| cause.is_some());
+        let handle = self.table.insert(Message {
+            header: header.to_bytes(),
+            content,
+            cause,
+            deadline_ms: None,
+            key: scatter(number),
+            queue: queue.number,
+            prev: NIL,
+            next: NIL,
+            chain: NIL,
+            payer,
+            sort: Sort::Reply,
+            is_kept: false,
+        })?;
+        Ok(self.append(queue, handle))
+    }
+
+    /// Appends a reply in the record that the queue keeps, which nobody pays for. Until it is written the queue must not
+    /// get another reply.
+    pub(super) fn push_kept(&mut self, queue: &mut Queue, header: Header, text: &'static [u8]) {
+        let Some(message) = self.table.get_mut(queue.kept) else { return };
+        message.header = header.to_bytes();
+        message.content = Content::Static(text);
+        message.sort = Sort::Reply;
+        queue.kept_waits = true;
+        queue.append(self, queue.kept);
+    }
+
+    /// Appends an event; without a deadline it waits for [`date`](Queue::date), if that is ever called.
+    ///
+    /// # Errors
+    /// There is no memory for it, and nothing has changed.
+    pub(super) fn push_event(
+        &mut self,
+        queue: &mut Queue,
+        payload: &[u8],
+        cause: Option<CauseId>,
+        deadline_ms: Option<u64>,
+        payer: Option<DomId>,
+    ) -> Result<(), NoMemory> {
+        let handle = self.make_event(queue, payload, cause, deadline_ms, payer)?;
+        let _cost = self.append(queue, handle);
+        Ok(())
+    }
+
+    /// Makes an event for a queue, which has to be [appended](Self::append) before anything else is done with it.
+    ///
+    /// # Errors
+    /// There is no memory for it, and nothing has changed.
+    pub(super) fn make_event(
+        &mut self,
+        queue: &Queue,
+        payload: &[u8],
+        cause: Option<CauseId>,
+        deadline_ms: Option<u64>,
+        payer: Option<DomId>,
+    ) -> Result<u32, NoMemory> {
+        let content = Content::Own(try_bytes(payload)?);
+        let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let header = Header { kind: Kind::WatchEvent.number(), req_id: 0, tx_id: 0, len };
+        let key = self.key(queue, payload);
+        let message = Message {
+            header: header.to_bytes(),
+            content,
+            cause,
+            deadline_ms,
+            key,
+            queue: queue.number,
+            prev: NIL,
+            next: NIL,
+            chain: NIL,
+            payer,
+            sort: Sort::Event,
+            is_kept: false,
+        };
+        self.table.insert_hashed(key, message)
+    }
+
+    /// Appends an event that was made, and returns what it takes.
+    pub(super) fn append(&mut self, queue: &mut Queue, event: u32) -> usize {
+        queue.append(self, event);
+        self.get(event).map_or(0, Message::cost)
+    }
+
+    /// Drops an event that was made and not appended. Nobody has paid for it.
+    pub(super) fn discard(&mut self, event: u32, done: &mut Done) {
+        if let Some(message) = self.table.get_mut(event) {
+            message.payer = None;
+            message.queue = 0;
+            done.add(self, event, event);
+        }
+    }
+
+    /// Takes the first message of those that are done, and says what becomes free.
+    pub(super) fn settle(&mut self, done: &mut Done) -> Option<Released> {
+        let message = self.table.remove(done.first)?;
+        done.first = message.next;
+        if done.first == NIL {
+            done.last = NIL;
+        }
+        let refund = message.payer.map(|domid| (domid, message.cost()));
+        Some(Released { refund, cause: message.cause })
+    }
+
+    /// A message, unless the handle is none.
+    fn get(&self, handle: u32) -> Option<&Message> {
+        if handle == NIL { None } else { self.table.get(handle) }
+    }
+}
+
+/// Spreads numbers that follow each other.
+fn scatter(number: u64) -> u64 {
+    number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16
 }
 
 /// The queue of one connection.
 #[derive(Debug)]
 pub(super) struct Queue {
-    messages: VecDeque<Message>,
-    /// The place of the front message; places count up from 0 for the queue's life.
-    front: u64,
-    /// Bytes of the front message that have been written.
+    /// Unlike that of every other queue, and of itself before it was cleared.
+    number: u64,
+    first: u32,
+    last: u32,
+    len: usize,
+    /// Bytes of the first message that have been written.
     sent: usize,
-    /// How many of `messages` are dropped ones.
-    dropped: usize,
-    /// Places of the waiting events, by the hash of their payload.
-    events: HashTable<u64>,
-    /// Events at the end have no deadline yet.
-    undated: bool,
+    /// From this message on no event has a deadline.
+    undated: u32,
     /// No deadline passes before this moment; `None` if there is no deadline.
     earliest_ms: Option<u64>,
-    hasher: FixedState,
+    /// The record for a reply, and whether it waits.
+    kept: u32,
+    kept_waits: bool,
+    /// What waiting events of special names take.
+    special: usize,
 }
 
 impl Queue {
-    /// An empty queue; `seed` keys the hashes.
-    pub(super) fn new(seed: u64) -> Self {
-        Self {
-            messages: VecDeque::new(),
-            front: 0,
-            sent: 0,
-            dropped: 0,
-            events: HashTable::new(),
-            undated: false,
-            earliest_ms: None,
-            hasher: FixedState::with_seed(seed),
-        }
-    }
-
     /// Whether nothing waits.
     pub(super) fn is_empty(&self) -> bool {
-        self.messages.is_empty()
+        self.first == NIL
     }
 
     /// How many messages wait.
     pub(super) fn len(&self) -> usize {
-        self.messages.len().saturating_sub(self.dropped)
+        self.len
+    }
+
+    /// Whether a reply may come, whether or not there is memory for it.
+    pub(super) fn can_reply(&self) -> bool {
+        !self.kept_waits
+    }
+
+    /// Whether one more event of a special name with so many bytes is too much.
+    pub(super) fn has_too_many_specials(&self, payload: &[u8]) -> bool {
+        payload.first() == Some(&b'@')
+            && self.special.saturating_add(message_cost(payload.len())) > SPECIAL_MAX
     }
 
     /// The moment at which [`expire`](Self::expire) may have something to do.
@@ -113,454 +441,408 @@ impl Queue {
 
     /// Whether [`date`](Self::date) has something to do.
     pub(super) fn has_undated(&self) -> bool {
-        self.undated
+        self.undated != NIL
     }
 
-    /// Gives a deadline to the events that have none.
-    pub(super) fn date(&mut self, deadline_ms: u64) {
-        self.undated = false;
-        let events = self.messages.iter_mut().rev().filter(|message| message.state == State::Event);
-        for event in events.take_while(|event| event.deadline_ms.is_none()) {
-            event.deadline_ms = Some(deadline_ms);
-            self.earliest_ms = self.earliest_ms.or(Some(deadline_ms));
+    /// Gives a deadline to the next `most` of the events that have none.
+    pub(super) fn date(&mut self, messages: &mut Messages, deadline_ms: u64, most: usize) {
+        for _ in 0..most {
+            if self.undated == NIL {
+                return;
+            }
+            let Some(message) = messages.table.get_mut(self.undated) else { return };
+            if message.sort == Sort::Event && message.deadline_ms.is_none() {
+                message.deadline_ms = Some(deadline_ms);
+                self.earliest_ms = self.earliest_ms.or(Some(deadline_ms));
+            }
+            self.undated = message.next;
         }
     }
 
-    /// Appends a reply.
-    pub(super) fn push_reply(&mut self, header: Header, payload: Payload, cause: Option<CauseId>) {
-        let header = header.to_bytes();
-        let state = State::Reply;
-        self.messages.push_back(Message { header, payload, cause, deadline_ms: None, state });
-    }
-
-    /// Whether an event with this payload waits already and will do for another one. Special events
-    /// are counted by their readers, so they are never merged.
-    pub(super) fn swallows(&self, payload: &[u8]) -> bool {
-        if payload.first() == Some(&b'@') {
-            return false;
-        }
-        let same = |place: &u64| self.payload_at(*place).is_some_and(|waiting| waiting == payload);
-        self.events.find(self.hasher.hash_one(payload), same).is_some()
-    }
-
-    /// Appends an event; without a deadline it waits for [`date`](Self::date), if that is ever called.
-    pub(super) fn push_event(
-        &mut self,
-        payload: Vec<u8>,
-        cause: Option<CauseId>,
-        deadline_ms: Option<u64>,
-    ) {
-        let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-        let header = Header { kind: Kind::WatchEvent.number(), req_id: 0, tx_id: 0, len };
-        let place = self.front.wrapping_add(self.messages.len() as u64);
-        let hash = self.hasher.hash_one(payload.as_slice());
-        self.messages.push_back(Message {
-            header: header.to_bytes(),
-            payload: Cow::Owned(payload),
-            cause,
-            deadline_ms,
-            state: State::Event,
-        });
-        self.undated |= deadline_ms.is_none();
-        self.enlist(place, hash, deadline_ms);
-    }
-
-    /// Enters an event into the index.
-    fn enlist(&mut self, place: u64, hash: u64, deadline_ms: Option<u64>) {
-        let Self { events, messages, front, hasher, .. } = self;
-        events.insert_unique(hash, place, |place| hash_at(messages, *front, hasher, *place));
-        self.earliest_ms = match (self.earliest_ms, deadline_ms) {
-            (Some(earliest), Some(deadline)) => Some(earliest.min(deadline)),
-            (earliest, deadline) => earliest.or(deadline),
-        };
-    }
-
-    /// Hands the waiting bytes to `put`, which says how many it took, until it takes fewer than it is offered.
-    pub(super) fn write(&mut self, mut put: impl FnMut(&[u8]) -> usize, released: &mut Released) {
-        while let Some(message) = self.messages.front() {
-            if message.state != State::Dropped {
-                let total = message.total();
-                while self.sent < total {
-                    let rest = match message.header.get(self.sent..) {
-                        Some(rest) if !rest.is_empty() => rest,
-                        _ => message
-                            .payload
-                            .get(self.sent.saturating_sub(HEADER_SIZE)..)
-                            .unwrap_or(&[]),
-                    };
-                    let taken = put(rest);
-                    self.sent = self.sent.saturating_add(taken);
-                    if taken < rest.len() {
-                        return;
-                    }
+    /// Puts a message at the end.
+    fn append(&mut self, messages: &mut Messages, handle: u32) {
+        let last = self.last;
+        let Some(message) = messages.table.get_mut(handle) else { return };
+        message.prev = last;
+        message.next = NIL;
+        if message.sort == Sort::Event {
+            match message.deadline_ms {
+                None if self.undated == NIL => self.undated = handle,
+                None => {}
+                Some(deadline_ms) => {
+                    let earliest_ms = self.earliest_ms.unwrap_or(deadline_ms);
+                    self.earliest_ms = Some(earliest_ms.min(deadline_ms));
                 }
             }
-            self.pop_front(released);
-        }
-    }
-
-    /// Drops the events whose time is over, except one that has been started.
-    pub(super) fn expire(&mut self, now_ms: u64, released: &mut Released) {
-        if self.earliest_ms.is_none_or(|earliest| now_ms < earliest) {
-            return;
-        }
-        let started = if self.sent > 0 { 1 } else { 0 };
-        self.earliest_ms = None;
-        for index in started..self.messages.len() {
-            let Some(message) = self.messages.get(index) else { break };
-            let (State::Event, Some(deadline)) = (message.state, message.deadline_ms) else {
-                continue;
-            };
-            if deadline > now_ms {
-                // Deadlines only grow along the queue.
-                self.earliest_ms = Some(deadline);
-                break;
+            if message.is_special() {
+                self.special = self.special.saturating_add(message.cost());
             }
-            self.drop_event(index, released);
         }
-        // Each message is moved at most once for each one dropped.
-        if self.dropped.saturating_mul(2) > self.messages.len() {
-            self.compact();
-        }
-    }
-
-    /// Drops everything.
-    pub(super) fn clear(&mut self, released: &mut Released) {
-        while !self.messages.is_empty() {
-            self.pop_front(released);
-        }
-        self.sent = 0;
-    }
-
-    fn payload_at(&self, place: u64) -> Option<&[u8]> {
-        let index = usize::try_from(place.wrapping_sub(self.front)).ok()?;
-        Some(&self.messages.get(index)?.payload)
-    }
-
-    /// Takes an event out of the index.
-    fn unlist(&mut self, place: u64, payload: &[u8]) {
-        let hash = self.hasher.hash_one(payload);
-        if let Ok(entry) = self.events.find_entry(hash, |listed| *listed == place) {
-            let _ = entry.remove();
+        self.last = handle;
+        self.len = self.len.saturating_add(1);
+        if last == NIL {
+            self.first = handle;
+        } else if let Some(before) = messages.table.get_mut(last) {
+            before.next = handle;
         }
     }
 
-    fn pop_front(&mut self, released: &mut Released) {
-        let Some(message) = self.messages.pop_front() else { return };
-        self.sent = 0;
-        match message.state {
-            State::Dropped => self.dropped = self.dropped.saturating_sub(1),
-            State::Event => {
-                self.unlist(self.front, &message.payload);
-                release(&message, released);
-            }
-            State::Reply => release(&message, released),
+    /// Takes a message out, which is done then.
+    fn take(&mut self, messages: &mut Messages, handle: u32, done: &mut Done) {
+        let Some(message) = messages.table.get_mut(handle) else { return };
+        let (prev, next) = (message.prev, message.next);
+        if message.is_special() {
+            self.special = self.special.saturating_sub(message.cost());
         }
-        self.front = self.front.wrapping_add(1);
-        if self.messages.is_empty() {
-            // A burst's worth of memory is given back; a connection at rest holds next to nothing.
-            self.messages.shrink_to(4);
-            if self.events.capacity() > 16 {
-                self.events = HashTable::new();
-            }
-            self.undated = false;
+        message.next = NIL;
+        if message.is_kept {
+            message.sort = Sort::Kept;
+            message.content = Content::Static(&[]);
+            self.kept_waits = false;
+        } else {
+            done.add(messages, handle, handle);
+        }
+        if self.undated == handle {
+            self.undated = next;
+        }
+        self.len = self.len.saturating_sub(1);
+        if prev == NIL {
+            self.first = next;
+            self.sent = 0;
+        } else if let Some(before) = messages.table.get_mut(prev) {
+            before.next = next;
+        }
+        if next == NIL {
+            self.last = prev;
+        } else if let Some(after) = messages.table.get_mut(next) {
+            after.prev = prev;
+        }
+        if self.first == NIL {
+            self.undated = NIL;
             self.earliest_ms = None;
         }
     }
 
-    fn drop_event(&mut self, index: usize, released: &mut Released) {
-        let Some(message) = self.messages.get_mut(index) else { return };
-        release(message, released);
-        message.state = State::Dropped;
-        let payload = core::mem::take(&mut message.payload);
-        self.unlist(self.front.wrapping_add(index as u64), &payload);
-        self.dropped = self.dropped.saturating_add(1);
-        released.expired = released.expired.saturating_add(1);
-    }
-
-    /// Removes the dropped ones, which changes the places of all others.
-    fn compact(&mut self) {
-        self.messages.retain(|message| message.state != State::Dropped);
-        self.dropped = 0;
-        self.events = HashTable::new();
-        let Self { events, messages, front, hasher, .. } = self;
-        for (index, message) in messages.iter().enumerate() {
-            if message.state == State::Event {
-                let hash = hasher.hash_one(&*message.payload);
-                let place = front.wrapping_add(index as u64);
-                events
-                    .insert_unique(hash, place, |place| hash_at(messages, *front, hasher, *place));
-            }
-        }
-    }
-}
-
-// What a live update hands over.
-impl Queue {
-    fn waiting(&self) -> impl Iterator<Item = &Message> + Clone {
-        self.messages.iter().filter(|message| message.state != State::Dropped)
-    }
-
-    /// Every waiting byte, in pieces: what is left of a message that has been started, then whole messages.
-    pub(super) fn unsent(&self) -> impl Iterator<Item = &[u8]> + Clone {
-        let mut skip = self.sent;
-        let parts = self.waiting().flat_map(|message| [&message.header[..], &*message.payload]);
-        parts.map(move |part| {
-            let skipped = skip.min(part.len());
-            skip = skip.saturating_sub(skipped);
-            part.get(skipped..).unwrap_or(&[])
-        })
-    }
-
-    /// How many of those bytes are the rest of a message that has been started.
-    pub(super) fn partial(&self) -> usize {
-        let whole = self.waiting().next().map_or(0, |message| message.total());
-        if self.sent > 0 { whole.saturating_sub(self.sent) } else { 0 }
-    }
-
-    /// What is not seen in the waiting bytes: those sent already of the first message, and of each
-    /// message what it is and why it waits.
-    pub(super) fn write_fields<S: Sink>(
-        &self,
-        fields: &mut FieldWriter<'_, S>,
-    ) -> Result<(), OutOfRoom> {
-        fields.count(self.sent)?;
-        if let Some(first) = self.waiting().next().filter(|_| self.sent > 0) {
-            let (header, payload) = (&first.header[..], &*first.payload);
-            fields.0.append(header.get(..self.sent).unwrap_or(header))?;
-            let more = self.sent.saturating_sub(HEADER_SIZE);
-            fields.0.append(payload.get(..more).unwrap_or(payload))?;
-        }
-        fields.count(self.len())?;
-        for message in self.waiting() {
-            fields.flag(message.state == State::Event)?;
-            fields.maybe_u64(message.cause.map(|cause| cause.0))?;
-            fields.maybe_u64(message.deadline_ms)?;
-        }
-        Ok(())
-    }
-
-    /// The queue with these unsent bytes. `each` gets the cause and the payload's size of every message.
-    pub(super) fn restore(
-        seed: u64,
-        unsent: &[u8],
-        fields: &mut FieldReader<'_>,
-        mut each: impl FnMut(Option<CauseId>, usize) -> Result<(), Sentence>,
-    ) -> Result<Self, Sentence> {
-        let damaged = || Sentence::from("messages that wait do not have the length that they say");
-        let mut queue = Self::new(seed);
-        let mut sent = fields.bytes()?;
-        queue.sent = sent.len();
-        let mut rest = unsent;
-        let mut take = |into: &mut [u8]| {
-            let early = sent.len().min(into.len());
-            let (first, second) = into.split_at_mut_checked(early)?;
-            let from;
-            (from, sent) = sent.split_at_checked(early)?;
-            first.copy_from_slice(from);
-            let from;
-            (from, rest) = rest.split_at_checked(second.len())?;
-            second.copy_from_slice(from);
-            Some(())
-        };
-        for place in 0..fields.count(3)? {
-            let is_event = fields.flag()?;
-            let cause = fields.maybe_u64()?.map(CauseId);
-            let deadline_ms = fields.maybe_u64()?;
-            let mut header = [0; HEADER_SIZE];
-            take(&mut header).ok_or_else(damaged)?;
-            let Header { kind, len, .. } = Header::from_bytes(&header);
-            let len = usize::try_from(len).ok().filter(|len| *len <= RAW_MAX);
-            let mut payload = alloc::vec![0; len.ok_or_else(damaged)?];
-            take(&mut payload).ok_or_else(damaged)?;
-            if is_event != (kind == Kind::WatchEvent.number()) {
-                return Err(Sentence::from(
-                    "a message that waits is not of the kind that it is said to be",
-                ));
-            }
-            each(cause, payload.len())?;
-            let hash = queue.hasher.hash_one(payload.as_slice());
-            let state = if is_event { State::Event } else { State::Reply };
-            let payload = Cow::Owned(payload);
-            queue.messages.push_back(Message { header, payload, cause, deadline_ms, state });
-            if is_event {
-                queue.enlist(place as u64, hash, deadline_ms);
-            }
-        }
-        let first = queue.messages.front().map_or(0, Message::total);
-        if !rest.is_empty() || queue.sent > 0 && queue.sent >= first {
-            return Err(damaged());
-        }
-        Ok(queue)
-    }
-}
-
-// A start from another server's stream.
-impl Queue {
-    /// What all of it costs its receiver's memory quota.
-    pub(super) fn held(&self) -> usize {
-        let cost = |message: &Message| message.payload.len().saturating_add(MESSAGE_OVERHEAD);
-        self.waiting().fold(0, |sum, message| sum.saturating_add(cost(message)))
-    }
-
-    /// Takes over another server's unsent bytes: `partial` bytes of a message that it has started, then whole
-    /// messages. Returns how many bytes at the end make no message and are left out.
-    pub(super) fn revive(
+    /// Hands the waiting bytes to `put`, which says how many it took, until it takes fewer than it is offered.
+    pub(super) fn write(
         &mut self,
-        partial: usize,
-        unsent: &[u8],
-        deadline_ms: Option<u64>,
-    ) -> usize {
-        let (first, mut rest) =
-            unsent.split_at_checked(partial.min(RAW_MAX)).unwrap_or((unsent, &[]));
-        if let (false, Ok(len)) = (first.is_empty(), u32::try_from(first.len())) {
-            // As if nothing but a header had been sent.
-            let header = Header { kind: Kind::Error.number(), req_id: 0, tx_id: 0, len };
-            self.push_reply(header, Cow::Owned(Vec::from(first)), None);
-            self.sent = HEADER_SIZE;
-        }
-        while let Some((header, behind)) = rest.split_first_chunk() {
-            let header = Header::from_bytes(header);
-            let len = usize::try_from(header.len).ok().filter(|len| *len <= PAYLOAD_MAX);
-            let Some((payload, more)) = len.and_then(|len| behind.split_at_checked(len)) else {
-                break;
-            };
-            if header.kind == Kind::WatchEvent.number() {
-                self.push_event(Vec::from(payload), None, deadline_ms);
-            } else {
-                self.push_reply(header, Cow::Owned(Vec::from(payload)), None);
+        messages: &mut Messages,
+        mut put: impl FnMut(&[u8]) -> usize,
+        done: &mut Done,
+    ) {
+        while let Some(message) = messages.get(self.first) {
+            let total = message.total();
+            while self.sent < total {
+                let rest = match message.header.get(self.sent..) {
+                    Some(rest) if !rest.is_empty() => rest,
+                    _ => message
+                        .content
+                        .get()
+                        .get(self.sent.saturating_sub(HEADER_SIZE)..)
+                        .unwrap_or(&[]),
+                };
+                let taken = put(rest);
+                self.sent = self.sent.saturating_add(taken);
+                if taken < rest.len() {
+                    return;
+                }
             }
-            rest = more;
+            self.take(messages, self.first, done);
         }
-        rest.len()
+    }
+
+    /// Drops the events whose time is over, `most` of them, except one that has been started. Returns how many, and
+    /// whether that was not all.
+    pub(super) fn expire(
+        &mut self,
+        messages: &mut Messages,
+        now_ms: u64,
+        most: usize,
+        done: &mut Done,
+    ) -> (usize, bool) {
+        if self.earliest_ms.is_none_or(|earliest| now_ms < earliest) {
+            return (0, false);
+        }
+        let mut at = self.first;
+        if self.sent > 0 {
+            at = messages.get(at).map_or(NIL, |message| message.next);
+        }
+        let mut dropped = 0_usize;
+        self.earliest_ms = None;
+        while let Some(message) = messages.get(at) {
+            let next = message.next;
+            if message.sort == Sort::Event {
+                // Deadlines only grow along the queue.
+                match message.deadline_ms {
+                    None => break,
+                    Some(deadline_ms) if deadline_ms > now_ms => {
+                        self.earliest_ms = Some(deadline_ms);
+                        break;
+                    }
+                    Some(deadline_ms) if dropped >= most => {
+                        self.earliest_ms = Some(deadline_ms);
+                        return (dropped, true);
+                    }
+                    Some(_) => {
+                        self.take(messages, at, done);
+                        dropped = dropped.saturating_add(1);
+                    }
+                }
+            }
+            at = next;
+        }
+        (dropped, false)
+    }
+
+    /// Drops everything. What was waiting swallows nothing any more.
+    pub(super) fn clear(&mut self, messages: &mut Messages, done: &mut Done) {
+        if self.kept_waits {
+            self.take(messages, self.kept, done);
+        }
+        if self.first != NIL {
+            done.add(messages, self.first, self.last);
+        }
+        let (number, kept) = (messages.number(), self.kept);
+        *self = Self {
+            number,
+            first: NIL,
+            last: NIL,
+            len: 0,
+            sent: 0,
+            undated: NIL,
+            earliest_ms: None,
+            kept,
+            kept_waits: false,
+            special: 0,
+        };
     }
 }
 
-impl Message {
-    /// Bytes of all of it.
-    fn total(&self) -> usize {
-        HEADER_SIZE.saturating_add(self.payload.len())
+impl Done {
+    /// Adds a chain of messages.
+    fn add(&mut self, messages: &mut Messages, first: u32, last: u32) {
+        if self.last == NIL {
+            self.first = first;
+        } else if let Some(before) = messages.table.get_mut(self.last) {
+            before.next = first;
+        }
+        self.last = last;
     }
-}
-
-/// The hash of the event at a place.
-fn hash_at(messages: &VecDeque<Message>, front: u64, hasher: &FixedState, place: u64) -> u64 {
-    let message =
-        usize::try_from(place.wrapping_sub(front)).ok().and_then(|index| messages.get(index));
-    hasher.hash_one(message.map_or(&[][..], |message| &*message.payload))
-}
-
-/// Notes what a message held.
-fn release(message: &Message, released: &mut Released) {
-    let bytes = message.payload.len().saturating_add(MESSAGE_OVERHEAD);
-    released.bytes = released.bytes.saturating_add(bytes);
-    released.causes.extend(message.cause);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A queue among all messages.
+    struct One {
+        messages: Messages,
+        queue: Queue,
+        bytes: usize,
+        causes: usize,
+    }
+
     fn reply(len: u32) -> Header {
         Header { kind: 2, req_id: 1, tx_id: 0, len }
     }
 
-    fn drain(queue: &mut Queue, step: usize) -> (Vec<u8>, Released) {
-        let (mut bytes, mut released) = (Vec::new(), Released::default());
-        while !queue.is_empty() {
-            let mut left = step;
-            let put = |from: &[u8]| {
-                let n = from.len().min(left);
-                left -= n;
-                bytes.extend_from_slice(&from[..n]);
-                n
-            };
-            queue.write(put, &mut released);
+    impl One {
+        fn new() -> Self {
+            let mut messages = Messages::new(1).unwrap();
+            let queue = messages.new_queue().unwrap();
+            Self { messages, queue, bytes: 0, causes: 0 }
         }
-        (bytes, released)
-    }
 
-    fn event(queue: &mut Queue, text: &str, deadline_ms: u64) {
-        if !queue.swallows(text.as_bytes()) {
-            queue.push_event(text.as_bytes().to_vec(), None, Some(deadline_ms));
+        fn reply(&mut self, text: &'static [u8], cause: u64) {
+            let header = reply(text.len().try_into().unwrap());
+            let (payload, cause) = (Cow::Borrowed(text), Some(CauseId(cause)));
+            let Self { messages, queue, .. } = self;
+            messages.push_reply(queue, header, &payload, cause, Some(DomId(1))).unwrap();
+        }
+
+        fn event(&mut self, text: &str, deadline_ms: Option<u64>) {
+            let Self { messages, queue, .. } = self;
+            if !messages.swallows(queue, text.as_bytes()) {
+                let cause = Some(CauseId(1));
+                let payer = Some(DomId(1));
+                messages.push_event(queue, text.as_bytes(), cause, deadline_ms, payer).unwrap();
+            }
+        }
+
+        fn settle(&mut self, mut done: Done) {
+            while let Some(released) = self.messages.settle(&mut done) {
+                self.bytes += released.refund.map_or(0, |(_, bytes)| bytes);
+                self.causes += usize::from(released.cause.is_some());
+            }
+            assert!(done.is_empty() && done.last == NIL);
+        }
+
+        fn write(&mut self, put: impl FnMut(&[u8]) -> usize) {
+            let mut done = Done::NONE;
+            self.queue.write(&mut self.messages, put, &mut done);
+            self.settle(done);
+        }
+
+        fn expire(&mut self, now_ms: u64) -> usize {
+            let mut done = Done::NONE;
+            let (dropped, more) = self.queue.expire(&mut self.messages, now_ms, 1000, &mut done);
+            assert!(!more);
+            self.settle(done);
+            dropped
+        }
+
+        fn drain(&mut self, step: usize) -> Vec<u8> {
+            let mut bytes = Vec::new();
+            while !self.queue.is_empty() {
+                let mut left = step;
+                self.write(|from| {
+                    let n = from.len().min(left);
+                    left -= n;
+                    bytes.extend_from_slice(&from[..n]);
+                    n
+                });
+            }
+            bytes
         }
     }
 
     #[test]
     fn any_cut_gives_the_same_bytes() {
-        let fill = |queue: &mut Queue| {
-            queue.push_reply(reply(0), Cow::Borrowed(b""), Some(CauseId(1)));
-            queue.push_event(b"/a\0t\0".to_vec(), Some(CauseId(1)), None);
-            queue.push_reply(reply(3), Cow::Borrowed(b"OK\0"), Some(CauseId(2)));
+        let fill = |one: &mut One| {
+            one.reply(b"", 1);
+            one.event("/a\0t\0", None);
+            one.reply(b"OK\0", 2);
+            one.messages.push_kept(&mut one.queue, reply(7), b"ENOMEM\0");
         };
-        let mut whole = Queue::new(1);
+        let mut whole = One::new();
         fill(&mut whole);
-        let (expected, released) = drain(&mut whole, 1000);
-        assert_eq!(expected.len(), 3 * 16 + 8);
-        assert_eq!((released.bytes, released.causes.len()), (3 * MESSAGE_OVERHEAD + 8, 3));
+        assert_eq!(
+            whole.queue.held(&whole.messages),
+            message_cost(0) + message_cost(3) + message_cost(5)
+        );
+        assert!(!whole.queue.can_reply());
+        let expected = whole.drain(1000);
+        assert_eq!(expected.len(), 4 * 16 + 8 + 7);
+        assert_eq!(
+            (whole.bytes, whole.causes),
+            (message_cost(0) + message_cost(3) + message_cost(5), 3)
+        );
+        assert!(whole.queue.can_reply());
+        assert_eq!(whole.messages.len(), 1, "the record that is kept");
         for step in 1..40 {
-            let mut queue = Queue::new(1);
-            fill(&mut queue);
-            assert_eq!(drain(&mut queue, step).0, expected);
+            let mut one = One::new();
+            fill(&mut one);
+            assert_eq!(one.drain(step), expected);
         }
     }
 
     #[test]
     fn a_waiting_event_swallows_its_repetition_until_it_is_written() {
-        let mut queue = Queue::new(1);
+        let mut one = One::new();
+        let mut other = one.messages.new_queue().unwrap();
         for round in 0..3 {
             for name in 0..100 {
-                event(&mut queue, &alloc::format!("/{name}"), round);
+                one.event(&alloc::format!("/{name}"), Some(round));
             }
         }
-        assert_eq!(queue.len(), 100);
-        // Also one that has been started.
-        queue.write(|from| from.len().min(5), &mut Released::default());
-        event(&mut queue, "/0", 0);
-        assert_eq!(queue.len(), 100);
-        event(&mut queue, "@releaseDomain", 0);
-        event(&mut queue, "@releaseDomain", 0);
-        assert_eq!(queue.len(), 102);
-        drain(&mut queue, 999);
-        event(&mut queue, "/0", 0);
-        assert_eq!(queue.len(), 1);
+        assert_eq!(one.queue.len(), 100);
+        // Also one that has been started, and those of special names; but not what waits for others.
+        one.write(|from| from.len().min(5));
+        one.event("/0", None);
+        one.event("@releaseDomain", None);
+        one.event("@releaseDomain", None);
+        assert_eq!(one.queue.len(), 101);
+        assert!(!one.messages.swallows(&other, b"/0"));
+        one.drain(999);
+        one.event("/0", None);
+        assert_eq!(one.queue.len(), 1);
+        let mut done = Done::NONE;
+        one.queue.clear(&mut one.messages, &mut done);
+        assert!(!one.messages.swallows(&one.queue, b"/0"));
+        one.settle(done);
+        let mut done = Done::NONE;
+        core::mem::swap(&mut one.queue, &mut other);
+        one.messages.end_queue(&mut other, &mut done);
+        assert!(done.is_empty());
+        assert_eq!(one.messages.len(), 1);
+    }
+
+    #[test]
+    fn events_of_special_names_are_bounded() {
+        let mut one = One::new();
+        for n in 0..1000 {
+            let text = alloc::format!("@releaseDomain/{n}");
+            if !one.queue.has_too_many_specials(text.as_bytes()) {
+                one.event(&text, None);
+            }
+        }
+        let most = one.queue.len();
+        assert!(most > 20 && most * message_cost(16) <= SPECIAL_MAX, "{most}");
+        assert!(!one.queue.has_too_many_specials(b"/a"));
+        one.drain(1);
+        assert_eq!(one.queue.special, 0);
     }
 
     #[test]
     fn unread_events_expire_but_replies_and_a_started_event_stay() {
-        let mut queue = Queue::new(1);
-        event(&mut queue, "/started", 10);
-        queue.write(|_| 3, &mut Released::default());
-        queue.push_reply(reply(0), Cow::Borrowed(b""), None);
+        let mut one = One::new();
+        one.event("/started", Some(10));
+        one.write(|_| 3);
+        one.reply(b"", 1);
         for n in 0..50 {
-            event(&mut queue, &alloc::format!("/{n}"), 10);
+            one.event(&alloc::format!("/{n}"), Some(10));
         }
-        event(&mut queue, "/later", 20);
-        let mut released = Released::default();
-        queue.expire(9, &mut released);
-        assert_eq!((queue.len(), released.expired), (53, 0));
-        queue.expire(10, &mut released);
-        assert_eq!((queue.len(), released.expired), (3, 50));
-        assert_eq!(queue.earliest_ms(), Some(20));
-        // What expired no longer swallows; what is still there does, also after the places moved.
-        event(&mut queue, "/7", 30);
-        event(&mut queue, "/later", 30);
-        assert_eq!(queue.len(), 4);
-        queue.expire(30, &mut released);
-        assert_eq!(queue.len(), 2);
-        queue.clear(&mut released);
-        assert!(queue.is_empty());
-        assert_eq!(queue.earliest_ms(), None);
+        one.event("/later", Some(20));
+        assert_eq!(one.expire(9), 0);
+        assert_eq!(one.queue.len(), 53);
+        assert_eq!(one.expire(10), 50);
+        assert_eq!((one.queue.len(), one.queue.earliest_ms()), (3, Some(20)));
+        // What expired no longer swallows; what is still there does.
+        one.event("/7", Some(30));
+        one.event("/later", Some(30));
+        assert_eq!(one.queue.len(), 4);
+        assert_eq!(one.expire(30), 2);
+        assert_eq!(one.queue.len(), 2);
+        let mut done = Done::NONE;
+        one.queue.clear(&mut one.messages, &mut done);
+        one.settle(done);
+        assert!(one.queue.is_empty());
+        assert_eq!(one.queue.earliest_ms(), None);
+    }
+
+    #[test]
+    fn events_get_their_deadlines_and_expire_in_slices() {
+        let mut one = One::new();
+        for n in 0..100 {
+            one.event(&alloc::format!("/{n}"), None);
+        }
+        assert_eq!(one.queue.earliest_ms(), None);
+        one.queue.date(&mut one.messages, 10, 60);
+        assert!(one.queue.has_undated());
+        one.queue.date(&mut one.messages, 20, 60);
+        assert!(!one.queue.has_undated());
+        one.event("/new", None);
+        assert!(one.queue.has_undated());
+        let mut done = Done::NONE;
+        let expire = |one: &mut One, done: &mut Done, most| {
+            one.queue.expire(&mut one.messages, 20, most, done)
+        };
+        assert_eq!(expire(&mut one, &mut done, 30), (30, true));
+        assert_eq!(one.queue.earliest_ms(), Some(10));
+        assert_eq!(expire(&mut one, &mut done, 70), (70, false));
+        assert_eq!((one.queue.len(), one.queue.earliest_ms()), (1, None));
+        one.settle(done);
+        assert_eq!(one.causes, 100);
     }
 
     #[test]
     fn a_reader_that_never_reads_costs_no_memory_for_what_expired() {
-        let mut queue = Queue::new(1);
-        queue.push_reply(reply(0), Cow::Borrowed(b""), None);
+        let mut one = One::new();
+        one.reply(b"", 1);
         for n in 0..10_000_u64 {
-            event(&mut queue, &alloc::format!("/{n}"), n);
-            queue.expire(n.saturating_sub(10), &mut Released::default());
+            one.event(&alloc::format!("/{n}"), Some(n));
+            one.expire(n.saturating_sub(10));
         }
-        assert!(queue.messages.len() < 50);
+        assert!(one.messages.len() < 50);
     }
 }

@@ -50,6 +50,11 @@ impl Told {
         self.quotas != before
     }
 
+    /// Whether a quota is told of.
+    pub(super) fn knows(self, quota: Quota) -> bool {
+        self.quotas & bit(quota) != 0
+    }
+
     /// The limit is another one: what is refused from now on is news.
     pub(super) fn forget(&mut self, quota: Quota) {
         self.quotas &= !bit(quota);
@@ -94,7 +99,7 @@ impl<P: Platform> Server<P> {
 
     /// Something is refused to a connection for want of a quota of its domain.
     pub(super) fn refuse(&mut self, id: ConnId, quota: Quota, what: Refused) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         if connection.privileged {
             return;
         }
@@ -127,7 +132,7 @@ impl<P: Platform> Server<P> {
 
     /// A ring is not read from now on, or is again.
     pub(super) fn tell_suspension(&mut self, id: ConnId, suspension: Option<Suspension>) {
-        let Some(connection) = self.connections.get(&id) else { return };
+        let Some(connection) = self.connections.get(id) else { return };
         match suspension {
             Some(Suspension::Outstanding) => self.refuse(id, Quota::Outstanding, Refused::Reading),
             Some(Suspension::Memory) if self.store.allows(connection.domid, Quota::Memory, 1) => {

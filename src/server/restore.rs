@@ -7,13 +7,15 @@
 use super::Server;
 use super::accounts::Cause;
 use super::connection::{Connection, Figures};
+use super::connections::List;
 use super::domains::Domain;
 use super::figures::History;
 use super::log::{self, LineBudget};
 use super::platform::{Identity, Platform};
-use super::queue::{CauseId, MESSAGE_OVERHEAD, Queue};
+use super::queue::CauseId;
 use super::rate::Reserve;
 use super::update::{Passage, Requester};
+use crate::mem::NoMemory;
 use crate::proto::assemble::{Assembler, Obstacle};
 use crate::proto::handover::{
     FieldReader, HANDOVER, PRICES_SINCE, Short, Source, TAIL_SINCE, Tail,
@@ -23,7 +25,6 @@ use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{self, Endpoint, Record, Version};
 use crate::store::quota::{Quota, Quotas};
 use crate::store::{Party, Restoring};
-use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -138,8 +139,10 @@ impl<P: Platform> Server<P> {
 
     /// Forgets everything and leaves the world as it is: the predecessor goes on.
     pub fn abandon(mut self) {
-        for (_, connection) in self.connections.drain() {
-            self.platform.leave_ring(connection.ring);
+        while let Some(id) = self.connections.first(List::All) {
+            if let Some(connection) = self.connections.remove(id) {
+                self.platform.leave_ring(connection.ring);
+            }
         }
     }
 
@@ -243,7 +246,7 @@ impl<P: Platform> Server<P> {
             seen.reserve(&mut self.platform, bytes)?;
             return new.node(node, Some(fields.u64()?));
         }
-        let bytes = bytes.saturating_add(new.touched_cost(fields.clone()));
+        let bytes = bytes.saturating_add(Restoring::touched_cost(node));
         seen.reserve(&mut self.platform, bytes)?;
         new.touched(node, fields)
     }
@@ -315,9 +318,9 @@ impl<P: Platform> Server<P> {
             new.domain(domid, read_quotas(fields)?).map_err(|error| sentence!("{error}"))?;
             let peak = read_quotas(fields)?;
             accounts.push(Account { domid, peak, used: read_quotas(fields)? });
-            self.domains.insert(domid, domain);
+            self.domains.insert(domid, domain).map_err(no_memory)?;
         }
-        if !self.domains.contains_key(&self.privileged) {
+        if !self.domains.contains(self.privileged) {
             return Err(Sentence::from("the privileged domain is missing"));
         }
         Ok(accounts)
@@ -337,7 +340,7 @@ impl<P: Platform> Server<P> {
                 return Err(Sentence::from("the unfinished requests are out of order"));
             }
             last = Some(id);
-            self.causes.insert(CauseId(id), Cause { connection, waiting: 0 });
+            self.causes.insert(id, Cause { connection, waiting: 0 }).map_err(no_memory)?;
         }
         Ok(())
     }
@@ -359,20 +362,25 @@ impl<P: Platform> Server<P> {
             return wrong("it is there twice");
         }
         seen.last = Some(id);
-        let known = |domid: &DomId| self.domains.contains_key(domid);
+        let known = |domid: &DomId| self.domains.contains(*domid);
         if self.connection_of(domid) != Some(id) || !target.iter().all(known) {
             return wrong("its domain or its target does not know of it");
         }
-        if has_port && (port == EvtchnPort(0) || self.ports.insert(port, id).is_some()) {
+        if has_port && (port == EvtchnPort(0) || self.ports.contains(port)) {
             return wrong("its port is another one's");
         }
+        // So that nothing can go wrong with memory once there is a ring.
+        let queue = self.promise_connection().map_err(no_memory)?;
         let adopted = self.platform.adopt_ring(domid, token);
         let ring = adopted
             .map_err(|error| sentence!("domain {domid}: its ring cannot be taken over: {error}"))?;
         // From here on it is the server's, which does not unmap it if something is wrong.
-        let seed = self.platform.hash_seed();
+        match has_port {
+            true => self.ports.insert_promised(port, id),
+            false => self.ports.withdraw(),
+        }
         let port = has_port.then_some(port);
-        let mut made = Box::new(Connection::new(domid, ring, port, Queue::new(seed)));
+        let mut made = Connection::new(domid, ring, port, queue);
         let filled = self.fill_connection(&mut made, record, fields, new);
         let (privileged, is_connected) = (made.privileged, made.is_connected());
         self.connections.insert(id, made);
@@ -403,20 +411,21 @@ impl<P: Platform> Server<P> {
         made.assembler = assembler
             .ok_or_else(|| sentence!("the request that domain {domid} has begun is damaged"))?;
         let causes = &mut self.causes;
-        made.queue =
-            Queue::restore(self.platform.hash_seed(), record.output, fields, |cause, len| {
-                if let Some(cause) = cause {
-                    let cause = causes.get_mut(&cause);
-                    let cause = cause.ok_or("a message waits for a request that is finished")?;
-                    cause.waiting = cause.waiting.saturating_add(1);
-                }
-                if !privileged {
-                    let cost = len.saturating_add(MESSAGE_OVERHEAD);
-                    new.store().charge(domid, Quota::Memory, cost);
-                }
-                Ok(())
-            })?;
-        if usize::from(record.partial) != made.queue.partial() {
+        let payer = made.payer();
+        let messages = &mut self.messages;
+        messages.restore(&mut made.queue, record.output, payer, fields, |cause| {
+            if let Some(CauseId(cause)) = cause {
+                let cause = causes.get_mut(cause).ok_or_else(|| {
+                    Sentence::from("a message waits for a request that is finished")
+                })?;
+                cause.waiting = cause.waiting.saturating_add(1);
+            }
+            Ok(())
+        })?;
+        if let Some(domid) = payer {
+            new.store().charge(domid, Quota::Memory, made.queue.held(messages));
+        }
+        if usize::from(record.partial) != made.queue.partial(messages) {
             return Err(sentence!("the message that domain {domid} is being sent is damaged"));
         }
         if made.is_connected() || made.queue.is_empty() && made.assembler.is_empty() {
@@ -428,11 +437,11 @@ impl<P: Platform> Server<P> {
 
     /// Charges for the unfinished requests.
     fn count_causes(&mut self) -> Result<(), Refusal> {
-        for cause in self.causes.values() {
+        for (_, cause) in self.causes.iter() {
             if cause.waiting == 0 {
                 return Err(Sentence::from("an unfinished request waits for nothing"));
             }
-            if let Some(connection) = self.connections.get(&cause.connection) {
+            if let Some(connection) = self.connections.get(cause.connection) {
                 self.store.charge(connection.domid, Quota::Outstanding, 1);
             }
         }
@@ -479,6 +488,10 @@ pub fn split_tail(private: &[u8]) -> Result<(&[u8], &[u8]), Sentence> {
     let len = usize::try_from(u64::from_le_bytes(*len)).unwrap_or(usize::MAX);
     let start = rest.len().checked_sub(len).ok_or(Short)?;
     Ok(rest.split_at_checked(start).ok_or(Short)?)
+}
+
+fn no_memory(NoMemory: NoMemory) -> Refusal {
+    Sentence::from(NO_MEMORY)
 }
 
 fn damaged(error: stream::StreamError) -> Refusal {

@@ -15,13 +15,17 @@
 //! Open transactions stay open and end in EAGAIN: an id that was handed out must not become unknown, or
 //! kernels wait for ever. Watches have no first event again.
 
-use super::Server;
+use super::by_domid::ByDomid;
 use super::connection::Connection;
+use super::connections::List;
 use super::domains::Domain;
 use super::platform::{DomainState, Identity, Platform};
-use super::queue::Queue;
+use super::queue::{Messages, Queue};
 use super::rate::{Reserve, WriteCredit};
-use super::restore::Seen;
+use super::restore::{NO_MEMORY, Seen};
+use super::timers::Timers;
+use super::{Server, at_the_start};
+use crate::mem::{Map, NoMemory};
 use crate::proto::assemble::Assembler;
 use crate::proto::id::{ConnId, DomId};
 use crate::proto::ring::{RingPage, Word};
@@ -30,7 +34,6 @@ use crate::proto::stream::{self, Endpoint, Record};
 use crate::proto::wire::{HEADER_SIZE, Header, features};
 use crate::store::quota::Quota;
 use crate::store::{Party, Restoring, Special};
-use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
@@ -73,15 +76,19 @@ impl<P: Platform> Server<P> {
     pub(super) fn revive(&mut self, stream: &[u8]) -> Result<(), Sentence> {
         let revived = self.revive_all(stream);
         if revived.is_err() {
-            for (_, connection) in self.connections.drain() {
+            while let Some(id) = self.connections.first(List::All) {
+                let Some(connection) = self.connections.remove(id) else { continue };
                 if let Some(port) = connection.port {
                     self.platform.unbind(port);
                 }
             }
-            self.ports.clear();
-            self.domains.clear();
+            let seed = self.platform.hash_seed();
+            self.messages = at_the_start(Messages::new(seed));
+            self.ports = Map::new(seed);
+            self.timers = Timers::default();
+            self.domains = ByDomid::new();
             self.reserve = Reserve::default();
-            self.know_privileged();
+            at_the_start(self.know_privileged());
         }
         revived
     }
@@ -111,6 +118,7 @@ impl<P: Platform> Server<P> {
             ));
         }
         self.revive_domains(&found);
+        self.finish_work();
         self.revive_features(&found);
         for (id, input) in found.inputs {
             self.revive_input(id, input);
@@ -199,17 +207,21 @@ impl<P: Platform> Server<P> {
             found.gone.push(domid);
             return Ok(());
         }
-        let page = self
-            .platform
-            .map_ring(domid)
-            .map_err(|error| sentence!("domain {domid}: its ring cannot be mapped: {error}"))?;
+        let queue = self.promise_connection().map_err(no_memory)?;
+        let page = match self.platform.map_ring(domid) {
+            Ok(page) => page,
+            Err(error) => {
+                self.withdraw_connection(queue);
+                return Err(sentence!("domain {domid}: its ring cannot be mapped: {error}"));
+            }
+        };
         // Of a client that has never said anything the stream cannot tell how far it is, nor what it waits for.
         let is_another = domid == self.options.first_domain && is_unused(&page);
         let nothing = stream::Connection { input: &[], output: &[], partial: 0, ..*record };
         let record = if is_another { &nothing } else { record };
-        let made = self.revive_ring(domid, page, record);
+        let made = self.revive_ring(domid, page, queue, record);
         if !made.privileged {
-            new.store().charge(domid, Quota::Memory, made.queue.held());
+            new.store().charge(domid, Quota::Memory, made.queue.held(&self.messages));
         }
         let id = ConnId(self.next_connection);
         self.next_connection = self.next_connection.wrapping_add(1);
@@ -224,8 +236,17 @@ impl<P: Platform> Server<P> {
             // Announced again if it still is so, as after a start.
             shutdown_reported: false,
         };
-        self.domains.insert(domid, domain);
-        self.ports.extend(made.port.map(|port| (port, id)));
+        if let Err(error) = self.domains.insert(domid, domain) {
+            if let Some(port) = made.port {
+                self.platform.unbind(port);
+            }
+            self.withdraw_connection(made.queue);
+            return Err(no_memory(error));
+        }
+        match made.port {
+            Some(port) => self.ports.insert_promised(port, id),
+            None => self.ports.withdraw(),
+        }
         let privileged = made.privileged;
         self.connections.insert(id, made);
         if is_another {
@@ -244,8 +265,9 @@ impl<P: Platform> Server<P> {
         &mut self,
         domid: DomId,
         page: P::Ring,
+        queue: Queue,
         record: &stream::Connection<'_>,
-    ) -> Box<Connection<P::Ring>> {
+    ) -> Connection<P::Ring> {
         let named = self.options.event_port.filter(|_| domid == self.options.first_domain);
         let port = match named.unwrap_or_else(|| page.load(Word::EvtchnPort)) {
             0 => Err(Sentence::from("its page names none")),
@@ -261,14 +283,15 @@ impl<P: Platform> Server<P> {
             }
         };
         let mask = page.load(Word::ServerFeatures) & features::OFFERED;
-        let seed = self.platform.hash_seed();
-        let mut made = Box::new(Connection::new(domid, page, port, Queue::new(seed)));
+        let mut made = Connection::new(domid, page, port, queue);
         made.features = mask;
         made.privileged = domid == self.privileged;
         made.credit = WriteCredit::new(self.now_ms, &mut self.reserve);
         let timeout = self.options.watch_event_timeout_ms.filter(|_| !made.privileged);
         let deadline_ms = timeout.map(|ms| self.now_ms.saturating_add(ms));
-        let left = made.queue.revive(usize::from(record.partial), record.output, deadline_ms);
+        let (payer, queue) = (made.payer(), &mut made.queue);
+        let (partial, output) = (usize::from(record.partial), record.output);
+        let left = self.messages.revive(queue, partial, output, payer, deadline_ms);
         if left > 0 {
             self.platform.log(format_args!("domain {domid}: {left} bytes for it make no message"));
         }
@@ -281,7 +304,7 @@ impl<P: Platform> Server<P> {
     /// Makes everybody known whom the stream named, and lets those go that are gone.
     fn revive_domains(&mut self, found: &Found<'_>) {
         for domid in self.store.domids() {
-            if self.domains.contains_key(&domid) {
+            if self.domains.contains(domid) {
                 continue;
             }
             let state = self.platform.domain_state(domid);
@@ -290,7 +313,11 @@ impl<P: Platform> Server<P> {
                 DomainState::Gone | DomainState::Unknown => Identity::Unknown,
             };
             let was_connected = found.gone.contains(&domid);
-            self.domains.insert(domid, Domain::new(identity));
+            // Without memory for it nothing of it could be looked after.
+            if self.domains.insert(domid, Domain::new(identity)).is_err() {
+                self.store.forget(domid);
+                continue;
+            }
             if state == DomainState::Gone || was_connected {
                 self.platform.log(format_args!("domain {domid} is gone"));
                 self.destroy(domid);
@@ -298,7 +325,6 @@ impl<P: Platform> Server<P> {
             if was_connected {
                 self.give_headroom();
                 self.announce(Special::ReleaseDomain, domid, true);
-                self.deliver_events(None);
             }
         }
     }
@@ -306,7 +332,7 @@ impl<P: Platform> Server<P> {
     /// A domain that is connected has been shown what its page says.
     fn revive_features(&mut self, found: &Found<'_>) {
         for (domid, mask) in &found.features {
-            let domain = self.domains.get_mut(domid);
+            let domain = self.domains.get_mut(*domid);
             if let Some(domain) = domain.filter(|domain| domain.connection.is_none()) {
                 domain.features = *mask;
             }
@@ -328,7 +354,7 @@ impl<P: Platform> Server<P> {
     }
 
     fn receive_from(&mut self, id: ConnId, bytes: &[u8]) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         match Assembler::restore(bytes) {
             Ok(Some(assembler)) => connection.assembler = assembler,
             Ok(None) | Err(_) => {
@@ -338,6 +364,10 @@ impl<P: Platform> Server<P> {
             }
         }
     }
+}
+
+fn no_memory(NoMemory: NoMemory) -> Sentence {
+    Sentence::from(NO_MEMORY)
 }
 
 /// Whether nobody has ever used a ring.

@@ -96,9 +96,7 @@ impl<P: Platform> Server<P> {
 
     /// The connections in the order of their introduction.
     fn sorted_connections(&self) -> Vec<ConnId> {
-        let mut all: Vec<ConnId> = self.connections.keys().copied().collect();
-        all.sort_unstable();
-        all
+        self.connections.iter().map(|(id, _)| id).collect()
     }
 
     fn write_stream<S: Sink>(
@@ -118,7 +116,7 @@ impl<P: Platform> Server<P> {
         })?;
         let all = self.sorted_connections();
         for id in &all {
-            let Some(connection) = self.connections.get(id) else { continue };
+            let Some(connection) = self.connections.get(*id) else { continue };
             self.write_connection(*id, connection, version, &mut writer)?;
             self.store.write_watches(*id, &mut writer)?;
             if scope != Scope::Anybody {
@@ -131,15 +129,15 @@ impl<P: Platform> Server<P> {
         if scope != Scope::Anybody {
             self.store.write_touched(&all, &mut writer)?;
         }
-        for (domid, domain) in &self.domains {
-            let Some((quotas, _, used)) = self.store.accounts(*domid) else { continue };
+        for (domid, domain) in self.domains.iter() {
+            let Some((quotas, _, used)) = self.store.accounts(domid) else { continue };
             // C xenstored dies of one that is neither connected nor an owner (seen in 4.22).
             if domain.connection.is_none() && used.get(Quota::Nodes) == 0 {
                 continue;
             }
             let quotas = named(quotas);
             writer.domain(&stream::Domain {
-                domid: *domid,
+                domid,
                 features: Some(domain.features),
                 quotas: stream::Quotas::from(&quotas[..]),
             })?;
@@ -158,7 +156,7 @@ impl<P: Platform> Server<P> {
         writer: &mut stream::Writer<S>,
     ) -> Result<(), WriteError> {
         let domid = connection.domid;
-        let identity = self.domains.get(&domid).map(|domain| domain.identity);
+        let identity = self.domains.get(domid).map(|domain| domain.identity);
         let unique_id = match identity {
             Some(Identity::Unique(id)) if version >= Version::Two => Some(id),
             _ => None,
@@ -167,7 +165,7 @@ impl<P: Platform> Server<P> {
         // A connection without a port is one that is given up.
         let port = connection.port.unwrap_or(EvtchnPort(0));
         let (header, payload) = connection.assembler.partial();
-        let partial = connection.queue.partial();
+        let partial = connection.queue.partial(&self.messages);
         let record = stream::Connection {
             id,
             endpoint: Endpoint::Ring { domid, target, port },
@@ -177,7 +175,7 @@ impl<P: Platform> Server<P> {
             unique_id,
         };
         let input = [header, payload].into_iter();
-        writer.connection_of_parts(&record, input, connection.queue.unsent())
+        writer.connection_of_parts(&record, input, connection.queue.unsent(&self.messages))
     }
 
     fn write_private<S: Sink>(
@@ -191,7 +189,7 @@ impl<P: Platform> Server<P> {
         self.write_causes(fields)?;
         let all = self.sorted_connections();
         for id in &all {
-            let Some(connection) = self.connections.get(id) else { continue };
+            let Some(connection) = self.connections.get(*id) else { continue };
             self.write_connection_fields(*id, connection, handover, fields)?;
             self.store.write_watch_fields(*id, fields)?;
             self.store.write_transaction_fields(*id, fields)?;
@@ -254,13 +252,13 @@ impl<P: Platform> Server<P> {
 
     fn write_domains<S: Sink>(&self, fields: &mut FieldWriter<'_, S>) -> Result<(), OutOfRoom> {
         fields.count(self.domains.len())?;
-        for (domid, domain) in &self.domains {
-            write_domain(*domid, domain, fields)?;
-            let accounts = self.store.accounts(*domid);
+        for (domid, domain) in self.domains.iter() {
+            write_domain(domid, domain, fields)?;
+            let accounts = self.store.accounts(domid);
             let (quotas, mut peak, mut used) =
                 accounts.unwrap_or((Quotas::ZERO, Quotas::ZERO, Quotas::ZERO));
             // On trial, what was read has to be written again.
-            if let Ok(place) = self.said.binary_search_by_key(domid, |account| account.domid)
+            if let Ok(place) = self.said.binary_search_by_key(&domid, |account| account.domid)
                 && let Some(said) = self.said.get(place)
             {
                 (peak, used) = (said.peak, said.used);
@@ -272,7 +270,7 @@ impl<P: Platform> Server<P> {
 
     /// Requests of which something still waits, and whose they are.
     fn write_causes<S: Sink>(&self, fields: &mut FieldWriter<'_, S>) -> Result<(), OutOfRoom> {
-        let causes = self.causes.iter().map(|(id, cause)| (id.0, cause.connection.0));
+        let causes = self.causes.iter().map(|(id, cause)| (id, cause.connection.0));
         let mut causes: Vec<(u64, u32)> = causes.collect();
         causes.sort_unstable();
         fields.count(causes.len())?;
@@ -294,7 +292,7 @@ impl<P: Platform> Server<P> {
         fields.flag(connection.port.is_some())?;
         fields.u32(self.store.last_transaction(id))?;
         connection.write_fields(handover, fields)?;
-        connection.queue.write_fields(fields)
+        connection.queue.write_fields(&self.messages, fields)
     }
 }
 

@@ -1,36 +1,57 @@
 //! Who is served when: one pass after the other, until nothing is left, then sleep.
 //!
-//! A pass collects what happened, serves each connection that may have work for at most
-//! [`REQUESTS_PER_PASS`] requests, and tells each peer at most once what was taken from and put into its ring.
+//! A pass collects what happened and then gives turns. A turn is one connection's, or some of the work that is nobody's
+//! request: to look what became of domains, and to clear away what dead ones had. It is measured in work
+//! ([`TURN`]), not in requests. What takes longer goes on in a later turn, with others in between, and between any two
+//! turns the privileged domain's ring is looked at: so nobody waits for more than one turn of each of the others, and
+//! the privileged domain for one turn in all.
+//!
+//! A pass ends when about one turn's work is done, or nothing is left, so that news is not kept waiting either.
+//! It tells each peer at most once in a turn what was taken from and put into its ring.
 //! Linux guests save on signals: one that sees its last request not taken yet sends none for the next, and one
 //! that reads from a response ring that was not full sends none either (`docs/misc/xenstore-ring.txt`).
 //! So the rings served since the last sleep are looked at once more, behind a full barrier, before
 //! the next. An idle server sleeps without any deadline.
 
 use super::Server;
-use super::connection::{Connection, Fault, Suspension, Verdict};
+use super::connection::{Busy, Connection, Fault, Suspension, Verdict};
+use super::connections::List;
+use super::dispatch::Reply;
 use super::memory;
 use super::platform::{Event, Platform};
-use super::queue::Released;
+use super::queue::Done;
+use super::timers::Timer;
+use crate::mem::{Budget, Progress};
 use crate::proto::id::ConnId;
 use crate::proto::ring::{self, RingError};
 use crate::store::Store;
 use crate::store::quota::Quota;
 
+/// Units of work in one turn: one more step of work may follow the last unit. A unit is up to four instructions, since an
+/// event is charged what telling it takes, and not what its receiver takes (benches/slices.rs counts).
+pub(super) const TURN: u64 = 20_000;
+
+/// Units in one turn of finding out what became of domains. So that of a few all is found out at once: their
+/// questions and ends are charged in full.
+const SCAN_TURN: u64 = 50_000;
+
+/// Units that a look at a connection takes, and a request without what it makes the store do.
+const SERVE_WORK: u64 = 500;
+
 /// How many requests of one connection are handled before the others have their turn.
-const REQUESTS_PER_PASS: usize = 8;
+const REQUESTS_PER_TURN: usize = 8;
 
 /// How many signals are collected in one pass, so that a storm of them cannot keep requests waiting.
-const EVENTS_PER_PASS: usize = 4096;
+const EVENTS_PER_PASS: usize = 256;
+
+/// How many connections of a list are looked at in one pass.
+const LOOKS_PER_PASS: usize = 64;
+
+/// How many events get their deadline, or are dropped because nobody read them, in one turn.
+const EVENTS_PER_TURN: usize = 100;
 
 /// One of so many requests is measured: reading the clock may cost more than the request itself.
 pub(super) const MEASURED_OF: u32 = 64;
-
-/// Causes for which room is kept from one message sent to the next.
-const RELEASED_KEPT: usize = 64;
-
-/// Connections for whose list room is kept from one pass to the next.
-const SERVED_KEPT: usize = 64;
 
 /// How often all rings are looked at, for clients that forget to signal; only while awake anyway.
 const RESCAN_MS: u64 = 1000;
@@ -54,6 +75,30 @@ enum Read {
     Nothing,
 }
 
+/// Whose turn it may be, in the order in which they have it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stage {
+    /// To find out what became of domains: before any request, which may be of a new one with an old domid.
+    Scan,
+    /// To clear away what dead domains had.
+    Bury,
+    /// The privileged domain.
+    Privileged,
+    /// The others, one after the other.
+    Others,
+}
+
+impl Stage {
+    fn next(self) -> Self {
+        match self {
+            Self::Scan => Self::Bury,
+            Self::Bury => Self::Privileged,
+            Self::Privileged => Self::Others,
+            Self::Others => Self::Scan,
+        }
+    }
+}
+
 impl<P: Platform> Server<P> {
     /// One pass, and if nothing is left to do, sleep until something happens.
     pub fn step(&mut self) {
@@ -64,7 +109,7 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// One pass over everything that may have work.
+    /// One pass over what may have work.
     pub fn pass(&mut self) -> Pass {
         if self.is_leaving() {
             return Pass::HandOver;
@@ -75,6 +120,10 @@ impl<P: Platform> Server<P> {
         } else {
             self.read_clock();
         }
+        if core::mem::take(&mut self.slept) {
+            // There may be memory again.
+            self.short_left = self.connections.count(List::Short);
+        }
         self.collect_events();
         self.collect_timers();
         self.expire_upload();
@@ -82,24 +131,100 @@ impl<P: Platform> Server<P> {
         self.tell_left_out();
         self.tell_drops();
         self.rescan();
-        // Those that become ready meanwhile wait for the next pass.
-        for _ in 0..self.ready.len() {
-            let Some(id) = self.ready.pop_front() else { break };
-            self.serve(id);
-            if self.is_leaving() {
-                return Pass::HandOver;
-            }
+        self.give_turns();
+        if self.is_leaving() {
+            return Pass::HandOver;
         }
         self.look_again();
-        if self.ready.is_empty() {
-            let timer = self.timers.first().map(|(at_ms, _)| *at_ms);
-            let expiry = [self.upload_expires_ms(), self.dump_expires_ms()];
-            let lines = [self.left_out_due_ms(), self.drops_due_ms()];
-            let all = [timer].into_iter().chain(expiry).chain(lines);
-            Pass::Idle(all.flatten().min())
-        } else {
-            Pass::More
+        if self.has_more() {
+            return Pass::More;
         }
+        self.slept = true;
+        let timer = self.timers.first().map(|timer| timer.at_ms);
+        let expiry = [self.upload_expires_ms(), self.dump_expires_ms()];
+        let lines = [self.left_out_due_ms(), self.drops_due_ms()];
+        let all = [timer].into_iter().chain(expiry).chain(lines);
+        Pass::Idle(all.flatten().min())
+    }
+
+    /// Whether another pass is due at once.
+    fn has_more(&self) -> bool {
+        !self.connections.is_empty(List::Ready)
+            || !self.connections.is_empty(List::Served)
+            || self.has_work_of_nobody()
+            || self.rescanned.is_some()
+            || self.short_left > 0
+            || self.timers.first().is_some_and(|timer| timer.at_ms <= self.now_ms)
+    }
+
+    fn has_work_of_nobody(&self) -> bool {
+        self.scan.is_some() || self.store.has_deaths() || !self.trash.is_empty()
+    }
+
+    /// Gives turns until about one turn's work is done.
+    fn give_turns(&mut self) {
+        // Those that become ready meanwhile wait for the next pass.
+        let mut others = self.connections.count(List::Ready);
+        let mut pass = Budget::new(TURN);
+        while let Some(stage) = self.next_stage(others) {
+            self.stage = stage.next();
+            let units = if stage == Stage::Scan { SCAN_TURN } else { TURN };
+            self.budget = Budget::new(units);
+            match stage {
+                Stage::Scan => self.scan_on(),
+                Stage::Bury => self.bury(),
+                Stage::Privileged => {
+                    if let Some(id) = self.connection_of(self.privileged) {
+                        self.connections.leave(List::Ready, id);
+                        self.serve(id);
+                    }
+                }
+                Stage::Others => {
+                    others = others.saturating_sub(1);
+                    if let Some(id) = self.connections.pop(List::Ready) {
+                        self.serve(id);
+                    }
+                }
+            }
+            pass.spend(units.saturating_sub(self.budget.left()));
+            if self.is_leaving() || pass.is_over() {
+                return;
+            }
+        }
+        self.stage = Stage::Scan;
+    }
+
+    /// Whose turn it is; `None` if nobody has anything to do.
+    fn next_stage(&mut self, others: usize) -> Option<Stage> {
+        let others = others > 0 && !self.connections.is_empty(List::Ready);
+        let mut stage = self.stage;
+        for _ in 0..4 {
+            let has_work = match stage {
+                Stage::Scan => self.scan.is_some(),
+                Stage::Bury => self.store.has_deaths() || !self.trash.is_empty(),
+                Stage::Privileged => self.privileged_has_work(others),
+                Stage::Others => others,
+            };
+            if has_work {
+                return Some(stage);
+            }
+            stage = stage.next();
+        }
+        None
+    }
+
+    /// Whether the privileged domain has something in its ring. It is looked for without a signal only where others would
+    /// have their turn before the next pass.
+    fn privileged_has_work(&self, others: bool) -> bool {
+        let id = self.connection_of(self.privileged);
+        let Some(connection) = id.and_then(|id| self.connections.get(id)) else { return false };
+        if connection.is_ready() {
+            return true;
+        }
+        (others || self.has_work_of_nobody())
+            && connection.is_connected()
+            && !connection.is_in_doubt()
+            && connection.has_requests()
     }
 
     /// Makes `now_ms` exact, for whoever is about to wait for a moment that it says. Where nobody does, a pass goes
@@ -109,50 +234,43 @@ impl<P: Platform> Server<P> {
         self.now_ms
     }
 
-    /// Has a connection served in the next pass.
+    /// Has a connection served in a later turn.
     pub(super) fn mark_ready(&mut self, id: ConnId) {
-        if let Some(connection) = self.connections.get_mut(&id) {
-            if !connection.is_ready && connection.is_connected() {
-                connection.is_ready = true;
-                self.ready.push_back(id);
-            }
+        if self.connections.get(id).is_some_and(Connection::is_connected) {
+            self.connections.push(List::Ready, id);
         }
     }
 
     /// Has a suspended ring looked at again.
     pub(super) fn resume(&mut self, id: ConnId) {
-        if let Some(connection) = self.connections.get_mut(&id) {
+        if let Some(connection) = self.connections.get_mut(id) {
             connection.suspension = None;
         }
         self.mark_ready(id);
     }
 
     fn collect_events(&mut self) {
-        let mut domains_changed = false;
         for _ in 0..EVENTS_PER_PASS {
             match self.platform.next_event() {
                 Some(Event::Port(port)) => {
-                    if let Some(id) = self.ports.get(&port).copied() {
+                    if let Some(id) = self.ports.get(port).copied() {
                         self.mark_ready(id);
                     }
                 }
-                Some(Event::DomainChange) => domains_changed = true,
+                Some(Event::DomainChange) => self.scan_domains(),
                 None => break,
             }
-        }
-        // Before any request: a new domain must not meet what belongs to its dead predecessor.
-        if domains_changed {
-            self.scan_domains();
         }
     }
 
     fn collect_timers(&mut self) {
-        while let Some((at_ms, id)) = self.timers.first().copied() {
+        for _ in 0..LOOKS_PER_PASS {
+            let Some(Timer { at_ms, id }) = self.timers.first() else { break };
             if at_ms > self.now_ms {
                 break;
             }
-            self.timers.pop_first();
-            if let Some(connection) = self.connections.get_mut(&id) {
+            self.timers.set(&mut self.connections, id, None);
+            if let Some(connection) = self.connections.get_mut(id) {
                 connection.wake_at_ms = None;
             }
             self.mark_ready(id);
@@ -161,40 +279,43 @@ impl<P: Platform> Server<P> {
 
     /// The net under lost signals. Idle domains hand over what they earned, too.
     fn rescan(&mut self) {
-        if self.now_ms < self.next_rescan_ms {
-            return;
+        if self.rescanned.is_none() {
+            if self.now_ms < self.next_rescan_ms {
+                return;
+            }
+            self.next_rescan_ms = self.now_ms.saturating_add(RESCAN_MS);
+            self.rescanned = self.connections.first(List::All);
         }
-        self.next_rescan_ms = self.now_ms.saturating_add(RESCAN_MS);
         let guests = self.guests();
-        for (id, connection) in &mut self.connections {
+        for _ in 0..LOOKS_PER_PASS {
+            let Some(id) = self.rescanned else { return };
+            self.rescanned = self.connections.next(List::All, id);
+            let Some(connection) = self.connections.get_mut(id) else { continue };
             connection.credit.earn(self.now_ms, guests, &mut self.reserve);
-            if !connection.is_ready && connection.has_work() {
-                connection.is_ready = true;
-                self.ready.push_back(*id);
+            if connection.has_work() {
+                self.mark_ready(id);
             }
         }
     }
 
     /// The last look before sleeping.
     fn look_again(&mut self) {
-        let mut served = core::mem::take(&mut self.served);
-        for id in served.drain(..) {
-            let Some(connection) = self.connections.get_mut(&id) else { continue };
-            connection.was_served = false;
-            if connection.has_work() {
+        for _ in 0..LOOKS_PER_PASS {
+            let Some(id) = self.connections.pop(List::Served) else { break };
+            self.short_left = self.connections.count(List::Short);
+            if self.connections.get(id).is_some_and(Connection::has_work) {
                 self.mark_ready(id);
             }
         }
-        // The room for a crowd is given back; what a few need is kept.
-        if served.capacity() <= SERVED_KEPT {
-            self.served = served;
-        }
-        if !self.ready.is_empty() {
+        if !self.connections.is_empty(List::Ready) || !self.connections.is_empty(List::Served) {
             return;
         }
-        for id in core::mem::take(&mut self.short_of_memory) {
+        // Something happened since those that are short of memory were looked at, each of them once.
+        for _ in 0..self.short_left.min(LOOKS_PER_PASS) {
+            self.short_left = self.short_left.saturating_sub(1);
+            let Some(id) = self.connections.pop(List::Short) else { return };
             match self.suspension(id) {
-                Some(Suspension::Memory) => self.short_of_memory.push(id),
+                Some(Suspension::Memory) => self.connections.push(List::Short, id),
                 Some(Suspension::Outstanding | Suspension::Rate(_)) | None => self.resume(id),
             }
         }
@@ -202,15 +323,13 @@ impl<P: Platform> Server<P> {
 
     /// Serves one connection within its budget.
     fn serve(&mut self, id: ConnId) {
+        self.budget.spend(SERVE_WORK);
         let now_ms = self.now_ms;
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        connection.is_ready = false;
+        let Some(connection) = self.connections.get_mut(id) else { return };
         let mut is_fine = false;
         if connection.is_connected() {
             if connection.queue.earliest_ms().is_some_and(|earliest| earliest <= now_ms) {
-                let mut released = Released::default();
-                connection.queue.expire(now_ms, &mut released);
-                self.settle_released(id, &mut released);
+                self.expire_events(id);
             }
             match self.exchange(id) {
                 Ok(()) => is_fine = true,
@@ -220,10 +339,27 @@ impl<P: Platform> Server<P> {
         self.conclude(id, is_fine);
     }
 
-    /// Writes what waits, handles requests, writes what they gave.
+    /// Drops events that nobody has read in time.
+    fn expire_events(&mut self, id: ConnId) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let (messages, mut done) = (&mut self.messages, Done::NONE);
+        let expire = connection.queue.expire(messages, self.now_ms, EVENTS_PER_TURN, &mut done);
+        let (dropped, has_more) = expire;
+        let figures = &mut connection.figures;
+        figures.dropped_events = figures.dropped_events.saturating_add(dropped as u64);
+        self.settle_done(&mut done);
+        if has_more {
+            self.mark_ready(id);
+        }
+    }
+
+    /// Writes what waits, goes on with what was begun, handles requests, writes what they gave.
     fn exchange(&mut self, id: ConnId) -> Result<(), Fault> {
         self.send(id)?;
-        let mut budget = REQUESTS_PER_PASS;
+        if !self.go_on(id).is_done() {
+            return self.send(id);
+        }
+        let mut left = REQUESTS_PER_TURN;
         while self.read_request(id)? == Read::Complete {
             match self.unmeasured.checked_sub(1) {
                 Some(unmeasured) => {
@@ -239,33 +375,91 @@ impl<P: Platform> Server<P> {
                     self.history.measured_us = self.history.measured_us.saturating_add(us);
                 }
             }
-            budget = budget.saturating_sub(1);
-            if budget == 0 || self.is_leaving() {
+            left = left.saturating_sub(1);
+            if left == 0 || self.budget.is_over() || self.is_leaving() {
                 self.mark_ready(id);
+                break;
+            }
+            // Nothing has changed for a request that waits.
+            if self.connections.get(id).is_none_or(|connection| connection.waits) {
                 break;
             }
         }
         self.send(id)
     }
 
+    /// Goes on with what the last request of a connection has begun. Its reply comes when that is done.
+    pub(super) fn go_on(&mut self, id: ConnId) -> Progress {
+        let Some(connection) = self.connections.get(id) else { return Progress::Done };
+        let Some(busy) = connection.busy else { return Progress::Done };
+        let asked = match busy {
+            Busy::Reply { asked, .. } => asked,
+            Busy::StartOver => None,
+        };
+        let (store, budget, mut mail) = self.mail(asked);
+        let progress = store.go_on(id, budget, &mut mail);
+        self.report_drops();
+        if !progress.is_done() {
+            self.mark_ready(id);
+            return Progress::More;
+        }
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.busy = None;
+        }
+        match busy {
+            Busy::Reply { header, answer, asked } => {
+                self.queue_answer(id, header, answer.map(|()| Reply::Done), asked);
+            }
+            Busy::StartOver => self.empty_ring(id),
+        }
+        Progress::Done
+    }
+
+    /// Brings everything to its end that goes on in later turns: afterwards nobody waits for work, and nothing of it has
+    /// to be handed over.
+    pub(super) fn finish_work(&mut self) {
+        self.budget = Budget::endless();
+        loop {
+            while self.scan.is_some() {
+                self.scan_on();
+            }
+            while self.store.has_deaths() || !self.trash.is_empty() {
+                self.bury();
+            }
+            let mut next = self.connections.first(List::All);
+            while let Some(id) = next {
+                next = self.connections.next(List::All, id);
+                let _done = self.go_on(id);
+                if self.connections.get(id).is_some_and(|connection| connection.waits) {
+                    self.execute(id);
+                }
+            }
+            // A request that waited may have been about a domain that is replaced.
+            if !self.has_work_of_nobody() {
+                break;
+            }
+        }
+    }
+
     fn send(&mut self, id: ConnId) -> Result<(), Fault> {
-        let Some(connection) = self.connections.get_mut(&id) else { return Ok(()) };
+        let Some(connection) = self.connections.get_mut(id) else { return Ok(()) };
         if !connection.is_connected() || connection.queue.is_empty() {
             return Ok(());
         }
-        let mut released = core::mem::take(&mut self.released);
-        let result = connection.send(&mut released);
-        self.settle_released(id, &mut released);
-        if released.causes.capacity() <= RELEASED_KEPT {
-            self.released = released;
-        }
+        let mut done = Done::NONE;
+        let result = connection.send(&mut self.messages, &mut done);
+        self.settle_done(&mut done);
         result
     }
 
     fn read_request(&mut self, id: ConnId) -> Result<Read, Fault> {
-        let Some(connection) = self.connections.get_mut(&id) else { return Ok(Read::Nothing) };
-        if !connection.is_connected() {
+        let Some(connection) = self.connections.get_mut(id) else { return Ok(Read::Nothing) };
+        if !connection.is_connected() || connection.busy.is_some() || !connection.queue.can_reply()
+        {
             return Ok(Read::Nothing);
+        }
+        if connection.waits {
+            return Ok(Read::Complete);
         }
         if !ring::has_requests(&connection.ring) {
             // There is nothing that could be kept from being read. Who is short of memory stays in the list.
@@ -280,11 +474,11 @@ impl<P: Platform> Server<P> {
             return Ok(if connection.receive()? { Read::Complete } else { Read::Nothing });
         }
         let suspension = self.suspension(id);
-        let Some(connection) = self.connections.get_mut(&id) else { return Ok(Read::Nothing) };
+        let Some(connection) = self.connections.get_mut(id) else { return Ok(Read::Nothing) };
         let before = core::mem::replace(&mut connection.suspension, suspension);
         let domid = connection.domid;
-        if suspension == Some(Suspension::Memory) && before != suspension {
-            self.short_of_memory.push(id);
+        if suspension == Some(Suspension::Memory) {
+            self.connections.push(List::Short, id);
         }
         if before != suspension {
             self.tell_suspension(id, suspension);
@@ -296,20 +490,20 @@ impl<P: Platform> Server<P> {
         if suspension.is_some() {
             return Ok(Read::Nothing);
         }
-        let Some(connection) = self.connections.get_mut(&id) else { return Ok(Read::Nothing) };
+        let Some(connection) = self.connections.get_mut(id) else { return Ok(Read::Nothing) };
         Ok(if connection.receive()? { Read::Complete } else { Read::Nothing })
     }
 
     /// Why a ring must not be read now.
     fn suspension(&mut self, id: ConnId) -> Option<Suspension> {
         let guests = self.guests();
-        let connection = self.connections.get_mut(&id)?;
+        let connection = self.connections.get_mut(id)?;
         let obstacle = Self::obstacle(connection, &mut self.platform, &self.store);
         if obstacle.is_some() || connection.privileged || !connection.credit.is_in_debt() {
             return obstacle;
         }
         let now_ms = self.read_clock();
-        let connection = self.connections.get_mut(&id)?;
+        let connection = self.connections.get_mut(id)?;
         let until = connection.credit.blocked_until(now_ms, guests, &mut self.reserve);
         until.map(Suspension::Rate)
     }
@@ -321,7 +515,7 @@ impl<P: Platform> Server<P> {
         store: &Store,
     ) -> Option<Suspension> {
         let allows = |quota| store.allows(connection.domid, quota, 1);
-        if !memory::can_read(platform) {
+        if !memory::can_read(platform, connection.privileged) {
             Some(Suspension::Memory)
         } else if connection.privileged {
             None
@@ -335,7 +529,7 @@ impl<P: Platform> Server<P> {
     /// After a connection was served, or could not be: signal, timer, place in the lists. `is_fine` says that
     /// all indices made sense.
     fn conclude(&mut self, id: ConnId, is_fine: bool) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         if is_fine {
             connection.trust();
         }
@@ -344,50 +538,50 @@ impl<P: Platform> Server<P> {
                 self.platform.notify(port);
             }
         }
-        if !connection.was_served {
-            connection.was_served = true;
-            self.served.push(id);
-        }
-        if connection.queue.has_undated() {
-            self.date_events(id);
+        let (is_served, is_ready) = (connection.links.is_in(List::Served), connection.is_ready());
+        if connection.queue.has_undated() && !connection.privileged {
+            self.date_events(id, EVENTS_PER_TURN);
             self.set_timer(id);
         } else if connection.next_look_ms() != connection.wake_at_ms {
             self.set_timer(id);
         }
+        // Who is ready is looked at in any case.
+        if !is_served && !is_ready {
+            self.connections.push(List::Served, id);
+        }
     }
 
-    /// Says until when the events wait that a guest has not been able to read at once.
-    pub(super) fn date_events(&mut self, id: ConnId) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+    /// Says until when the events wait that a guest has not been able to read at once. What is more than `most` waits
+    /// for a later turn.
+    pub(super) fn date_events(&mut self, id: ConnId, most: usize) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
         let Some(timeout_ms) = self.options.watch_event_timeout_ms else { return };
         if connection.privileged || !connection.queue.has_undated() {
             return;
         }
         let deadline_ms = self.read_clock().saturating_add(timeout_ms);
-        if let Some(connection) = self.connections.get_mut(&id) {
-            connection.queue.date(deadline_ms);
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        connection.queue.date(&mut self.messages, deadline_ms, most);
+        if connection.queue.has_undated() {
+            self.mark_ready(id);
         }
     }
 
     /// Brings the list of timers up to date with one connection.
     pub(super) fn set_timer(&mut self, id: ConnId) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         let wanted = connection.next_look_ms();
         if wanted == connection.wake_at_ms {
             return;
         }
-        if let Some(old) = core::mem::replace(&mut connection.wake_at_ms, wanted) {
-            self.timers.remove(&(old, id));
-        }
-        if let Some(new) = wanted {
-            self.timers.insert((new, id));
-        }
+        connection.wake_at_ms = wanted;
+        self.timers.set(&mut self.connections, id, wanted);
     }
 
     /// A ring is not as it should be.
     fn blame(&mut self, id: ConnId, fault: Fault) {
         let now_ms = self.read_clock();
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         match fault {
             Fault::Indices => {
                 if connection.doubt(now_ms) == Verdict::Condemned {
@@ -400,9 +594,8 @@ impl<P: Platform> Server<P> {
                 }
             }
             Fault::NoMemory => {
-                if connection.suspension.replace(Suspension::Memory) != Some(Suspension::Memory) {
-                    self.short_of_memory.push(id);
-                }
+                connection.suspension = Some(Suspension::Memory);
+                self.connections.push(List::Short, id);
             }
             Fault::Oversize(len) => {
                 self.tell(id, format_args!("a request announced {len} bytes of payload"));
@@ -413,17 +606,15 @@ impl<P: Platform> Server<P> {
 
     /// Gives a ring up: nothing of its domain is served any more until it is released.
     fn ignore(&mut self, id: ConnId, why: RingError) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let mut released = Released::default();
-        connection.ignore(why, &mut released);
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        connection.ignore(why, &mut self.messages, &mut self.trash);
         if let Some(port) = connection.port.take() {
             // The client may wait for the word that was just written. After that its
             // signals must not wake the server any more.
             self.platform.notify(port);
-            self.ports.remove(&port);
+            let _ = self.ports.remove(port);
             self.platform.unbind(port);
         }
-        self.settle_released(id, &mut released);
         self.drop_upload_of(id, "its connection was given up");
         self.store.disconnect(id);
         self.set_timer(id);

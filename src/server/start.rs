@@ -63,7 +63,7 @@ impl<P: Platform> Server<P> {
                 return;
             }
         };
-        if let Some(domain) = self.domains.get_mut(&domid) {
+        if let Some(domain) = self.domains.get_mut(domid) {
             domain.identity = identity;
         }
         self.greet(domid, page, port, identity);
@@ -92,7 +92,7 @@ impl<P: Platform> Server<P> {
     /// Connects a domain that may have written requests already.
     fn greet(&mut self, domid: DomId, page: P::Ring, port: u32, identity: Identity) {
         let Ok(id) = self.open(domid, page, port, identity) else { return };
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         connection.ring.store(Word::Connection, 0);
         if let Some(port) = connection.port {
             self.platform.notify(port);

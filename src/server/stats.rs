@@ -91,7 +91,7 @@ impl<P: Platform> Server<P> {
         let uptime_ms = self.now_ms.saturating_sub(self.started_ms);
         let heap = self.platform.heap();
         let (mut requests, mut events, mut dropped) = self.past.sums();
-        for connection in self.connections.values() {
+        for (_, connection) in self.connections.iter() {
             requests = requests.saturating_add(connection.figures.requests);
             events = events.saturating_add(connection.figures.events);
             dropped = dropped.saturating_add(connection.figures.dropped_events);

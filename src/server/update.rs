@@ -18,6 +18,7 @@
 //! nobody is served meanwhile.
 
 use super::Server;
+use super::connections::List;
 use super::control::text;
 use super::dispatch::{Answer, Asker, Reply};
 use super::domains::Look;
@@ -365,8 +366,13 @@ impl<P: Platform> Server<P> {
         });
         passage.stopped_us = stopped_us;
         self.passage = Some(passage);
-        let all: Vec<ConnId> = self.connections.keys().copied().collect();
-        all.into_iter().for_each(|id| self.date_events(id));
+        // Nothing that goes on in later turns is handed over.
+        self.finish_work();
+        let mut next = self.connections.first(List::All);
+        while let Some(id) = next {
+            next = self.connections.next(List::All, id);
+            self.date_events(id, usize::MAX);
+        }
         let ids = self.connections.len().saturating_add(self.causes.len());
         if !memory::can_save(&mut self.platform, ids) {
             return Err(Sentence::from("there is not enough memory to write the state down"));
@@ -412,9 +418,9 @@ impl<P: Platform> Server<P> {
         if let Some(requester) = passage.and_then(|passage| passage.requester) {
             self.answer_requester(requester, Ok(Reply::Done));
         }
-        let mut all = self.connections.keys().copied().collect::<Vec<_>>();
-        all.sort_unstable();
-        for id in all {
+        let mut next = self.connections.first(List::All);
+        while let Some(id) = next {
+            next = self.connections.next(List::All, id);
             self.mark_ready(id);
         }
         let pause_us =

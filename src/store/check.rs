@@ -119,8 +119,11 @@ impl Store {
             count(&mut lists, node.list);
         }
         count(&mut lists, self.tree.private);
-        for list in self.transactions.values().flat_map(|tx| tx.list_uses()) {
+        for list in self.transactions.list_uses() {
             count(&mut lists, list);
+        }
+        for name in self.transactions.name_uses().chain(self.watches.name_uses()) {
+            count(&mut names, name);
         }
         for (name, users) in self.tree.names() {
             let real = names.remove(&name).unwrap_or(0);
@@ -131,12 +134,14 @@ impl Store {
             let (users, real) = (list.users, lists.remove(&handle).unwrap_or(0));
             findings
                 .expect(users == real, format_args!("list {handle} has {real} users, not {users}"));
-            for entry in list.entries.iter().filter(|e| !e.stale && e.domid != DomId::ANY) {
-                let domid = entry.domid;
-                let indexed = domid == self.privileged()
-                    || self.tree.domains.get(domid).is_some_and(|d| d.lists.contains(&handle));
-                findings.expect(indexed, format_args!("list {handle}: domain {domid} lost it"));
-            }
+        }
+        for domid in self.domids() {
+            let real = self.tree.rights_expected(domid);
+            let linked = self.tree.rights_of(domid, real.saturating_add(1));
+            findings.expect(
+                linked == real,
+                format_args!("domain {domid} has {real} rights, {linked} are linked"),
+            );
         }
         let lost = names.len().saturating_add(lists.len());
         findings.expect(lost == 0, format_args!("{lost} names or lists are used but not there"));
@@ -144,18 +149,21 @@ impl Store {
 
     fn check_watches(&self, findings: &mut Findings, recounts: &mut Recounts) {
         let mut seen = 0_usize;
-        for (conn, state) in &self.conns {
-            for watch in self.watches.of(*conn) {
-                let path = self.watches.path(watch);
-                let found = self.watches.find(*conn, path, &watch.token);
+        let faults = self.watches.faults();
+        findings.expect(faults == 0, format_args!("{faults} places of watches are wrong"));
+        for (conn, state) in self.conns.iter() {
+            for watch in self.watches.of(state) {
+                let mut path = Vec::new();
+                let _known = self.watches.path(&self.tree, watch, &mut path);
+                let found = self.watches.find(&self.tree, conn, &path, &watch.token);
                 let same = found.and_then(|found| self.watches.get(found));
                 let fine =
-                    watch.conn == *conn && same.is_some_and(|same| core::ptr::eq(same, watch));
+                    watch.conn == conn && same.is_some_and(|same| core::ptr::eq(same, watch));
                 findings.expect(fine, format_args!("a watch of {conn:?} is not found"));
                 add(&mut seen, 1);
                 let count = recounts.entry(state.party.domid).or_default();
                 add(&mut count.watches, 1);
-                add(&mut count.bytes, watch_bytes(path, &watch.token));
+                add(&mut count.bytes, watch_bytes(&path, &watch.token));
             }
         }
         let total = self.watches.len();
@@ -163,17 +171,29 @@ impl Store {
     }
 
     fn check_transactions(&self, findings: &mut Findings, recounts: &mut Recounts) {
-        for ((conn, id), tx) in &self.transactions {
-            let state = self.conns.get(conn);
-            let open = state.is_some_and(|state| state.open.contains(id)) && tx.id == *id;
-            findings
-                .expect(open, format_args!("{id:?} of {conn:?} is not in the connection's list"));
-            if let Some(state) = state {
+        let (made, aside) = (self.transactions.made(), self.tree.aside());
+        findings.expect(made == aside, format_args!("{made} nodes are made, {aside} stand aside"));
+        let counted = self.transactions.recount(&self.tree);
+        let mut seen = 0_usize;
+        for (conn, state) in self.conns.iter() {
+            let open = self.transactions.of(state.open);
+            for (handle, tx) in open {
+                let found = self.transactions.find(conn, tx.id) == Some(handle);
+                findings.expect(found, format_args!("{:?} of {conn:?} is not found", tx.id));
+                let real = counted.get(&handle).copied().unwrap_or_default();
+                findings.expect(
+                    tx.bytes == real,
+                    format_args!("{:?} of {conn:?} holds {real} bytes, not {}", tx.id, tx.bytes),
+                );
+                add(&mut seen, 1);
                 let count = recounts.entry(state.party.domid).or_default();
                 add(&mut count.transactions, 1);
                 add(&mut count.bytes, tx.bytes);
             }
         }
+        let total = self.transactions.open();
+        let fine = seen == total && counted.len() == total;
+        findings.expect(fine, format_args!("{seen} transactions are linked, {total} are open"));
     }
 
     fn check_domains(&self, findings: &mut Findings, recounts: &Recounts) {
@@ -202,7 +222,8 @@ impl Store {
             let owned = listed == if domid == self.privileged() { 0 } else { real.nodes };
             findings.expect(owned, format_args!("domain {domid} does not list what it owns"));
             for node in self.tree.owned_by(domid).take(real.nodes) {
-                let path = self.tree.path(node);
+                let mut path = Vec::new();
+                let _known = self.tree.path_to(node, &mut path);
                 let special = self.tree.special.contains(&node);
                 let there = special || self.tree.find(&path) == Found::Node(node);
                 findings

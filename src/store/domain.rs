@@ -4,27 +4,26 @@
 //! stored, so that the figures can be recounted from the data (see `check.rs`).
 
 use super::quota::{Quota, Quotas};
+use super::tree::{NO_RIGHT, Right};
 use crate::mem::{Boxed, NIL, NoMemory, try_array};
 use crate::proto::id::DomId;
 use alloc::boxed::Box;
-use alloc::vec::Vec;
-use core::hash::Hash;
 use core::sync::atomic::{AtomicUsize, Ordering};
-use foldhash::fast::FixedState;
-use hashbrown::{HashMap, HashSet};
 
-/// Makes a map that lost most of its entries smaller, so that a crowd that is gone holds no memory. It
-/// takes as many removals as the map then has room, so a removal costs no more than before on average.
-pub(crate) fn give_room_back<K: Eq + Hash, V>(map: &mut HashMap<K, V, FixedState>) {
-    if map.capacity() <= map.len().saturating_add(1).saturating_mul(4) {
-        return;
-    }
-    // Not `shrink_to_fit`, which panics where there is no memory for the smaller map.
-    let mut smaller = HashMap::with_hasher(map.hasher().clone());
-    if smaller.try_reserve(map.len()).is_ok() {
-        smaller.extend(map.drain());
-        *map = smaller;
-    }
+/// What is to be done because of a domain, in this order: it is in a list of all that have some.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct Affairs {
+    /// It is gone: its nodes and its rights go, then its account.
+    pub(super) forget: bool,
+    /// `@introduceDomain` is to be announced, with and without its domid.
+    pub(super) introduce: bool,
+    pub(super) introduce_plain: bool,
+    /// `@releaseDomain` is to be announced with its domid, and without it.
+    pub(super) release: bool,
+    pub(super) release_plain: bool,
+    /// It is in the list; who comes next there.
+    is_listed: bool,
+    next: Option<DomId>,
 }
 
 /// A tracked domain.
@@ -38,8 +37,10 @@ pub(super) struct Domain {
     /// The first and the last node that it owns, in the order in which it came to own them. Not kept for the
     /// privileged domain, whose nodes nobody removes.
     pub(super) owned: (u32, u32),
-    /// Handles of the permission lists with an entry for it that is not stale, likewise.
-    pub(super) lists: HashSet<u32, FixedState>,
+    /// The first of the entries of permission lists that are its and not stale, likewise.
+    pub(super) rights: Right,
+    /// What is to be done because of it.
+    pub(super) affairs: Affairs,
 }
 
 impl Domain {
@@ -67,10 +68,34 @@ pub struct Accounts {
     pub(super) privileged: DomId,
     /// The limits that a domain starts with.
     pub(super) initial: Quotas,
-    hasher: FixedState,
+    /// The first and the last domain because of which something is to be done.
+    affairs: Option<(DomId, DomId)>,
     /// The place of the quota that was last found to be used up. Looking at a limit changes nothing else, so it is
     /// no reason to need all of this exclusively.
     refused: AtomicUsize,
+}
+
+/// The domains that were tracked at some moment, ascending: a bit for each domid, so that it takes no memory.
+#[derive(Debug)]
+pub struct Domids {
+    there: [u64; 1024],
+    next: usize,
+}
+
+impl Iterator for Domids {
+    type Item = DomId;
+    fn next(&mut self) -> Option<DomId> {
+        while let Some(word) = self.there.get_mut(self.next) {
+            let bit = word.trailing_zeros();
+            if bit < u64::BITS {
+                *word &= word.wrapping_sub(1);
+                let domid = self.next.wrapping_mul(64).wrapping_add(bit as usize);
+                return u16::try_from(domid).ok().map(DomId);
+            }
+            self.next = self.next.saturating_add(1);
+        }
+        None
+    }
 }
 
 /// The page of a domid and the place in it.
@@ -80,18 +105,17 @@ fn place(domid: DomId) -> (usize, usize) {
 }
 
 impl Accounts {
-    pub(super) fn new(seed: u64, privileged: DomId, initial: Quotas) -> Self {
-        let hasher = FixedState::with_seed(seed);
+    pub(super) fn new(privileged: DomId, initial: Quotas) -> Self {
         let pages = [const { None }; 256];
         let refused = AtomicUsize::new(NONE);
-        let mut domains = Self { pages, privileged, initial, hasher, refused };
+        let mut domains = Self { pages, privileged, initial, affairs: None, refused };
         // Without memory for that there is no store, either.
         let _ = domains.learn(privileged);
         domains
     }
 
     pub(super) fn learn(&mut self, domid: DomId) -> Result<(), NoMemory> {
-        let (quotas, hasher) = (self.initial, self.hasher.clone());
+        let quotas = self.initial;
         let (page, at) = place(domid);
         let Some(page) = self.pages.get_mut(page) else { return Ok(()) };
         let page = match page {
@@ -105,7 +129,8 @@ impl Accounts {
             peak: Quotas::ZERO,
             queued: 0,
             owned: (NIL, NIL),
-            lists: HashSet::with_hasher(hasher),
+            rights: NO_RIGHT,
+            affairs: Affairs::default(),
         })?);
         Ok(())
     }
@@ -135,12 +160,15 @@ impl Accounts {
     }
 
     /// Every tracked domain, ascending.
-    pub(super) fn ids(&self) -> Vec<DomId> {
-        let mut ids = Vec::new();
-        for (high, page) in (0..=u8::MAX).zip(&self.pages) {
-            let domains = (0..=u8::MAX).zip(page.iter().flat_map(|page| page.iter()));
-            let there = domains.filter(|(_, domain)| domain.is_some());
-            ids.extend(there.map(|(low, _)| DomId(u16::from_le_bytes([low, high]))));
+    pub(super) fn ids(&self) -> Domids {
+        let mut ids = Domids { there: [0; 1024], next: 0 };
+        for (words, page) in ids.there.chunks_exact_mut(4).zip(&self.pages) {
+            let Some(page) = page else { continue };
+            for (word, domains) in words.iter_mut().zip(page.chunks_exact(64)) {
+                for (bit, domain) in (0_u32..).zip(domains) {
+                    *word |= u64::from(domain.is_some()) << bit;
+                }
+            }
         }
         ids
     }
@@ -149,6 +177,40 @@ impl Accounts {
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Domain> {
         let pages = self.pages.iter_mut().flatten();
         pages.flat_map(|page| page.iter_mut().flatten().map(|domain| &mut **domain))
+    }
+
+    /// Whether a domain is tracked and not gone.
+    pub(super) fn knows(&self, domid: DomId) -> bool {
+        self.get(domid).is_some_and(|domain| !domain.affairs.forget)
+    }
+
+    /// Something is to be done because of a domain: it is the last in the list, if it was not in it.
+    pub(super) fn enlist(&mut self, domid: DomId, change: impl FnOnce(&mut Affairs)) {
+        let Some(domain) = self.get_mut(domid) else { return };
+        change(&mut domain.affairs);
+        if core::mem::replace(&mut domain.affairs.is_listed, true) {
+            return;
+        }
+        let last = self.affairs.map(|(_, last)| last);
+        if let Some(last) = last.and_then(|last| self.get_mut(last)) {
+            last.affairs.next = Some(domid);
+        }
+        self.affairs = Some(self.affairs.map_or((domid, domid), |(first, _)| (first, domid)));
+    }
+
+    /// The first domain because of which something is to be done.
+    pub(super) fn first_affair(&self) -> Option<DomId> {
+        self.affairs.map(|(first, _)| first)
+    }
+
+    /// It is done.
+    pub(super) fn settle(&mut self) {
+        let Some((first, last)) = self.affairs else { return };
+        let next = self.get_mut(first).and_then(|domain| {
+            domain.affairs.is_listed = false;
+            domain.affairs.next.take()
+        });
+        self.affairs = next.map(|next| (next, last));
     }
 
     /// Adds to what a domain uses of something that somebody above the store holds for it: requests outstanding, or
@@ -190,11 +252,23 @@ impl Accounts {
     /// Whether a domain may use `more` of something in addition to what it uses.
     #[must_use]
     pub fn allows(&self, domid: DomId, quota: Quota, more: usize) -> bool {
+        self.note(quota, self.permits(domid, quota, more))
+    }
+
+    /// As [`allows`](Self::allows), for what no request is refused for.
+    #[must_use]
+    pub fn permits(&self, domid: DomId, quota: Quota, more: usize) -> bool {
         domid == self.privileged
             || self.get(domid).is_none_or(|domain| {
                 let used = domain.used.get(quota) as usize;
-                self.note(quota, domain.quotas.allows(quota, used.saturating_add(more)))
+                domain.quotas.allows(quota, used.saturating_add(more))
             })
+    }
+
+    /// How much a domain uses of something.
+    #[must_use]
+    pub fn used(&self, domid: DomId, quota: Quota) -> usize {
+        self.get(domid).map_or(0, |domain| domain.used.get(quota) as usize)
     }
 
     /// Keeps in mind which quota refuses something, if it does, for whoever tells the administrator.

@@ -1,15 +1,20 @@
 //! Telling watches: which events a change causes, and who may know.
+//!
+//! A change is told to the watches at the places on the way to its path, in the order of their registration. No
+//! list of them is made: there is one cursor for each place that has watches, and the cursor with the oldest
+//! watch is next. When the budget is over the rest is left as an [`Announcement`], which goes on where it was.
 
 use super::domain::Accounts;
 use super::perms::{Access, Party};
+use super::removal::Removal;
+use super::transaction::OpenOf;
 use super::tree::Tree;
-use super::watch::{Class, Match, Watches};
-use crate::mem::Budget;
+use super::watch::{Class, Watch, Watches};
+use crate::mem::{Budget, Map, NIL, NoMemory, Progress, TryVec, try_bytes};
 use crate::proto::id::ConnId;
 use crate::proto::wire::PAYLOAD_MAX;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
-use foldhash::fast::FixedState;
-use hashbrown::HashMap;
 
 /// Who takes the watch events, one at a time.
 pub trait Post {
@@ -26,8 +31,14 @@ impl Post for Nobody {
     fn event(&mut self, _: &mut Accounts, _: ConnId, _: &[u8], _: &[u8]) {}
 }
 
+/// What an event costs besides its payload.
+const EVENT_BYTES: usize = 96;
+
 /// Units of work that an event takes.
 const EVENT_WORK: u64 = 400;
+
+/// Units of work that looking at a watch takes that is not told.
+const LOOK_WORK: u64 = 30;
 
 /// What a connection is to the store.
 #[derive(Debug)]
@@ -36,90 +47,427 @@ pub(super) struct Conn {
     /// The last transaction id that was given out.
     pub(super) last_tx: u32,
     /// Its open transactions.
-    pub(super) open: hashbrown::HashSet<crate::proto::id::TxId, FixedState>,
+    pub(super) open: OpenOf,
+    /// Those that are over, with something left to be done.
+    pub(super) ending: OpenOf,
+    /// Its first and its last watch, in the order of registration.
+    pub(super) watches: (u32, u32),
+    /// What its request has begun.
+    pub(super) work: Work,
+    /// Its watches and transactions are to go after that.
+    pub(super) reset: bool,
+    /// It is gone itself, and only what it has begun and what it had is left; with the one that went next.
+    pub(super) gone: Option<Option<ConnId>>,
+}
+
+impl Conn {
+    pub(super) fn new(party: Party, last_tx: u32) -> Self {
+        Self {
+            party,
+            last_tx,
+            open: OpenOf::NONE,
+            ending: OpenOf::NONE,
+            watches: (NIL, NIL),
+            work: Work::Nothing,
+            reset: false,
+            gone: None,
+        }
+    }
+}
+
+/// What a request has begun and a later turn goes on with.
+#[derive(Debug, Default)]
+pub(super) enum Work {
+    #[default]
+    Nothing,
+    /// A change is told to the rest of its watches.
+    Announce(Announcement),
+    /// A subtree that is out of everybody's sight is freed, and that is told.
+    Remove(Removal),
 }
 
 /// All connections.
-pub(super) type Conns = HashMap<ConnId, Conn, FixedState>;
+#[derive(Debug)]
+pub(super) struct Conns(Map<ConnId, Conn>);
 
-/// What an event costs besides its payload.
-const EVENT_BYTES: usize = 96;
+impl Conns {
+    pub(super) const fn new(seed: u64) -> Self {
+        Self(Map::new(seed))
+    }
 
-/// Tells watches, as far as memory reaches.
+    #[inline]
+    pub(super) fn get(&self, conn: &ConnId) -> Option<&Conn> {
+        self.0.get(*conn)
+    }
+
+    #[inline]
+    pub(super) fn get_mut(&mut self, conn: &ConnId) -> Option<&mut Conn> {
+        self.0.get_mut(*conn)
+    }
+
+    pub(super) fn contains_key(&self, conn: &ConnId) -> bool {
+        self.0.contains(*conn)
+    }
+
+    /// A new connection, instead of one with the same id.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub(super) fn insert(&mut self, id: ConnId, conn: Conn) -> Result<(), NoMemory> {
+        self.0.insert(id, conn).map(|_| ())
+    }
+
+    pub(super) fn remove(&mut self, conn: &ConnId) -> Option<Conn> {
+        self.0.remove(*conn)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (ConnId, &Conn)> {
+        self.0.iter()
+    }
+
+    /// The first connection with at least this handle, with its handle: for going through all in slices.
+    pub(super) fn next_from(&self, handle: u32) -> Option<(u32, ConnId)> {
+        self.0.next_from(handle).map(|(handle, id, _)| (handle, id))
+    }
+}
+
+/// Which watches an announcement is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Audience {
+    /// Of a node: as far as the depths of the watches reach.
+    Node,
+    /// Of a special name with a domid, those at the name alone that ask for domids.
+    Domids,
+    /// Of a special name alone, those that do not.
+    Plain,
+}
+
+impl Audience {
+    fn wants(self, watch: &Watch, levels: u32) -> bool {
+        match self {
+            Self::Node => watch.depth().is_none_or(|depth| levels <= depth),
+            Self::Domids => levels == 0 || watch.depth().is_some_and(|depth| depth > 0),
+            Self::Plain => watch.depth().is_none(),
+        }
+    }
+}
+
+/// Where the announcement of a change is at one place on the way to its path.
+#[derive(Clone, Copy, Debug)]
+struct Cursor {
+    /// The number of the next watch here.
+    serial: u64,
+    /// That watch.
+    watch: u32,
+    /// Levels from the place to the path.
+    levels: u16,
+    is_pinned: bool,
+}
+
+/// Cursors without an allocation: most paths have no more places with watches.
+const FEW: usize = 8;
+
+/// Cursors, as a heap: the one with the oldest watch is the first.
+#[derive(Debug)]
+struct Cursors {
+    few: [Cursor; FEW],
+    len: usize,
+    /// All of them, if there are more.
+    many: Vec<Cursor>,
+}
+
+impl Cursors {
+    const NONE: Self = {
+        let none = Cursor { serial: 0, watch: NIL, levels: 0, is_pinned: false };
+        Self { few: [none; FEW], len: 0, many: Vec::new() }
+    };
+
+    fn all(&mut self) -> &mut [Cursor] {
+        if self.many.is_empty() {
+            self.few.get_mut(..self.len).unwrap_or_default()
+        } else {
+            &mut self.many
+        }
+    }
+
+    fn first(&self) -> Option<Cursor> {
+        match self.many.first() {
+            Some(first) => Some(*first),
+            None => self.few.get(..self.len)?.first().copied(),
+        }
+    }
+
+    fn add(&mut self, cursor: Cursor) -> Result<(), NoMemory> {
+        if self.many.is_empty() {
+            if let Some(free) = self.few.get_mut(self.len) {
+                *free = cursor;
+                self.len = self.len.saturating_add(1);
+                self.rise();
+                return Ok(());
+            }
+            self.many.try_room(FEW.saturating_mul(4))?;
+            self.many.try_extend(&self.few)?;
+        }
+        self.many.try_push(cursor)?;
+        self.len = self.many.len();
+        self.rise();
+        Ok(())
+    }
+
+    /// Moves the last one up to its place.
+    fn rise(&mut self) {
+        let all = self.all();
+        let mut at = all.len().saturating_sub(1);
+        while let Some(above) = at.checked_sub(1).map(|at| at / 2) {
+            if serial(all, above) <= serial(all, at) {
+                return;
+            }
+            all.swap(above, at);
+            at = above;
+        }
+    }
+
+    /// Moves the first one down to its place.
+    fn sink(&mut self) {
+        let all = self.all();
+        let mut at = 0_usize;
+        loop {
+            let left = at.saturating_mul(2).saturating_add(1);
+            let right = left.saturating_add(1);
+            let below = if serial(all, right) < serial(all, left) { right } else { left };
+            if below >= all.len() || serial(all, at) <= serial(all, below) {
+                return;
+            }
+            all.swap(at, below);
+            at = below;
+        }
+    }
+
+    /// The first one stands at another watch now, or at none.
+    fn replace_first(&mut self, cursor: Option<Cursor>) {
+        let all = self.all();
+        let last = all.last().copied();
+        if let Some(first) = all.first_mut()
+            && let Some(new) = cursor.or(last)
+        {
+            *first = new;
+        }
+        if cursor.is_none() {
+            if self.many.is_empty() {
+                self.len = self.len.saturating_sub(1);
+            } else {
+                self.many.pop();
+                self.len = self.many.len();
+            }
+        }
+        self.sink();
+    }
+}
+
+fn serial(all: &[Cursor], at: usize) -> u64 {
+    all.get(at).map_or(u64::MAX, |cursor| cursor.serial)
+}
+
+/// A change of which not everybody knows yet.
+#[derive(Debug)]
+pub(super) struct Announcement {
+    path: Box<[u8]>,
+    audience: Audience,
+    /// Permission lists by which one may know, each with a use of its own, or `NIL`.
+    lists: [u32; 3],
+    cursors: Cursors,
+    /// Watches with greater numbers came later and are not told.
+    until: u64,
+}
+
+/// Tells watches.
 #[derive(Debug)]
 pub(super) struct Bell<'a, P> {
-    pub(super) watches: &'a Watches,
+    pub(super) watches: &'a mut Watches,
     pub(super) conns: &'a Conns,
     pub(super) post: &'a mut P,
     pub(super) budget: &'a mut Budget,
-    /// Scratch space.
-    pub(super) found: &'a mut Vec<Match>,
-    /// Bytes that the request may still allocate.
+    /// Bytes that the request may still have queued.
     pub(super) headroom: &'a mut usize,
+    /// An announcement that was not finished: whoever rang has to see to it.
+    pub(super) rest: &'a mut Option<Announcement>,
     /// Events that were dropped because memory did not reach.
     pub(super) dropped: &'a mut u64,
 }
 
-/// Matches for which room is kept from one event to the next.
-const FOUND_KEPT: usize = 32;
-
 impl<P: Post> Bell<'_, P> {
     /// Takes bytes out of the headroom, or none if they are more than it has.
     pub(super) fn spend(&mut self, bytes: usize) -> bool {
-        match self.headroom.checked_sub(bytes) {
-            Some(left) => {
-                *self.headroom = left;
-                true
-            }
-            None => false,
-        }
+        let left = self.headroom.checked_sub(bytes);
+        *self.headroom = left.unwrap_or(*self.headroom);
+        left.is_some()
     }
 
     /// Whether there is a watch below a path.
-    pub(super) fn any_below(&self, path: &[u8]) -> bool {
-        self.watches.any_below(path)
+    pub(super) fn any_below(&self, tree: &Tree, path: &[u8]) -> bool {
+        self.watches.any_below(tree, path)
     }
 
-    /// Queues the events of a change at `path`, for every matching watch of a connection that may read
-    /// by one of the permission lists: those of the node before and after, and that of the node above.
+    /// Tells of a change at `path` every matching watch of a connection that may read
+    /// by one of the permission lists: those of the node before and after, and that of the node above. What the budget
+    /// does not reach for is in `rest`, where nothing may be before.
     pub(super) fn ring(&mut self, tree: &mut Tree, path: &[u8], class: Class, lists: &[u32]) {
-        let mut found = core::mem::take(self.found);
-        found.clear();
-        self.watches.matches(path, class, &mut found);
-        self.tell(tree, path, &found, lists);
-        // The room for a crowd is given back; what a few need is kept.
-        *self.found = if found.capacity() > FOUND_KEPT { Vec::new() } else { found };
-    }
-
-    /// As [`ring`](Self::ring), for watches already found.
-    pub(super) fn tell(&mut self, tree: &mut Tree, path: &[u8], found: &[Match], lists: &[u32]) {
-        let mut last: Option<(ConnId, bool)> = None;
-        for Match { conn, watch, .. } in found {
-            let may_read = match last {
-                Some((same, may_read)) if same == *conn => may_read,
-                _ => self.may_read(tree, *conn, lists),
-            };
-            last = Some((*conn, may_read));
-            let Some(watch) = self.watches.get(*watch).filter(|_| may_read) else { continue };
-            // A client that registered a relative path is told relative paths.
-            let path = path.get(watch.home..).unwrap_or(path);
-            let size = path.len().saturating_add(watch.token.len()).saturating_add(2);
-            if size > PAYLOAD_MAX {
-                continue;
-            }
-            if !self.spend(size.saturating_add(EVENT_BYTES)) {
-                *self.dropped = self.dropped.saturating_add(1);
-                continue;
-            }
-            self.post.event(&mut tree.domains, *conn, path, &watch.token);
-            self.budget.spend(EVENT_WORK);
+        if self.watches.is_empty() {
+            return;
         }
+        let mut cursors = Cursors::NONE;
+        let watches = &*self.watches;
+        let gathered = match class {
+            Class::Exact => match watches.first_at(tree, path) {
+                NIL => Ok(()),
+                first => cursors.add(cursor(watches, first, 0)),
+            },
+            Class::Subtree => watches.on_the_way(tree, path, |first, levels| {
+                let levels = u16::try_from(levels).unwrap_or(u16::MAX);
+                cursors.add(cursor(watches, first, levels))
+            }),
+        };
+        self.start(tree, path, Audience::Node, lists, cursors, gathered);
     }
 
-    fn may_read(&self, tree: &Tree, conn: ConnId, lists: &[u32]) -> bool {
-        self.conns.get(&conn).is_some_and(|conn| {
-            let may = |list: &u32| tree.rights(*list, &conn.party).access.includes(Access::Read);
-            conn.party.privileged || lists.iter().any(may)
-        })
+    /// Tells of what a special name is for.
+    pub(super) fn ring_special(
+        &mut self,
+        tree: &mut Tree,
+        path: &[u8],
+        audience: Audience,
+        lists: &[u32],
+    ) {
+        let mut cursors = Cursors::NONE;
+        let watches = &*self.watches;
+        let name = path.split(|byte| *byte == b'/').next().unwrap_or(path);
+        let places = match audience {
+            Audience::Domids => [(path, 0), (name, 1)],
+            Audience::Node | Audience::Plain => [(name, 0), (&[][..], 0)],
+        };
+        let mut gathered = Ok(());
+        for (path, levels) in places {
+            let first = watches.first_at(tree, path);
+            if first != NIL {
+                gathered = gathered.and_then(|()| cursors.add(cursor(watches, first, levels)));
+            }
+        }
+        self.start(tree, path, audience, lists, cursors, gathered);
     }
+
+    fn start(
+        &mut self,
+        tree: &mut Tree,
+        path: &[u8],
+        audience: Audience,
+        lists: &[u32],
+        mut cursors: Cursors,
+        gathered: Result<(), NoMemory>,
+    ) {
+        if gathered.is_err() {
+            *self.dropped = self.dropped.saturating_add(1);
+            return;
+        }
+        let until = self.watches.serial();
+        if self.tell(tree, path, audience, lists, &mut cursors, until).is_done() {
+            return;
+        }
+        let Ok(path) = try_bytes(path) else {
+            *self.dropped = self.dropped.saturating_add(1);
+            return;
+        };
+        let mut kept = [NIL; 3];
+        for (kept, list) in kept.iter_mut().zip(lists) {
+            tree.retain_list(*list);
+            *kept = *list;
+        }
+        for cursor in cursors.all() {
+            self.watches.pin(cursor.watch);
+            cursor.is_pinned = true;
+        }
+        *self.rest = Some(Announcement { path, audience, lists: kept, cursors, until });
+    }
+
+    /// Goes on with an announcement.
+    pub(super) fn go_on(&mut self, tree: &mut Tree, rest: &mut Announcement) -> Progress {
+        let Announcement { path, audience, lists, cursors, until } = rest;
+        let progress = self.tell(tree, path, *audience, lists, cursors, *until);
+        if progress.is_done() {
+            lists.iter().for_each(|list| tree.release_list(*list));
+            return progress;
+        }
+        for cursor in cursors.all() {
+            if !core::mem::replace(&mut cursor.is_pinned, true) {
+                self.watches.pin(cursor.watch);
+            }
+        }
+        progress
+    }
+
+    fn tell(
+        &mut self,
+        tree: &mut Tree,
+        path: &[u8],
+        audience: Audience,
+        lists: &[u32],
+        cursors: &mut Cursors,
+        until: u64,
+    ) -> Progress {
+        let mut last: Option<(ConnId, bool)> = None;
+        let mut is_over = false;
+        while let Some(at) = cursors.first() {
+            if is_over {
+                return Progress::More;
+            }
+            let Some(watch) = self.watches.get(at.watch) else {
+                cursors.replace_first(None);
+                continue;
+            };
+            let next = watch.next_here;
+            self.budget.spend(LOOK_WORK);
+            if !watch.is_dead()
+                && watch.serial <= until
+                && audience.wants(watch, u32::from(at.levels))
+            {
+                let conn = watch.conn;
+                let may_read = match last {
+                    Some((same, may_read)) if same == conn => may_read,
+                    _ => may_read(self.conns, tree, conn, lists),
+                };
+                last = Some((conn, may_read));
+                // A client that registered a relative path is told relative paths.
+                let path = path.get(watch.home()..).unwrap_or(path);
+                let size = path.len().saturating_add(watch.token.len()).saturating_add(2);
+                let fits = may_read && size <= PAYLOAD_MAX;
+                let room = self.headroom.checked_sub(size.saturating_add(EVENT_BYTES));
+                if let Some(room) = room.filter(|_| fits) {
+                    *self.headroom = room;
+                    self.post.event(&mut tree.domains, conn, path, &watch.token);
+                    self.budget.spend(EVENT_WORK);
+                } else if fits {
+                    *self.dropped = self.dropped.saturating_add(1);
+                }
+            }
+            let moved = (next != NIL).then(|| cursor(self.watches, next, at.levels));
+            cursors.replace_first(moved.filter(|next| next.serial <= until));
+            if at.is_pinned {
+                self.watches.unpin(tree, at.watch);
+            }
+            is_over = self.budget.is_over();
+        }
+        Progress::Done
+    }
+}
+
+/// A cursor at a watch.
+fn cursor(watches: &Watches, watch: u32, levels: u16) -> Cursor {
+    let serial = watches.get(watch).map_or(u64::MAX, |watch| watch.serial);
+    Cursor { serial, watch, levels, is_pinned: false }
+}
+
+fn may_read(conns: &Conns, tree: &Tree, conn: ConnId, lists: &[u32]) -> bool {
+    conns.get(&conn).is_some_and(|conn| {
+        let may = |list: &u32| tree.rights(*list, &conn.party).access.includes(Access::Read);
+        conn.gone.is_none() && (conn.party.privileged || lists.iter().any(may))
+    })
 }

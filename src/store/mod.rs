@@ -19,6 +19,7 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 mod check;
+mod deaths;
 mod domain;
 mod events;
 mod generation;
@@ -26,6 +27,7 @@ mod handover;
 mod path;
 pub mod perms;
 pub mod quota;
+mod removal;
 mod restore;
 mod save;
 mod session;
@@ -35,7 +37,7 @@ mod transaction;
 mod tree;
 mod watch;
 
-pub use domain::Accounts;
+pub use domain::{Accounts, Domids};
 pub use events::Post;
 pub use perms::Party;
 pub use restore::Restoring;
@@ -43,19 +45,16 @@ pub use restore::Restoring;
 use crate::mem::{Budget, NIL, NoMemory, Progress};
 use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, DomId, TxId};
-use alloc::format;
 use alloc::vec::Vec;
-pub(crate) use domain::give_room_back;
-use events::{Bell, Conn, Conns, Nobody};
-use foldhash::fast::FixedState;
-use hashbrown::{HashMap, HashSet};
+use deaths::Burial;
+use events::{Announcement, Bell, Conn, Conns, Nobody, Work};
 use path::{Names, Path};
 use perms::Entry;
 use quota::{Quota, Quotas};
 use session::Session;
-use transaction::Transaction;
+use transaction::Transactions;
 use tree::{ROOT, Tree};
-use watch::{Match, Watches, watch_bytes};
+use watch::{Watches, watch_bytes};
 
 /// Who asks, and in which transaction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -111,23 +110,16 @@ pub struct Store {
     tree: Tree,
     watches: Watches,
     conns: Conns,
-    transactions: HashMap<(ConnId, TxId), Transaction, FixedState>,
-    found: Vec<Match>,
+    transactions: Transactions,
     /// Scratch space for the path of a request.
     spelling: Vec<u8>,
     headroom: usize,
     dropped: u64,
-    seed: u64,
-    /// Domains of which something has to be done, in that order.
-    dying: Vec<Death>,
-}
-
-/// What has to be done because of a domain.
-#[derive(Debug)]
-struct Death {
-    domid: DomId,
-    forget: bool,
-    announce: Option<(Special, bool)>,
+    /// An announcement that was not finished, until whoever caused it has seen to it.
+    rest: Option<Announcement>,
+    /// The first and the last connection that is gone and has something left.
+    gone: Option<(ConnId, ConnId)>,
+    burial: Burial,
 }
 
 impl Store {
@@ -150,18 +142,17 @@ impl Store {
 
     /// Nothing but the root and the special nodes.
     fn bare(seed: u64, privileged: DomId, quotas: Quotas) -> Result<Self, NoMemory> {
-        let hasher = FixedState::with_seed(seed);
         Ok(Self {
-            tree: Tree::new(seed, Accounts::new(seed, privileged, quotas))?,
+            tree: Tree::new(seed, Accounts::new(privileged, quotas))?,
             watches: Watches::new(seed),
-            conns: HashMap::with_hasher(hasher.clone()),
-            transactions: HashMap::with_hasher(hasher),
-            found: Vec::new(),
+            conns: Conns::new(seed),
+            transactions: Transactions::new(seed),
             spelling: Vec::new(),
             headroom: usize::MAX,
             dropped: 0,
-            seed,
-            dying: Vec::new(),
+            rest: None,
+            gone: None,
+            burial: Burial::default(),
         })
     }
 
@@ -176,14 +167,7 @@ impl Store {
     /// Whether the domain is tracked and has not been [forgotten](Self::forget).
     #[must_use]
     pub fn knows(&self, domid: DomId) -> bool {
-        self.tree.domains.get(domid).is_some() && !self.is_dying(domid)
-    }
-
-    /// Whether the domain was [forgotten](Self::forget) and something of it, or of an announcement about it, is
-    /// still there: a request that names it has to wait until that is done.
-    #[must_use]
-    pub fn is_dying(&self, domid: DomId) -> bool {
-        self.dying.iter().any(|death| death.domid == domid && death.forget)
+        self.tree.domains.knows(domid)
     }
 
     /// Starts tracking a domain that exists; nothing changes if it is tracked already. It must not be
@@ -195,70 +179,9 @@ impl Store {
         self.tree.domains.learn(domid)
     }
 
-    /// The domain is gone: its nodes go with everything below them (watches are told), every right given
-    /// to it goes (nobody is told), so does its account. All that happens in
-    /// [`go_on_deaths`](Self::go_on_deaths), after what its connection had; guests do not know the domain any
-    /// more from now on. Nothing happens for the privileged domain or one that is not tracked.
-    pub fn forget(&mut self, domid: DomId) {
-        if domid != self.privileged() && self.knows(domid) {
-            self.dying.push(Death { domid, forget: true, announce: None });
-        }
-    }
-
-    /// Goes on with everything that is nobody's request: connections that were [dropped](Self::disconnect), then
-    /// domains that were [forgotten](Self::forget) and [announcements](Self::announce), in their order.
-    pub fn go_on_deaths(&mut self, budget: &mut Budget, post: &mut impl Post) -> Progress {
-        for death in core::mem::take(&mut self.dying) {
-            if death.forget {
-                self.bury(death.domid, budget, post);
-            }
-            if let Some((special, plain)) = death.announce {
-                self.fire_special(special, death.domid, plain, budget, post);
-            }
-        }
-        Progress::Done
-    }
-
-    /// Whether [`go_on_deaths`](Self::go_on_deaths) has something to do.
-    #[must_use]
-    pub fn has_deaths(&self) -> bool {
-        !self.dying.is_empty()
-    }
-
-    fn bury(&mut self, domid: DomId, budget: &mut Budget, post: &mut impl Post) {
-        while let Some(owned) = self.tree.first_owned(domid) {
-            let node = self.tree.topmost_owned(owned, domid);
-            let path = self.tree.path(node);
-            if node == ROOT || self.tree.special.contains(&node) {
-                self.hand_back(node);
-            } else {
-                let (tree, mut bell) = self.tree_and_bell(budget, post);
-                session::remove_tree(tree, &mut bell, node, &path);
-            }
-        }
-        self.tree.strip(domid);
-        self.tree.domains.remove(domid);
-        for conn in self.conns.values_mut() {
-            conn.party.target = conn.party.target.filter(|target| *target != domid);
-        }
-    }
-
-    /// Gives a node that cannot be removed to the privileged domain.
-    fn hand_back(&mut self, node: u32) {
-        let mut entries =
-            Vec::from(self.tree.node(node).map_or(&[][..], |node| self.tree.entries(node.list)));
-        if let Some(owner) = entries.first_mut() {
-            owner.domid = self.tree.domains.privileged;
-        }
-        // Where there is no memory for another list, nobody else has a right any more.
-        let list = self.tree.intern(&entries).unwrap_or_else(|_| self.tree.private_list());
-        // The privileged domain needs no record of what it owns.
-        let _ = self.tree.set_list(node, list);
-    }
-
     /// Every tracked domain, ascending.
     #[must_use]
-    pub fn domids(&self) -> Vec<DomId> {
+    pub fn domids(&self) -> Domids {
         self.tree.domains.ids()
     }
 
@@ -338,58 +261,6 @@ impl Store {
         &mut self.tree.domains
     }
 
-    /// Announces what became of a tracked domain: `@name/domid` for the watches that ask for domains, and if
-    /// `plain`, the name alone for the others. If the domain is [dying](Self::is_dying), that comes after its
-    /// nodes are gone. What the budget does not suffice for goes on in [`go_on_deaths`](Self::go_on_deaths).
-    pub fn announce(
-        &mut self,
-        special: Special,
-        domid: DomId,
-        plain: bool,
-        budget: &mut Budget,
-        post: &mut impl Post,
-    ) -> Progress {
-        match self.dying.iter_mut().find(|death| death.domid == domid && death.announce.is_none()) {
-            Some(death) => death.announce = Some((special, plain)),
-            None => {
-                let announce = Some((special, plain));
-                self.dying.push(Death { domid, forget: false, announce });
-            }
-        }
-        self.go_on_deaths(budget, post)
-    }
-
-    fn fire_special(
-        &mut self,
-        special: Special,
-        domid: DomId,
-        plain: bool,
-        budget: &mut Budget,
-        post: &mut impl Post,
-    ) {
-        let name = special.name().as_bytes();
-        let node = match special {
-            Special::IntroduceDomain => self.tree.special[0],
-            Special::ReleaseDomain => self.tree.special[1],
-        };
-        let list = self.tree.node(node).map_or(NIL, |node| node.list);
-        let above = self.tree.node(ROOT).map_or(NIL, |root| root.list);
-        let with_domid = format!("{}/{domid}", special.name()).into_bytes();
-        let mut found = Vec::new();
-        self.watches.collect(&with_domid, &mut found, |_| true);
-        self.watches.collect(name, &mut found, |watch| watch.depth.is_some_and(|depth| depth > 0));
-        found.sort_unstable();
-        let (tree, mut bell) = self.tree_and_bell(budget, post);
-        bell.tell(tree, &with_domid, &found, &[list, above]);
-        if plain {
-            found.clear();
-            self.watches.collect(name, &mut found, |watch| watch.depth.is_none());
-            found.sort_unstable();
-            let (tree, mut bell) = self.tree_and_bell(budget, post);
-            bell.tell(tree, name, &found, &[list, above]);
-        }
-    }
-
     // Connections.
 
     /// A new connection.
@@ -397,58 +268,7 @@ impl Store {
     /// # Errors
     /// There is no memory.
     pub fn connect(&mut self, conn: ConnId, party: Party) -> Result<(), NoMemory> {
-        self.conns.try_reserve(1).map_err(|_| NoMemory)?;
-        let open = HashSet::with_hasher(FixedState::with_seed(self.seed));
-        self.conns.insert(conn, Conn { party, last_tx: 0, open });
-        Ok(())
-    }
-
-    /// Drops the connection with all it has: at once it gets no events any more and has no
-    /// [`party`](Self::party), the rest goes in [`go_on_deaths`](Self::go_on_deaths). What a request of it had
-    /// begun is brought to its end there, since others rely on the events.
-    pub fn disconnect(&mut self, conn: ConnId) {
-        let _done = self.reset(conn, &mut Budget::endless(), &mut Nobody);
-        self.conns.remove(&conn);
-        give_room_back(&mut self.conns);
-    }
-
-    /// Goes on with what a request of a connection has begun. Until it is done the request has no reply, and the
-    /// connection no other request.
-    pub fn go_on(&mut self, conn: ConnId, budget: &mut Budget, post: &mut impl Post) -> Progress {
-        let _ = (conn, budget, post);
-        Progress::Done
-    }
-
-    /// Whether a connection has something to [go on](Self::go_on) with. A request that was refused may have, too: a
-    /// transaction that could not commit is given up in slices.
-    #[must_use]
-    pub fn is_busy(&self, conn: ConnId) -> bool {
-        let _ = conn;
-        false
-    }
-
-    /// Brings everything to its end that was begun: after it nobody is busy and nobody is dying.
-    pub fn finish(&mut self, post: &mut impl Post) {
-        let _done = self.go_on_deaths(&mut Budget::endless(), post);
-    }
-
-    /// Drops the connection's watches and transactions, after what a request of it has begun. With
-    /// [`More`](Progress::More) it goes on in [`go_on`](Self::go_on).
-    pub fn reset(&mut self, conn: ConnId, budget: &mut Budget, post: &mut impl Post) -> Progress {
-        let _ = (&budget, &post);
-        while let Some(watch) = self.watches.first_of(conn) {
-            self.remove_watch(conn, watch);
-        }
-        let open = self.conns.get_mut(&conn).map(|conn| core::mem::take(&mut conn.open));
-        for tx in open.into_iter().flatten() {
-            if let Some(tx) = self.close_transaction(conn, tx) {
-                tx.discard(&mut self.tree);
-            }
-        }
-        if let Some(conn) = self.conns.get_mut(&conn) {
-            conn.open = HashSet::with_hasher(FixedState::with_seed(self.seed));
-        }
-        Progress::Done
+        self.conns.insert(conn, Conn::new(party, 0))
     }
 
     /// Gives the connection the rights of another domain besides its own.
@@ -461,7 +281,7 @@ impl Store {
     /// Who is behind a connection.
     #[must_use]
     pub fn party(&self, conn: ConnId) -> Option<Party> {
-        self.conns.get(&conn).map(|conn| conn.party)
+        self.conns.get(&conn).filter(|conn| conn.gone.is_none()).map(|conn| conn.party)
     }
 
     // Requests. A reply is appended to `reply`; after an error nothing was.
@@ -595,7 +415,7 @@ impl Store {
         budget: &mut Budget,
         post: &mut impl Post,
     ) -> Result<Progress, XsError> {
-        let entries = session::mark_stale(&self.tree, entries);
+        let entries = session::mark_stale(&self.tree, entries)?;
         match entries.first() {
             Some(owner) if owner.domid == DomId::ANY => return Err(XsError::EINVAL),
             Some(owner) if owner.stale => return Err(XsError::ENOENT),
@@ -621,7 +441,7 @@ impl Store {
     ) -> Result<(), XsError> {
         let domid = self.party(conn).ok_or(XsError::EINVAL)?.domid;
         let path = self.path(conn, path, Names::OrSpecial)?;
-        if self.watches.find(conn, path.bytes(), token).is_some() {
+        if self.watches.find(&self.tree, conn, path.bytes(), token).is_some() {
             return Err(XsError::EEXIST);
         }
         let bytes = watch_bytes(path.bytes(), token);
@@ -631,7 +451,8 @@ impl Store {
         if !self.allows(domid, Quota::Memory, bytes) {
             return Err(XsError::ENOMEM);
         }
-        self.watches.add(conn, &path, token, depth)?;
+        let state = self.conns.get_mut(&conn).ok_or(XsError::EINVAL)?;
+        self.watches.add(&mut self.tree, (conn, state), &path, token, depth)?;
         self.tree.domains.take(domid, Quota::Watches, 1);
         self.tree.domains.take(domid, Quota::Memory, bytes);
         Ok(())
@@ -643,17 +464,17 @@ impl Store {
     /// `EINVAL`; `ENOENT` if there is no such watch.
     pub fn unwatch(&mut self, conn: ConnId, path: &[u8], token: &[u8]) -> Result<(), XsError> {
         let path = self.path(conn, path, Names::OrSpecial)?;
-        let watch = self.watches.find(conn, path.bytes(), token).ok_or(XsError::ENOENT)?;
+        let watch =
+            self.watches.find(&self.tree, conn, path.bytes(), token).ok_or(XsError::ENOENT)?;
         self.remove_watch(conn, watch);
         Ok(())
     }
 
     fn remove_watch(&mut self, conn: ConnId, watch: u32) {
-        let bytes = self.watches.remove(watch);
-        if let Some(party) = self.party(conn) {
-            self.tree.domains.give_back(party.domid, Quota::Watches, 1);
-            self.tree.domains.give_back(party.domid, Quota::Memory, bytes);
-        }
+        let Some(state) = self.conns.get_mut(&conn) else { return };
+        let bytes = self.watches.remove(&mut self.tree, state, watch);
+        self.tree.domains.give_back(state.party.domid, Quota::Watches, 1);
+        self.tree.domains.give_back(state.party.domid, Quota::Memory, bytes);
     }
 
     // Memory.
@@ -725,7 +546,7 @@ impl Store {
         names: Names,
         look: impl FnOnce(&mut Session<'_, Nobody>, &Path) -> Result<(), XsError>,
     ) -> Result<(), XsError> {
-        self.with(caller, raw, names, &mut Budget::endless(), &mut Nobody, look)
+        self.with(caller, raw, names, &mut Budget::endless(), &mut Nobody, look).map(|_| ())
     }
 
     /// Changes something at a path that a connection spelled.
@@ -738,8 +559,17 @@ impl Store {
         post: &mut P,
         act: impl FnOnce(&mut Session<'_, P>, &Path) -> Result<(), XsError>,
     ) -> Result<Progress, XsError> {
-        self.with(caller, raw, names, budget, post, act)?;
-        Ok(Progress::Done)
+        if self.is_busy(caller.conn) {
+            // Nobody asks before the last request is done; whoever does, waits.
+            let _done = self.go_on(caller.conn, &mut Budget::endless(), post);
+        }
+        let work = self.with(caller, raw, names, budget, post, act)?;
+        let is_done = matches!(work, Work::Nothing);
+        if !is_done && let Some(conn) = self.conns.get_mut(&caller.conn) {
+            conn.work = work;
+        }
+        let rest = self.keep_rest(caller.conn);
+        Ok(if is_done && !rest { Progress::Done } else { Progress::More })
     }
 
     fn with<P: Post>(
@@ -750,27 +580,29 @@ impl Store {
         budget: &mut Budget,
         post: &mut P,
         act: impl FnOnce(&mut Session<'_, P>, &Path) -> Result<(), XsError>,
-    ) -> Result<(), XsError> {
+    ) -> Result<Work, XsError> {
         let party = self.party(caller.conn).ok_or(XsError::EINVAL)?;
         let max = self.path_max(&party);
         let path = Path::new(core::mem::take(&mut self.spelling), raw, names, party.domid, max)?;
         let tx = match caller.tx {
             TxId::NONE => None,
-            id => Some(self.transactions.get_mut(&(caller.conn, id)).ok_or(XsError::ENOENT)?),
+            id => Some(self.transactions.get_mut(caller.conn, id).ok_or(XsError::ENOENT)?),
         };
         let bell = Bell {
-            watches: &self.watches,
+            watches: &mut self.watches,
             conns: &self.conns,
             post,
             budget,
-            found: &mut self.found,
+            rest: &mut self.rest,
             headroom: &mut self.headroom,
             dropped: &mut self.dropped,
         };
-        let result =
-            act(&mut Session { conn: caller.conn, tree: &mut self.tree, bell, party, tx }, &path);
+        let (conn, tree, work) = (caller.conn, &mut self.tree, Work::Nothing);
+        let mut session = Session { conn, tree, bell, party, tx, work };
+        let result = act(&mut session, &path);
+        let work = session.work;
         self.spelling = path.into_room();
-        result
+        result.map(|()| work)
     }
 
     fn tree_and_bell<'a, P: Post>(
@@ -779,11 +611,11 @@ impl Store {
         post: &'a mut P,
     ) -> (&'a mut Tree, Bell<'a, P>) {
         let bell = Bell {
-            watches: &self.watches,
+            watches: &mut self.watches,
             conns: &self.conns,
             post,
             budget,
-            found: &mut self.found,
+            rest: &mut self.rest,
             headroom: &mut self.headroom,
             dropped: &mut self.dropped,
         };
@@ -798,7 +630,7 @@ impl Store {
         let tree::Found::Node(node) = self.tree.find(path) else { return "missing".into() };
         let list = self.tree.node(node).unwrap().list;
         let entries = self.tree.entries(list).iter();
-        let text = |entry: &Entry| format!("{entry}{}", if entry.stale { "!" } else { "" });
+        let text = |entry: &Entry| alloc::format!("{entry}{}", if entry.stale { "!" } else { "" });
         entries.map(text).collect::<Vec<_>>().join(",")
     }
 }

@@ -1,8 +1,9 @@
 //! Paths: how a client may spell one, and the one canonical form in which the store uses it.
 
+use crate::mem::TryVec;
 use crate::proto::error::XsError;
 use crate::proto::id::DomId;
-use crate::proto::text::{first_zero, push_decimal};
+use crate::proto::text::{Decimal, first_zero};
 use crate::proto::wire::{ABSOLUTE_PATH_MAX, RELATIVE_PATH_MAX};
 use alloc::vec::Vec;
 use core::fmt::Write;
@@ -39,7 +40,7 @@ impl Path {
     /// characters and relative paths.
     ///
     /// # Errors
-    /// `EINVAL` for everything that is not a path.
+    /// `EINVAL` for everything that is not a path; `ENOMEM`.
     pub(super) fn new(
         room: Vec<u8>,
         raw: &[u8],
@@ -65,18 +66,18 @@ impl Path {
     ) -> Result<Self, XsError> {
         let mut bytes = room;
         bytes.clear();
-        bytes.reserve(raw.len().saturating_add(24));
+        bytes.try_room(raw.len().saturating_add(24))?;
         let special = raw.first() == Some(&b'@');
         if special && names == Names::Ordinary || !is_spelled_well(raw) {
             return Err(XsError::EINVAL);
         }
         if raw.first() != Some(&b'/') && !special {
-            bytes.extend_from_slice(DOMAINS);
-            push_decimal(&mut bytes, u64::from(domid.0));
-            bytes.push(b'/');
+            bytes.try_extend(DOMAINS)?;
+            bytes.try_extend(Decimal::new(u64::from(domid.0)).as_bytes())?;
+            bytes.try_push(b'/')?;
         }
         let home = bytes.len();
-        bytes.extend_from_slice(raw);
+        bytes.try_extend(raw)?;
         Ok(Self { bytes, home })
     }
 
@@ -205,27 +206,13 @@ fn name_len(path: &[u8]) -> usize {
     rest.iter().position(|byte| *byte == b'/').map_or(path.len(), |at| at.saturating_add(8))
 }
 
-/// A path and all paths above it, from the bottom up.
-pub(super) fn upwards(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    core::iter::successors(Some(path), |path| parent(path))
-}
-
-/// Appends a component to a path under construction.
-pub(super) fn push(path: &mut Vec<u8>, name: &[u8]) {
-    if path.last() != Some(&b'/') {
-        path.push(b'/');
-    }
-    path.extend_from_slice(name);
-}
-
-/// Lets `write!` append to bytes.
+/// Lets `write!` append to bytes, as far as there is memory.
 #[derive(Debug)]
 pub(super) struct Text<'a>(pub(super) &'a mut Vec<u8>);
 
 impl Write for Text<'_> {
     fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        self.0.extend_from_slice(text.as_bytes());
-        Ok(())
+        self.0.try_extend(text.as_bytes()).map_err(|_| core::fmt::Error)
     }
 }
 
@@ -288,8 +275,9 @@ mod tests {
     #[test]
     fn climbing() {
         let path = b"/a/bc/d";
-        assert_eq!(upwards(path).collect::<Vec<_>>(), [&b"/a/bc/d"[..], b"/a/bc", b"/a", b"/"]);
-        assert_eq!(upwards(b"@x/1").count(), 1);
+        let climb = core::iter::successors(Some(&path[..]), |path| parent(path));
+        assert_eq!(climb.collect::<Vec<_>>(), [&b"/a/bc/d"[..], b"/a/bc", b"/a", b"/"]);
+        assert_eq!(parent(b"@x/1"), None);
         assert_eq!((name(path), name(b"/a")), (&b"d"[..], &b"a"[..]));
         assert_eq!((components(path).count(), components(b"/").count()), (3, 0));
         let odd = components(b"//a//longer-than-eight/b/");

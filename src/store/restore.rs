@@ -5,24 +5,21 @@
 //! allocated by a number that was not checked against what is there. Nodes come parents first, so
 //! the place of each is found from the one before: no path is looked up from the root.
 
+use super::Store;
 use super::events::Conn;
 use super::path::{Names, Path, split_name};
 use super::perms::{Entry, Party};
 use super::quota::{Quota, Quotas};
 use super::save::special;
-use super::transaction::{Transaction, Unfilled};
+use super::transaction::{TOUCH_COST, Unfilled};
 use super::tree::{Found, Place, ROOT, Tree, node_bytes};
 use super::watch::{Watches, watch_bytes};
-use super::{Store, give_room_back};
-use crate::mem::{NIL, NoMemory};
-use crate::proto::handover::FieldReader;
+use crate::mem::{NIL, NoMemory, TryVec};
 use crate::proto::id::{ConnId, DomId};
 use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use foldhash::fast::FixedState;
-use hashbrown::HashSet;
 
 /// What does not fit together, as a sentence.
 type Refusal = Sentence;
@@ -74,7 +71,7 @@ pub struct Restoring<'a> {
     uses: u32,
     /// Which of the root and the special nodes have come.
     fixed: [bool; 3],
-    newest: u64,
+    pub(super) newest: u64,
     run: Run,
     pub(super) unfilled: VecDeque<Unfilled>,
 }
@@ -90,11 +87,13 @@ impl<'a> Restoring<'a> {
         initial: Quotas,
         closed: bool,
     ) -> Result<Self, NoMemory> {
+        let mut above = Vec::new();
+        above.try_push((ROOT, 0))?;
         Ok(Self {
             store: Store::bare(seed, privileged, initial)?,
             closed,
             here: &[],
-            above: Vec::from([(ROOT, 0)]),
+            above,
             perms: stream::Perms::NONE,
             entries: Vec::new(),
             list: NIL,
@@ -125,7 +124,7 @@ impl<'a> Restoring<'a> {
             | stream::Record::Domain(_)
             | stream::Record::Unknown(_) => 0,
         };
-        texts.saturating_mul(3).saturating_add(Transaction::TOUCH_COST)
+        texts.saturating_mul(3).saturating_add(TOUCH_COST)
     }
 
     /// The same for a node's record.
@@ -133,12 +132,12 @@ impl<'a> Restoring<'a> {
     pub fn node_cost(node: &stream::Node<'_>) -> usize {
         let perms = node.perms.len().saturating_mul(size_of::<Entry>());
         let texts = node.path.len().saturating_add(node.value.len()).saturating_add(perms);
-        texts.saturating_mul(3).saturating_add(Transaction::TOUCH_COST)
+        texts.saturating_mul(3).saturating_add(TOUCH_COST)
     }
 
     /// The same for a node with texts of so many bytes.
     pub(super) fn texts_cost(texts: usize) -> usize {
-        texts.saturating_mul(3).saturating_add(Transaction::TOUCH_COST)
+        texts.saturating_mul(3).saturating_add(TOUCH_COST)
     }
 
     /// Makes everything ready for so many nodes. Whether they come does not matter, only that there is room:
@@ -150,10 +149,10 @@ impl<'a> Restoring<'a> {
     /// Upper bound of what each node takes that is expected.
     pub const EXPECT_BYTES: usize = Tree::EXPECT_BYTES;
 
-    /// Upper bound of what the next touched path allocates besides, by its fields.
+    /// Upper bound of what the records of a touched path take besides: every second byte of it can start a name.
     #[must_use]
-    pub fn touched_cost(&self, fields: FieldReader<'_>) -> usize {
-        Transaction::restore_bytes(fields, self.store.tree.len())
+    pub fn touched_cost(node: &stream::Node<'_>) -> usize {
+        TOUCH_COST.saturating_mul(node.path.len().div_ceil(2))
     }
 
     /// What has been put together so far.
@@ -182,9 +181,7 @@ impl<'a> Restoring<'a> {
         if self.store.conns.contains_key(&conn) {
             return Err(sentence!("connection {} is there twice", conn.0));
         }
-        let open = HashSet::with_hasher(FixedState::with_seed(self.store.seed));
-        self.store.conns.insert(conn, Conn { party, last_tx, open });
-        Ok(())
+        self.store.conns.insert(conn, Conn::new(party, last_tx)).map_err(no_memory)
     }
 
     /// A watch, with its depth as the private part has it.
@@ -198,10 +195,13 @@ impl<'a> Restoring<'a> {
             store.party(conn).ok_or_else(|| sentence!("a watch of no connection ({})", conn.0))?;
         let path = Path::of_any_length(Vec::new(), watch.path, Names::OrSpecial, party.domid)
             .map_err(|_| sentence!("a watch of domain {} on no path", party.domid))?;
-        if store.watches.find(conn, path.bytes(), watch.token).is_some() {
+        if store.watches.find(&store.tree, conn, path.bytes(), watch.token).is_some() {
             return Err(sentence!("a watch of domain {} is there twice", party.domid));
         }
-        store.watches.add(conn, &path, watch.token, depth).map_err(no_memory)?;
+        let Some(state) = store.conns.get_mut(&conn) else { return Ok(()) };
+        let whose = (conn, state);
+        let added = store.watches.add(&mut store.tree, whose, &path, watch.token, depth);
+        added.map_err(no_memory)?;
         let bytes = watch_bytes(path.bytes(), watch.token);
         store.tree.domains.take(party.domid, Quota::Watches, 1);
         store.tree.domains.take(party.domid, Quota::Memory, bytes);
@@ -260,7 +260,8 @@ impl<'a> Restoring<'a> {
         self.made(bytes, generation)?;
         self.here = node.path;
         // What is above was found by the path, so it need not be the one before.
-        self.above.push((made, self.here.len()));
+        let kept = self.above.try_push((made, self.here.len()));
+        kept.map_err(|NoMemory| "no memory is left")?;
         Ok(())
     }
 
@@ -373,7 +374,11 @@ impl<'a> Restoring<'a> {
         self.count_uses();
         let tree = &mut self.store.tree;
         self.entries.clear();
-        self.entries.extend(entries);
+        for entry in entries {
+            if self.entries.try_push(entry).is_err() {
+                return false;
+            }
+        }
         tree.release_list(core::mem::replace(&mut self.list, NIL));
         let mut fine = true;
         for entry in self.entries.iter().filter(|entry| !entry.stale) {
@@ -416,7 +421,6 @@ impl<'a> Restoring<'a> {
         self.count_uses();
         self.store.tree.release_list(self.list);
         self.store.dropped = dropped;
-        give_room_back(&mut self.store.conns);
         Ok(self.store)
     }
 }

@@ -7,6 +7,7 @@
 use super::Store;
 use super::quota::Quotas;
 use super::tree::{Node, ROOT, Tree};
+use crate::mem::TryVec;
 use crate::proto::handover::FieldWriter;
 use crate::proto::id::{ConnId, DomId};
 use crate::proto::stream::{self, OutOfRoom, Perms, Sink, WriteError};
@@ -25,12 +26,15 @@ impl Store {
         conn: ConnId,
         writer: &mut stream::Writer<S>,
     ) -> Result<(), WriteError> {
-        for watch in self.watches.of(conn) {
-            let path = self.watches.path(watch);
-            let depth = watch.depth.map(|depth| u16::try_from(depth).unwrap_or(u16::MAX));
+        let Some(state) = self.conns.get(&conn) else { return Ok(()) };
+        let mut path = Vec::new();
+        for watch in self.watches.of(state) {
+            path.clear();
+            self.watches.path(&self.tree, watch, &mut path).map_err(|_| OutOfRoom)?;
+            let depth = watch.depth().map(|depth| u16::try_from(depth).unwrap_or(u16::MAX));
             writer.watch(&stream::Watch {
                 conn,
-                path: path.get(watch.home..).unwrap_or(path),
+                path: path.get(watch.home()..).unwrap_or(&path),
                 token: &watch.token,
                 depth,
             })?;
@@ -47,7 +51,8 @@ impl Store {
         conn: ConnId,
         fields: &mut FieldWriter<'_, S>,
     ) -> Result<(), OutOfRoom> {
-        self.watches.of(conn).try_for_each(|watch| fields.maybe_u32(watch.depth))
+        let Some(state) = self.conns.get(&conn) else { return Ok(()) };
+        self.watches.of(state).try_for_each(|watch| fields.maybe_u32(watch.depth()))
     }
 
     /// Writes every node: the tree, parents first and siblings in their order, then the special ones.
@@ -61,7 +66,8 @@ impl Store {
         write_node(&self.tree, b"/", root, perms, writer)?;
         let mut here = Vec::new();
         // The nodes above the last one written, with the lengths of their paths.
-        let mut above = Vec::from([(ROOT, 0)]);
+        let mut above = Vec::new();
+        above.try_push((ROOT, 0)).map_err(|_| OutOfRoom)?;
         for (handle, node) in self.tree.below(ROOT) {
             while let Some((last, len)) = above.last() {
                 if *last == node.parent {
@@ -70,14 +76,14 @@ impl Store {
                 }
                 above.pop();
             }
-            here.push(b'/');
-            here.extend_from_slice(self.tree.name(node));
+            let name = self.tree.name(node);
+            here.try_push(b'/').and_then(|()| here.try_extend(name)).map_err(|_| OutOfRoom)?;
             if node.list != list {
                 (list, perms) = (node.list, Perms::from(self.tree.entries(node.list)));
             }
             write_node(&self.tree, &here, node, perms, writer)?;
             if node.has_children() {
-                above.push((handle, here.len()));
+                above.try_push((handle, here.len())).map_err(|_| OutOfRoom)?;
             }
         }
         for (name, handle) in SPECIAL.into_iter().zip(self.tree.special) {

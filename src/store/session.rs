@@ -3,21 +3,25 @@
 //! Every operation is written once for both cases, the live tree and a transaction's view of it: the
 //! difference is inside [`Session::look`] and the few places that change something.
 
-use super::events::{Bell, Post};
+use super::events::{Bell, Post, Work};
 use super::generation::{ListOf, Mixed};
 use super::path::{self, Path, Text};
 use super::perms::{Access, Entry, Party, Rights};
 use super::quota::Quota;
-use super::transaction::Transaction;
+use super::removal::Removal;
+use super::transaction::Open;
 use super::tree::{Found, NODE_BYTES, ROOT, Tree, entry_bytes};
 use super::watch::Class;
-use crate::mem::Bytes;
-use crate::mem::NIL;
+use crate::mem::{NIL, NoMemory, Progress, TryVec, try_slice};
 use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, DomId};
 use crate::proto::wire::PAYLOAD_MAX;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt::Write;
+
+/// The most bytes of an entry of a permission list as text: a letter, five digits, a NUL.
+const ENTRY_TEXT_MAX: usize = 7;
 
 /// What there is at a path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,15 +56,6 @@ impl<'a> Gap<'a> {
     pub(super) fn names(self) -> impl Iterator<Item = &'a [u8]> {
         path::components(self.path.get(self.there..).unwrap_or(&[]))
     }
-
-    /// Their paths, likewise.
-    pub(super) fn levels(self) -> impl Iterator<Item = &'a [u8]> {
-        let mut end = self.there;
-        self.names().map(move |name| {
-            end = end.saturating_add(name.len()).saturating_add(1);
-            self.path.get(..end).unwrap_or(self.path)
-        })
-    }
 }
 
 /// The parts of a node that requests ask for.
@@ -79,7 +74,9 @@ pub(super) struct Session<'a, P> {
     pub(super) tree: &'a mut Tree,
     pub(super) bell: Bell<'a, P>,
     pub(super) party: Party,
-    pub(super) tx: Option<&'a mut Transaction>,
+    pub(super) tx: Option<Open<'a>>,
+    /// What is left for later turns.
+    pub(super) work: Work,
 }
 
 impl<P: Post> Session<'_, P> {
@@ -89,12 +86,13 @@ impl<P: Post> Session<'_, P> {
         if self.view(sight)?.children_bytes > PAYLOAD_MAX {
             return Err(XsError::E2BIG);
         }
+        let start = reply.len();
+        let mut room = Ok(());
         self.each_child(sight, |name| {
-            reply.extend_from_slice(name);
-            reply.push(0);
-            true
+            room = reply.try_extend(name).and_then(|()| reply.try_push(0));
+            room.is_ok()
         });
-        Ok(())
+        Ok(room.inspect_err(|_| reply.truncate(start))?)
     }
 
     /// Lists the names of the children from a byte of the list on: the generation, as many whole
@@ -108,7 +106,9 @@ impl<P: Post> Session<'_, P> {
         let sight = self.permitted(path.bytes(), Access::Read)?;
         let shown = self.list_of(sight)?.shown(self.tree.nodes.seed());
         let start = reply.len();
-        let _infallible = write!(Text(reply), "{shown}\0");
+        // All that is ever written here fits into that.
+        reply.try_room(PAYLOAD_MAX)?;
+        let _fits = write!(Text(reply), "{shown}\0");
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         // One byte stays free for the NUL behind the last name.
         let room = PAYLOAD_MAX.saturating_sub(reply.len().saturating_sub(start)).saturating_sub(1);
@@ -124,17 +124,16 @@ impl<P: Post> Session<'_, P> {
             used = used.saturating_add(rest.len()).saturating_add(1);
             whole = used <= room;
             if whole {
-                reply.extend_from_slice(rest);
-                reply.push(0);
+                whole = reply.try_extend(rest).and_then(|()| reply.try_push(0)).is_ok();
             } else if before == 0 {
                 // A name of an earlier version that fits into no message: clients put bytes together, and ask on
                 // from the next one. Each part has to bring some.
-                reply.extend_from_slice(rest.get(..room).unwrap_or(rest));
+                let _fits = reply.try_extend(rest.get(..room).unwrap_or(rest));
             }
             whole
         });
         if whole {
-            reply.push(0);
+            reply.try_push(0)?;
         }
         Ok(())
     }
@@ -145,15 +144,16 @@ impl<P: Post> Session<'_, P> {
         if let Sight::Copied(at) = sight {
             self.keep_value(at)?;
         }
-        reply.extend_from_slice(self.view(sight)?.value);
-        Ok(())
+        Ok(reply.try_extend(self.view(sight)?.value)?)
     }
 
     /// Appends the permission list, each entry with a NUL.
     pub(super) fn get_perms(&mut self, path: &Path, reply: &mut Vec<u8>) -> Result<(), XsError> {
         let sight = self.permitted(path.bytes(), Access::Read)?;
-        for entry in self.tree.entries(self.view(sight)?.list) {
-            let _infallible = write!(Text(reply), "{entry}\0");
+        let entries = self.tree.entries(self.view(sight)?.list);
+        reply.try_room(entries.len().saturating_mul(ENTRY_TEXT_MAX))?;
+        for entry in entries {
+            let _fits = write!(Text(reply), "{entry}\0");
         }
         Ok(())
     }
@@ -188,10 +188,13 @@ impl<P: Post> Session<'_, P> {
         }
         match sight {
             Sight::Live(handle) => {
-                remove_tree(self.tree, &mut self.bell, handle, path);
+                let mut removal = Removal::new(self.tree, handle);
+                if removal.start(self.tree, &mut self.bell, path) == Progress::More {
+                    self.work = Work::Remove(removal);
+                }
                 Ok(())
             }
-            Sight::Copied(at) => self.remove_copied(at, path),
+            Sight::Copied(at) => self.remove_copied(at),
         }
     }
 
@@ -214,12 +217,14 @@ impl<P: Post> Session<'_, P> {
             self.tree.release_list(list);
             return Err(error);
         }
-        match (sight, self.tx.as_deref_mut()) {
-            (Sight::Copied(at), Some(tx)) => {
-                tx.set_list(self.tree, at, list);
-                tx.announce(at, Class::Subtree);
+        match sight {
+            Sight::Copied(at) => {
+                if let Err(error) = self.set_list_copied(at, list) {
+                    self.tree.release_list(list);
+                    return Err(error);
+                }
             }
-            (Sight::Live(handle), _) => {
+            Sight::Live(handle) => {
                 self.tree.retain_list(old);
                 if let Err(error) = self.tree.set_list(handle, list) {
                     self.tree.release_list(list);
@@ -230,7 +235,6 @@ impl<P: Post> Session<'_, P> {
                 self.bell.ring(self.tree, path, Class::Subtree, &[old, list, above]);
                 self.tree.release_list(old);
             }
-            (Sight::Copied(_), None) => {}
         }
         Ok(())
     }
@@ -281,10 +285,11 @@ impl<P: Post> Session<'_, P> {
                 children_bytes: self.tree.family(node).bytes as usize,
             }),
             Sight::Copied(at) => {
-                let tx = self.tx.as_deref();
+                let tx = self.tx.as_ref();
                 let now = tx.and_then(|tx| tx.get(at)?.now.as_ref());
+                let value = tx.and_then(|tx| tx.places.value(self.tree, at, &self.party));
                 now.map(|now| View {
-                    value: tx.and_then(|tx| tx.value(self.tree, at, &self.party)).unwrap_or(&[]),
+                    value: value.unwrap_or(&[]),
                     list: now.list,
                     generation: now.generation,
                     children_bytes: now.children_bytes as usize,
@@ -298,10 +303,10 @@ impl<P: Post> Session<'_, P> {
     /// What the list of a node's children depends on.
     fn list_of(&self, sight: Sight) -> Result<ListOf, XsError> {
         let own = self.view(sight)?.generation;
-        let mixed = match (sight, self.tx.as_deref()) {
-            (Sight::Copied(at), Some(tx)) => {
-                let live = tx.changed_meanwhile(self.tree, at);
-                live.map(|live| Mixed { live, conn: self.conn, tx: tx.id })
+        let mixed = match (sight, self.tx.as_ref()) {
+            (Sight::Copied(at), Some(open)) => {
+                let live = open.places.changed_meanwhile(self.tree, at);
+                live.map(|live| Mixed { live, conn: self.conn, tx: open.tx.id })
             }
             _ => None,
         };
@@ -319,7 +324,7 @@ impl<P: Post> Session<'_, P> {
                 let _all = self.tree.children(handle).all(|(_, node)| each(self.tree.name(node)));
             }
             (Sight::Copied(at), Some(tx)) => {
-                let _all = tx.children(self.tree, at, &self.party).iter().all(|name| each(name));
+                tx.places.each_child(self.tree, at, &self.party, each);
             }
             (Sight::Copied(_), None) => {}
         }
@@ -355,14 +360,7 @@ impl<P: Post> Session<'_, P> {
         });
         self.spoiled(checked)?;
         match sight {
-            Sight::Copied(at) => {
-                let before = self.transaction_bytes(at);
-                if let Some(tx) = self.tx.as_deref_mut() {
-                    tx.set_value(self.tree, at, Bytes::new(value)?);
-                    tx.announce(at, Class::Subtree);
-                }
-                self.charge_transaction(at, before);
-            }
+            Sight::Copied(at) => self.replace_copied(at, value)?,
             Sight::Live(handle) => {
                 self.tree.set_value(handle, value)?;
                 let above = self.tree.node(handle).and_then(|node| self.tree.node(node.parent));
@@ -382,7 +380,7 @@ impl<P: Post> Session<'_, P> {
         let checked = self.check_create(gap, count, list, value);
         let made = self.spoiled(checked).and_then(|()| match gap.above {
             Sight::Live(handle) => self.create_live(handle, gap, count, list, value),
-            Sight::Copied(_) => self.create_copied(gap, count, list, value),
+            Sight::Copied(at) => self.create_copied(at, gap, count, list, value),
         });
         let made = self.spoiled(made);
         if made.is_ok() && self.tx.is_none() {
@@ -406,7 +404,7 @@ impl<P: Post> Session<'_, P> {
             return Ok(());
         }
         let domid = self.party.domid;
-        let pending = self.tx.as_ref().map_or(0, |tx| tx.delta(domid));
+        let pending = self.tx.as_ref().map_or(0, Open::delta);
         let used = self.tree.domains.get(domid).map_or(0, |domain| domain.used.get(Quota::Nodes));
         let owned = i64::from(used).saturating_add(pending);
         let owned = usize::try_from(owned).unwrap_or(0).saturating_add(count);
@@ -456,47 +454,12 @@ pub(super) fn parent_list(tree: &Tree, path: &[u8]) -> u32 {
     }
 }
 
-/// Removes a live subtree, children before parents, and tells the watches: those at a node below of
-/// that node, and last those at or above the top of the top. The work is that of the nodes
-/// removed; if nobody watches below the top, nothing is looked up for them.
-pub(super) fn remove_tree<P: Post>(tree: &mut Tree, bell: &mut Bell<'_, P>, top: u32, path: &[u8]) {
-    if bell.any_below(path) {
-        remove_watched(tree, bell, top, path);
-    }
-    let Some(node) = tree.node(top) else { return };
-    let (parent, list) = (node.parent, node.list);
-    let above = tree.node(parent).map_or(NIL, |node| node.list);
-    bell.ring(tree, path, Class::Subtree, &[list, above]);
-    tree.remove(top);
-}
-
-/// Removes everything below a live node, one by one, and tells who watches there.
-fn remove_watched<P: Post>(tree: &mut Tree, bell: &mut Bell<'_, P>, top: u32, path: &[u8]) {
-    let mut at = top;
-    let mut here = Vec::from(path);
-    loop {
-        while let Some((child, node)) = tree.children(at).next() {
-            at = child;
-            path::push(&mut here, tree.name(node));
-        }
-        if at == top {
-            return;
-        }
-        let Some(node) = tree.node(at) else { return };
-        let (parent, list) = (node.parent, node.list);
-        let above = tree.node(parent).map_or(NIL, |node| node.list);
-        bell.ring(tree, &here, Class::Exact, &[list, above]);
-        let up = path::parent(&here).map_or(0, <[u8]>::len);
-        here.truncate(up);
-        tree.remove(at);
-        at = parent;
-    }
-}
-
 /// Marks the entries of domains that the server does not track, so that they never match: whoever
 /// gets such a domid later must not find rights waiting.
-pub(super) fn mark_stale(tree: &Tree, entries: &[Entry]) -> Vec<Entry> {
-    let known = |domid: DomId| domid == DomId::ANY || tree.domains.get(domid).is_some();
-    let mark = |entry: &Entry| Entry { stale: entry.stale || !known(entry.domid), ..*entry };
-    entries.iter().map(mark).collect()
+pub(super) fn mark_stale(tree: &Tree, entries: &[Entry]) -> Result<Box<[Entry]>, NoMemory> {
+    let mut entries = try_slice(entries)?;
+    for entry in &mut entries {
+        entry.stale |= entry.domid != DomId::ANY && !tree.domains.knows(entry.domid);
+    }
+    Ok(entries)
 }

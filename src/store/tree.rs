@@ -10,17 +10,21 @@
 //! above, in `request.rs` and `transaction.rs`.
 
 mod detached;
+mod lists;
+mod named;
 mod owned;
 
 use super::domain::Accounts;
 use super::path;
 use super::perms::{Access, Entry, Party, Rights, rights};
-use crate::mem::{Arena, Bytes, NIL, NoMemory, Record, Table, try_bytes, try_slice};
+use crate::mem::{Arena, Bytes, NIL, NoMemory, Record, Table, TryVec, try_bytes};
 use crate::proto::id::{ConnId, DomId};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::hash::{BuildHasher, Hasher};
 use foldhash::fast::FixedState;
+use lists::List;
+pub(super) use lists::{NO_RIGHT, Right};
 use owned::Owned;
 
 /// "Nobody's child": the parent of a node that is in no tree.
@@ -31,13 +35,12 @@ pub(super) const ROOT: u32 = 0;
 
 /// What a node counts for besides its value and name. It is a price, the same in all versions of this
 /// server, because a successor has to come to the same accounts as its predecessor. It covers what a node costs
-/// if it shares neither its name nor its permission list with any other and has children.
+/// if it shares its name with no other and has children.
 pub(super) const NODE_BYTES: usize = 180;
 const _: () = assert!(
     Table::<Node>::RECORD_BYTES
         + Table::<Name>::RECORD_BYTES
-        + Table::<List>::RECORD_BYTES
-        + 5 * size_of::<Entry>()
+        + Table::<Owned>::RECORD_BYTES
         + Arena::<Family>::RECORD_BYTES
         <= NODE_BYTES
 );
@@ -57,6 +60,11 @@ pub(super) enum Value {
     Short { len: u8, bytes: [u8; SHORT_MAX] },
     /// Everything longer: a handle in [`Tree::long`].
     Long(u32),
+}
+
+impl Value {
+    /// The longest that needs no block.
+    pub(super) const SHORT_MAX: usize = SHORT_MAX;
 }
 
 /// A node.
@@ -140,7 +148,7 @@ impl Record for Node {
 }
 
 /// Mixes a parent and a name, both small numbers, into a hash whose low bits are good.
-fn child_hash(seed: u64, parent: u32, name: u32) -> u64 {
+pub(super) fn child_hash(seed: u64, parent: u32, name: u32) -> u64 {
     let key = u64::from(parent) << 32 | u64::from(name);
     let mixed = (key ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed ^ (mixed >> 32)
@@ -171,36 +179,6 @@ impl Record for Name {
     fn set_chain(&mut self, next: u32) {
         self.chain = next;
     }
-}
-
-/// A permission list shared by all nodes that have it.
-#[derive(Debug)]
-pub(super) struct List {
-    pub(super) entries: Box<[Entry]>,
-    pub(super) users: u32,
-    chain: u32,
-}
-
-impl Record for List {
-    fn hash(&self, seed: u64) -> u64 {
-        list_hash(seed, &self.entries)
-    }
-    fn chain(&self) -> u32 {
-        self.chain
-    }
-    fn set_chain(&mut self, next: u32) {
-        self.chain = next;
-    }
-}
-
-fn list_hash(seed: u64, entries: &[Entry]) -> u64 {
-    let mut hasher = FixedState::with_seed(seed).build_hasher();
-    for entry in entries {
-        hasher.write_u16(entry.domid.0);
-        hasher.write_u8(entry.access.letter());
-        hasher.write_u8(u8::from(entry.stale));
-    }
-    hasher.finish()
 }
 
 /// Where a node is to be made.
@@ -268,6 +246,10 @@ pub(super) struct Tree {
     generation: u64,
     glances: [Glance; GLANCES],
     removals: u64,
+    /// Nodes that were taken out of the tree with what is below, and are not yet freed.
+    leaving: u32,
+    /// Nodes that were made and are not yet in the tree.
+    aside: u32,
 }
 
 impl Tree {
@@ -304,6 +286,8 @@ impl Tree {
             generation: 0,
             glances: [const { Glance::NONE }; GLANCES],
             removals: 0,
+            leaving: 0,
+            aside: 0,
         };
         let closed = Entry { domid: owner, access: Access::None, stale: false };
         let all = Entry { domid: DomId::ANY, access: Access::Read, stale: false };
@@ -353,10 +337,6 @@ impl Tree {
     /// The children of a node, by their ends.
     pub(super) fn family(&self, node: &Node) -> Family {
         self.families.get(node.family).copied().unwrap_or(Family::NONE)
-    }
-
-    pub(super) fn entries(&self, list: u32) -> &[Entry] {
-        self.lists.get(list).map_or(&[], |list| &list.entries)
     }
 
     /// The owner that a permission list names.
@@ -456,16 +436,30 @@ impl Tree {
         })
     }
 
-    /// The path of a node of the tree.
-    pub(super) fn path(&self, handle: u32) -> Vec<u8> {
-        let upwards = core::iter::successors(self.node(handle), |node| self.node(node.parent));
-        let mut names: Vec<&[u8]> = upwards.map(|node| self.name(node)).collect();
-        names.pop();
-        let mut path = Vec::new();
-        for name in names.iter().rev() {
-            path::push(&mut path, name);
+    /// Appends the path of a node of the tree.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub(super) fn path_to(&self, handle: u32, to: &mut Vec<u8>) -> Result<(), NoMemory> {
+        // Upwards, so each name backwards; then all of it is turned round.
+        let start = to.len();
+        let mut at = handle;
+        while let Some(node) = self.node(at).filter(|_| at != ROOT) {
+            let name = self.name(node);
+            to.try_room(name.len().saturating_add(1))?;
+            for byte in name.iter().rev() {
+                to.try_push(*byte)?;
+            }
+            to.try_push(b'/')?;
+            at = node.parent;
         }
-        if path.is_empty() { Vec::from(b"/") } else { path }
+        if to.len() == start {
+            to.try_push(b'/')?;
+        }
+        if let Some(path) = to.get_mut(start..) {
+            path.reverse();
+        }
+        Ok(())
     }
 
     /// The size of a node in the sense of the quota `node-size`.
@@ -479,9 +473,14 @@ impl Tree {
         node_bytes(self.name(node), self.value(node))
     }
 
-    /// How many nodes there are, the special ones included.
+    /// How many nodes there are, the special ones included. Those that were made and that nobody sees do not count.
     pub(super) fn len(&self) -> usize {
-        self.nodes.len()
+        self.nodes.len().saturating_sub(self.aside as usize)
+    }
+
+    /// How many were made and are not yet in the tree.
+    pub(super) fn aside(&self) -> usize {
+        self.aside as usize
     }
 
     // Changing.
@@ -669,7 +668,7 @@ impl Tree {
     // Names.
 
     /// The handle of a name, with one use more.
-    fn intern_name(&mut self, bytes: &[u8]) -> Result<u32, NoMemory> {
+    pub(super) fn intern_name(&mut self, bytes: &[u8]) -> Result<u32, NoMemory> {
         let hash = bytes_hash(self.names.seed(), bytes);
         self.use_name(hash, bytes).map_or_else(|| self.add_name(hash, bytes), Ok)
     }
@@ -699,7 +698,7 @@ impl Tree {
 
     /// One use less of a name; how long it is.
     #[inline]
-    fn release_name(&mut self, handle: u32) -> usize {
+    pub(super) fn release_name(&mut self, handle: u32) -> usize {
         let Some(name) = self.names.get_mut(handle) else { return 0 };
         let len = name.bytes.len();
         name.users = name.users.saturating_sub(1);
@@ -712,107 +711,6 @@ impl Tree {
     #[inline(never)]
     fn remove_name(&mut self, handle: u32) {
         self.names.remove(handle);
-    }
-
-    // Permission lists.
-
-    /// The handle of a permission list, with one use more.
-    ///
-    /// # Errors
-    /// There is no memory.
-    pub(super) fn intern(&mut self, entries: &[Entry]) -> Result<u32, NoMemory> {
-        let hash = list_hash(self.lists.seed(), entries);
-        if let Some(handle) = self.lists.find(hash, |list| *list.entries == *entries) {
-            self.retain_list(handle);
-            return Ok(handle);
-        }
-        let kept = try_slice(entries)?;
-        let handle = self.lists.insert(List { entries: kept, users: 1, chain: NIL })?;
-        for entry in entries.iter().filter(|entry| !entry.stale) {
-            if entry.domid != self.domains.privileged
-                && let Some(domain) = self.domains.get_mut(entry.domid)
-            {
-                domain.lists.insert(handle);
-            }
-        }
-        Ok(handle)
-    }
-
-    /// One use more of a permission list.
-    pub(super) fn retain_list(&mut self, handle: u32) {
-        self.retain_uses(handle, 1);
-    }
-
-    /// So many uses more.
-    pub(super) fn retain_uses(&mut self, handle: u32, uses: u32) {
-        if let Some(list) = self.lists.get_mut(handle) {
-            list.users = list.users.saturating_add(uses);
-        }
-    }
-
-    /// One use less.
-    pub(super) fn release_list(&mut self, handle: u32) {
-        self.release_uses(handle, 1);
-    }
-
-    fn release_uses(&mut self, handle: u32, uses: u32) {
-        let Some(list) = self.lists.get_mut(handle) else { return };
-        list.users = list.users.saturating_sub(uses);
-        if list.users > 0 {
-            return;
-        }
-        let Some(list) = self.lists.remove(handle) else { return };
-        for entry in &list.entries {
-            if let Some(domain) = self.domains.get_mut(entry.domid) {
-                domain.lists.remove(&handle);
-            }
-        }
-    }
-
-    /// The list that a new node gets: its parent's, owned by `creator` if that is somebody.
-    ///
-    /// # Errors
-    /// There is no memory.
-    pub(super) fn inherit(
-        &mut self,
-        parent_list: u32,
-        creator: Option<DomId>,
-    ) -> Result<u32, NoMemory> {
-        let Some(creator) = creator.filter(|domid| *domid != self.owner(parent_list)) else {
-            self.retain_list(parent_list);
-            return Ok(parent_list);
-        };
-        let mut entries = Vec::from(self.entries(parent_list));
-        if let Some(owner) = entries.first_mut() {
-            owner.domid = creator;
-            owner.stale = false;
-        }
-        self.intern(&entries)
-    }
-
-    /// Takes every right of a domain that is gone, so that no later domain with its domid inherits
-    /// one. Where it is the owner (only what an open transaction has prepared can still say so) the entry is
-    /// marked, and that transaction will not commit.
-    pub(super) fn strip(&mut self, domid: DomId) {
-        let Some(domain) = self.domains.get_mut(domid) else { return };
-        let lists = core::mem::take(&mut domain.lists);
-        for handle in lists {
-            self.lists.rekey(handle, |list| {
-                let entries = list.entries.iter().enumerate();
-                list.entries = entries
-                    .filter(|(place, entry)| *place == 0 || entry.domid != domid || entry.stale)
-                    .map(|(place, entry)| Entry {
-                        stale: entry.stale || place == 0 && entry.domid == domid,
-                        ..*entry
-                    })
-                    .collect();
-            });
-        }
-    }
-
-    /// Every permission list with its handle, for the consistency check.
-    pub(super) fn lists(&self) -> impl Iterator<Item = (u32, &List)> {
-        self.lists.iter()
     }
 
     /// Every name with its handle and number of users, for the consistency check.

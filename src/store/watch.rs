@@ -1,22 +1,19 @@
-//! Watches, indexed by path: an event costs the depth of its path and the watches that match.
+//! Watches, in a trie of places: an event costs the levels of its path that are watched and the watches there.
 //!
-//! A [`Place`] is a path with watches, whether or not a node exists there. An ordered list of all places
-//! answers whether there is one below a path, so that the removal of a large subtree that nobody
-//! watches looks nothing up.
+//! A [`Place`] is a path with watches, or with places below it, whether or not a node exists there. So whether
+//! there is a watch below a path is known at its place, and the removal of a large subtree that nobody watches looks
+//! nothing up.
+//!
+//! A watch that somebody has to come back to is *pinned*: if it is removed meanwhile, it stays in the list of its
+//! place, dead, until the last pin is gone.
 
-use super::domain::give_room_back;
+use super::events::Conn;
 use super::path;
-use super::tree::bytes_hash;
-use crate::mem::{NIL, NoMemory, Record, Table, try_bytes};
+use super::tree::{Tree, bytes_hash, child_hash};
+use crate::mem::{NIL, NoMemory, Record, Table, TryVec, try_bytes};
 use crate::proto::id::ConnId;
 use alloc::boxed::Box;
-use alloc::collections::BTreeSet;
-use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::hash::{BuildHasher, Hasher};
-use core::ops::Bound;
-use foldhash::fast::FixedState;
-use hashbrown::HashMap;
 
 /// Which watches an event is for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -27,30 +24,56 @@ pub(super) enum Class {
     Subtree,
 }
 
+/// "All levels": the depth of a watch in the old form of the request.
+const ALL: u32 = u32::MAX;
+
 /// One watch.
 #[derive(Debug)]
 pub(super) struct Watch {
-    pub(super) conn: ConnId,
-    /// Bytes in front of the client's own spelling of the path.
-    pub(super) home: usize,
     pub(super) token: Box<[u8]>,
-    /// How many levels below the path it reaches; `None` for all, in the old form of the request.
-    pub(super) depth: Option<u32>,
     /// Watches of a connection get their events in the order of registration.
-    serial: u64,
+    pub(super) serial: u64,
+    pub(super) conn: ConnId,
+    /// How many levels below the path it reaches, or [`ALL`].
+    depth: u32,
     place: u32,
-    /// The hash of (connection, path, token), which identifies a watch.
-    key: u64,
-    next_here: u32,
+    /// The lower half of the hash of connection, place and token, which identifies a watch.
+    key: u32,
+    pub(super) next_here: u32,
     prev_here: u32,
     next_own: u32,
     prev_own: u32,
     chain: u32,
+    /// What it counts for in its domain's memory.
+    pub(super) bytes: u32,
+    /// How many come back to it.
+    pins: u16,
+    /// Bytes in front of the client's own spelling of the path.
+    home: u8,
+    /// It was removed, and is there for the pins only.
+    is_dead: bool,
+}
+const _: () = assert!(size_of::<Watch>() <= 72);
+
+impl Watch {
+    /// How many levels below the path it reaches; `None` for all, in the old form of the request.
+    pub(super) fn depth(&self) -> Option<u32> {
+        (self.depth != ALL).then_some(self.depth)
+    }
+
+    /// Bytes in front of the client's own spelling of the path.
+    pub(super) fn home(&self) -> usize {
+        usize::from(self.home)
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        self.is_dead
+    }
 }
 
 impl Record for Watch {
     fn hash(&self, _seed: u64) -> u64 {
-        self.key
+        u64::from(self.key)
     }
     fn chain(&self) -> u32 {
         self.chain
@@ -58,20 +81,28 @@ impl Record for Watch {
     fn set_chain(&mut self, next: u32) {
         self.chain = next;
     }
+    fn is_listed(&self) -> bool {
+        !self.is_dead
+    }
 }
 
-/// A path with watches.
+/// A path with watches at it or below it.
 #[derive(Debug)]
 pub(super) struct Place {
-    path: Rc<[u8]>,
+    /// `NIL` for the root and for special names.
+    parent: u32,
+    /// A name with a use of its own; that of a special place is the whole path. `NIL` for the root.
+    name: u32,
     first: u32,
     last: u32,
+    /// How many places are directly below.
+    below: u32,
     chain: u32,
 }
 
 impl Record for Place {
     fn hash(&self, seed: u64) -> u64 {
-        bytes_hash(seed, &self.path)
+        child_hash(seed, self.parent, self.name)
     }
     fn chain(&self) -> u32 {
         self.chain
@@ -79,14 +110,6 @@ impl Record for Place {
     fn set_chain(&mut self, next: u32) {
         self.chain = next;
     }
-}
-
-/// A watch that an event is for.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) struct Match {
-    pub(super) conn: ConnId,
-    serial: u64,
-    pub(super) watch: u32,
 }
 
 /// All watches.
@@ -94,91 +117,257 @@ pub(super) struct Match {
 pub(super) struct Watches {
     watches: Table<Watch>,
     places: Table<Place>,
-    /// The paths of all places.
-    ordered: BTreeSet<Rc<[u8]>>,
-    /// The first and the last watch of each connection that has one.
-    own: HashMap<ConnId, (u32, u32), FixedState>,
     serial: u64,
+    /// Watches that are only there for their pins.
+    dead: usize,
 }
 
 impl Watches {
     /// Upper bound of what adding one watch allocates, apart from its path and token.
     pub(super) const FIXED_COST: usize =
-        Table::<Watch>::INSERT_BYTES + Table::<Place>::INSERT_BYTES + 16 * 1024;
+        Table::<Watch>::INSERT_BYTES + Table::<Place>::INSERT_BYTES;
 
-    pub(super) fn new(seed: u64) -> Self {
-        Self {
-            watches: Table::new(seed),
-            places: Table::new(seed),
-            ordered: BTreeSet::new(),
-            own: HashMap::with_hasher(FixedState::with_seed(seed)),
-            serial: 0,
-        }
+    pub(super) const fn new(seed: u64) -> Self {
+        Self { watches: Table::new(seed), places: Table::new(seed), serial: 0, dead: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.watches.len()
+        self.watches.len().saturating_sub(self.dead)
+    }
+
+    /// Whether there is no watch at all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.watches.is_empty()
     }
 
     pub(super) fn get(&self, watch: u32) -> Option<&Watch> {
         self.watches.get(watch)
     }
 
-    /// The path that a watch is set on.
-    pub(super) fn path(&self, watch: &Watch) -> &[u8] {
-        self.places.get(watch.place).map_or(&[], |place| &place.path)
+    /// The number of the last watch that was registered: those with greater ones came later.
+    pub(super) fn serial(&self) -> u64 {
+        self.serial
     }
+
+    // Places.
+
+    fn child(&self, parent: u32, name: u32) -> Option<u32> {
+        let hash = child_hash(self.places.seed(), parent, name);
+        self.places.find(hash, |place| place.parent == parent && place.name == name)
+    }
+
+    /// The place of the root, or of a special name.
+    fn first_place(&self, tree: &Tree, path: &[u8]) -> Option<u32> {
+        match path {
+            [b'/', ..] => self.child(NIL, NIL),
+            name => self.child(NIL, tree.find_name(name)?),
+        }
+    }
+
+    /// The place of a path.
+    pub(super) fn place(&self, tree: &Tree, path: &[u8]) -> Option<u32> {
+        let mut at = self.first_place(tree, path)?;
+        if path.starts_with(b"/") {
+            for name in path::components(path) {
+                at = self.below(tree, at, name)?;
+            }
+        }
+        Some(at)
+    }
+
+    /// The place directly below one.
+    pub(super) fn below(&self, tree: &Tree, place: u32, name: &[u8]) -> Option<u32> {
+        let has_any = self.places.get(place).is_some_and(|place| place.below > 0);
+        if has_any { self.child(place, tree.find_name(name)?) } else { None }
+    }
+
+    /// Calls `each` with every place on the way to a path that has watches, from the top down, and with the number of
+    /// levels from there to the path.
+    pub(super) fn on_the_way(
+        &self,
+        tree: &Tree,
+        path: &[u8],
+        mut each: impl FnMut(u32, u32) -> Result<(), NoMemory>,
+    ) -> Result<(), NoMemory> {
+        let Some(mut at) = self.first_place(tree, path) else { return Ok(()) };
+        let is_special = !path.starts_with(b"/");
+        let mut left = if is_special { 0 } else { levels(path) };
+        let mut names = path::components(path);
+        loop {
+            let first = self.places.get(at).map_or(NIL, |place| place.first);
+            if first != NIL {
+                each(first, left)?;
+            }
+            if left == 0 {
+                return Ok(());
+            }
+            let next = names.next().and_then(|name| self.below(tree, at, name));
+            let Some(next) = next else { return Ok(()) };
+            at = next;
+            left = left.saturating_sub(1);
+        }
+    }
+
+    /// The first watch at a path.
+    pub(super) fn first_at(&self, tree: &Tree, path: &[u8]) -> u32 {
+        let place = self.place(tree, path).and_then(|place| self.places.get(place));
+        place.map_or(NIL, |place| place.first)
+    }
+
+    /// Whether there is a watch below a path.
+    pub(super) fn any_below(&self, tree: &Tree, path: &[u8]) -> bool {
+        if self.is_empty() {
+            return false;
+        }
+        let place = self.place(tree, path).and_then(|place| self.places.get(place));
+        place.is_some_and(|place| place.below > 0)
+    }
+
+    /// Appends the path that a watch is set on.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub(super) fn path(
+        &self,
+        tree: &Tree,
+        watch: &Watch,
+        to: &mut Vec<u8>,
+    ) -> Result<(), NoMemory> {
+        let Some(place) = self.places.get(watch.place) else { return Ok(()) };
+        if place.parent == NIL {
+            let name = if place.name == NIL { b"/" } else { tree.name_of(place.name) };
+            return to.try_extend(name);
+        }
+        // Upwards, so each name backwards; then all of it is turned round.
+        let start = to.len();
+        let mut at = place;
+        while at.parent != NIL {
+            let name = tree.name_of(at.name);
+            to.try_room(name.len().saturating_add(1))?;
+            for byte in name.iter().rev() {
+                to.try_push(*byte)?;
+            }
+            to.try_push(b'/')?;
+            let Some(above) = self.places.get(at.parent) else { break };
+            at = above;
+        }
+        if let Some(path) = to.get_mut(start..) {
+            path.reverse();
+        }
+        Ok(())
+    }
+
+    /// Makes the place of a path, with all above it.
+    fn make_place(&mut self, tree: &mut Tree, path: &[u8]) -> Result<u32, NoMemory> {
+        if !path.starts_with(b"/") {
+            return self.make_below(tree, NIL, Some(path));
+        }
+        let mut at = self.make_below(tree, NIL, None)?;
+        for name in path::components(path) {
+            match self.make_below(tree, at, Some(name)) {
+                Ok(next) => at = next,
+                Err(NoMemory) => {
+                    self.drop_unused(tree, at);
+                    return Err(NoMemory);
+                }
+            }
+        }
+        Ok(at)
+    }
+
+    fn make_below(
+        &mut self,
+        tree: &mut Tree,
+        parent: u32,
+        name: Option<&[u8]>,
+    ) -> Result<u32, NoMemory> {
+        let name = name.map_or(Ok(NIL), |name| tree.intern_name(name))?;
+        if let Some(there) = self.child(parent, name) {
+            tree.release_name(name);
+            return Ok(there);
+        }
+        let place = Place { parent, name, first: NIL, last: NIL, below: 0, chain: NIL };
+        let made = self.places.insert(place);
+        if made.is_err() {
+            tree.release_name(name);
+        } else if let Some(above) = self.places.get_mut(parent) {
+            above.below = above.below.saturating_add(1);
+        }
+        made
+    }
+
+    /// Removes a place without watches and without places below, and those above that are so then.
+    fn drop_unused(&mut self, tree: &mut Tree, place: u32) {
+        let mut at = place;
+        while let Some(place) = self.places.get(at) {
+            if place.first != NIL || place.below > 0 {
+                return;
+            }
+            let (parent, name) = (place.parent, place.name);
+            self.places.remove(at);
+            tree.release_name(name);
+            if let Some(above) = self.places.get_mut(parent) {
+                above.below = above.below.saturating_sub(1);
+            }
+            at = parent;
+        }
+    }
+
+    // Watches.
 
     /// The watch that a connection has set with this path and token.
-    pub(super) fn find(&self, conn: ConnId, path: &[u8], token: &[u8]) -> Option<u32> {
-        let key = self.key(conn, path, token);
-        let same = |watch: &Watch| {
-            watch.conn == conn && *watch.token == *token && self.path(watch) == path
-        };
-        self.watches.find(key, same)
+    pub(super) fn find(&self, tree: &Tree, conn: ConnId, path: &[u8], token: &[u8]) -> Option<u32> {
+        let place = self.place(tree, path)?;
+        let key = self.key(conn, place, token);
+        let same =
+            |watch: &Watch| watch.conn == conn && watch.place == place && *watch.token == *token;
+        self.watches.find(u64::from(key), same)
     }
 
-    fn key(&self, conn: ConnId, path: &[u8], token: &[u8]) -> u64 {
-        let mut hasher = FixedState::with_seed(self.watches.seed()).build_hasher();
-        hasher.write_u32(conn.0);
-        hasher.write(path);
-        hasher.write_u8(0);
-        hasher.write(token);
-        hasher.finish()
+    #[expect(clippy::cast_possible_truncation, reason = "the low bits are good enough")]
+    fn key(&self, conn: ConnId, place: u32, token: &[u8]) -> u32 {
+        let token = bytes_hash(self.watches.seed(), token);
+        child_hash(token, conn.0, place) as u32
     }
 
-    /// Adds a watch; there must be none with the same path and token.
+    /// Adds a watch of a connection; there must be none with the same path and token.
+    ///
+    /// # Errors
+    /// There is no memory; nothing has changed.
     pub(super) fn add(
         &mut self,
-        conn: ConnId,
+        tree: &mut Tree,
+        (id, conn): (ConnId, &mut Conn),
         path: &path::Path,
         token: &[u8],
         depth: Option<u32>,
     ) -> Result<(), NoMemory> {
-        self.serial = self.serial.saturating_add(1);
-        let key = self.key(conn, path.bytes(), token);
-        let token = try_bytes(token)?;
-        let place = self.find_or_add(path.bytes())?;
+        let copy = try_bytes(token)?;
+        let place = self.make_place(tree, path.bytes())?;
         let prev_here = self.places.get(place).map_or(NIL, |place| place.last);
-        let prev_own = self.own.get(&conn).map_or(NIL, |(_, last)| *last);
+        let prev_own = conn.watches.1;
         let made = self.watches.insert(Watch {
-            conn,
-            home: path.home(),
-            token,
-            depth,
-            serial: self.serial,
+            token: copy,
+            serial: self.serial.saturating_add(1),
+            conn: id,
+            depth: depth.map_or(ALL, |depth| depth.min(ALL.saturating_sub(1))),
             place,
-            key,
+            key: self.key(id, place, token),
             next_here: NIL,
             prev_here,
             next_own: NIL,
             prev_own,
             chain: NIL,
+            bytes: u32::try_from(watch_bytes(path.bytes(), token)).unwrap_or(u32::MAX),
+            pins: 0,
+            home: u8::try_from(path.home()).unwrap_or(0),
+            is_dead: false,
         });
         let Ok(watch) = made else {
-            self.drop_unused(place);
+            self.drop_unused(tree, place);
             return Err(NoMemory);
         };
+        self.serial = self.serial.saturating_add(1);
         if let Some(before) = self.watches.get_mut(prev_here) {
             before.next_here = watch;
         }
@@ -191,127 +380,113 @@ impl Watches {
                 place.first = watch;
             }
         }
-        self.own.entry(conn).or_insert((watch, watch)).1 = watch;
+        conn.watches.1 = watch;
+        if prev_own == NIL {
+            conn.watches.0 = watch;
+        }
         Ok(())
     }
 
-    /// Removes a watch and returns what it held for its connection: bytes of path and token.
-    pub(super) fn remove(&mut self, watch: u32) -> usize {
-        let Some(gone) = self.watches.remove(watch) else { return 0 };
+    /// Removes a watch of a connection, and returns what it counted for.
+    pub(super) fn remove(&mut self, tree: &mut Tree, conn: &mut Conn, watch: u32) -> usize {
+        let Some(gone) = self.watches.get(watch).filter(|watch| !watch.is_dead) else { return 0 };
+        let (prev, next, pins) = (gone.prev_own, gone.next_own, gone.pins);
+        let bytes = gone.bytes as usize;
+        if let Some(before) = self.watches.get_mut(prev) {
+            before.next_own = next;
+        }
+        if let Some(after) = self.watches.get_mut(next) {
+            after.prev_own = prev;
+        }
+        if conn.watches.0 == watch {
+            conn.watches.0 = next;
+        }
+        if conn.watches.1 == watch {
+            conn.watches.1 = prev;
+        }
+        if pins == 0 {
+            self.free(tree, watch);
+            return bytes;
+        }
+        self.watches.unlist(watch);
+        self.dead = self.dead.saturating_add(1);
+        if let Some(dead) = self.watches.get_mut(watch) {
+            dead.is_dead = true;
+            dead.token = Box::default();
+        }
+        bytes
+    }
+
+    /// Takes a watch that is in nobody's own list any more out of its place.
+    fn free(&mut self, tree: &mut Tree, watch: u32) {
+        let Some(gone) = self.watches.remove(watch) else { return };
         if let Some(before) = self.watches.get_mut(gone.prev_here) {
             before.next_here = gone.next_here;
         }
         if let Some(after) = self.watches.get_mut(gone.next_here) {
             after.prev_here = gone.prev_here;
         }
-        if let Some(before) = self.watches.get_mut(gone.prev_own) {
-            before.next_own = gone.next_own;
-        }
-        if let Some(after) = self.watches.get_mut(gone.next_own) {
-            after.prev_own = gone.prev_own;
-        }
-        if let Some(ends) = self.own.get_mut(&gone.conn) {
-            if ends.0 == watch {
-                ends.0 = gone.next_own;
-            }
-            if ends.1 == watch {
-                ends.1 = gone.prev_own;
-            }
-            if ends.0 == NIL {
-                self.own.remove(&gone.conn);
-                give_room_back(&mut self.own);
-            }
-        }
-        let Some(place) = self.places.get_mut(gone.place) else { return 0 };
+        let Some(place) = self.places.get_mut(gone.place) else { return };
         if place.first == watch {
             place.first = gone.next_here;
         }
         if place.last == watch {
             place.last = gone.prev_here;
         }
-        let bytes = watch_bytes(&place.path, &gone.token);
-        self.drop_unused(gone.place);
-        bytes
+        self.drop_unused(tree, gone.place);
     }
 
-    /// Removes a place without watches.
-    fn drop_unused(&mut self, place: u32) {
-        if self.places.get(place).is_some_and(|place| place.first == NIL)
-            && let Some(place) = self.places.remove(place)
-        {
-            self.ordered.remove(&place.path);
+    /// Somebody will come back to a watch.
+    pub(super) fn pin(&mut self, watch: u32) {
+        if let Some(watch) = self.watches.get_mut(watch) {
+            // As many as there are connections at most.
+            watch.pins = watch.pins.saturating_add(1);
         }
     }
 
-    /// The first watch of a connection, if it has any: for removing them one by one.
-    pub(super) fn first_of(&self, conn: ConnId) -> Option<u32> {
-        self.own.get(&conn).map(|(first, _)| *first)
+    /// Somebody has come back to a watch.
+    pub(super) fn unpin(&mut self, tree: &mut Tree, watch: u32) {
+        let Some(pinned) = self.watches.get_mut(watch) else { return };
+        pinned.pins = pinned.pins.saturating_sub(1);
+        if pinned.is_dead && pinned.pins == 0 {
+            self.dead = self.dead.saturating_sub(1);
+            self.free(tree, watch);
+        }
     }
 
     /// Every watch of a connection, in the order of registration.
-    pub(super) fn of(&self, conn: ConnId) -> impl Iterator<Item = &Watch> {
-        let first = self.first_of(conn).and_then(|watch| self.get(watch));
+    pub(super) fn of(&self, conn: &Conn) -> impl Iterator<Item = &Watch> {
+        let first = self.get(conn.watches.0);
         core::iter::successors(first, |watch| self.get(watch.next_own))
     }
 
-    /// Whether there is a watch below a path.
-    pub(super) fn any_below(&self, path: &[u8]) -> bool {
-        let mut below = Vec::from(path);
-        path::push(&mut below, b"");
-        let next = self.ordered.range::<[u8], _>((Bound::Excluded(&below[..]), Bound::Unbounded));
-        next.into_iter().next().is_some_and(|path| path.starts_with(&below))
+    /// The name that each place uses, for the consistency check.
+    pub(super) fn name_uses(&self) -> impl Iterator<Item = u32> {
+        self.places.iter().map(|(_, place)| place.name).filter(|name| *name != NIL)
     }
 
-    /// Collects the watches that an event at `path` is for, in the order in which they are told.
-    pub(super) fn matches(&self, path: &[u8], class: Class, found: &mut Vec<Match>) {
-        if self.watches.is_empty() {
-            return;
-        }
-        for (levels, above) in (0_u32..).zip(path::upwards(path)) {
-            self.collect(above, found, |watch| watch.depth.is_none_or(|depth| levels <= depth));
-            if class == Class::Exact {
-                break;
-            }
-        }
-        found.sort_unstable();
-    }
-
-    /// Collects the watches at one path for which `wanted` holds.
-    pub(super) fn collect(
-        &self,
-        path: &[u8],
-        found: &mut Vec<Match>,
-        wanted: impl Fn(&Watch) -> bool,
-    ) {
-        let place = self.place(path).and_then(|place| self.places.get(place));
-        let mut at = place.map_or(NIL, |place| place.first);
-        while let Some(watch) = self.get(at) {
-            if wanted(watch) {
-                found.push(Match { conn: watch.conn, serial: watch.serial, watch: at });
-            }
-            at = watch.next_here;
-        }
-    }
-
-    fn place(&self, path: &[u8]) -> Option<u32> {
-        self.places.find(bytes_hash(self.places.seed(), path), |place| *place.path == *path)
-    }
-
-    fn find_or_add(&mut self, path: &[u8]) -> Result<u32, NoMemory> {
-        if let Some(place) = self.place(path) {
-            return Ok(place);
-        }
-        let path: Rc<[u8]> = path.into();
-        self.ordered.insert(Rc::clone(&path));
-        self.places.insert(Place { path, first: NIL, last: NIL, chain: NIL })
+    /// How many places there are that nothing keeps, for the consistency check, or that count wrongly what is below.
+    pub(super) fn faults(&self) -> usize {
+        let wrong = |(handle, place): &(u32, &Place)| {
+            let below = self.places.iter().filter(|(_, other)| other.parent == *handle).count();
+            place.first == NIL && place.below == 0 || below != place.below as usize
+        };
+        self.places.iter().filter(wrong).count()
     }
 }
 
-/// What a watch counts for besides its texts: a price, as [`NODE_BYTES`](super::tree::NODE_BYTES) is.
-const WATCH_BYTES: usize = 80;
-const _: () = assert!(size_of::<Watch>() <= WATCH_BYTES);
+/// The levels of an absolute path: 0 for the root.
+pub(super) fn levels(path: &[u8]) -> u32 {
+    if path == b"/" {
+        return 0;
+    }
+    u32::try_from(path.iter().filter(|byte| **byte == b'/').count()).unwrap_or(u32::MAX)
+}
 
 /// What a watch counts for in the memory of its connection's domain.
 pub(super) fn watch_bytes(path: &[u8], token: &[u8]) -> usize {
-    path.len().saturating_add(token.len()).saturating_add(WATCH_BYTES)
+    path.len().saturating_add(token.len()).saturating_add(WATCH_PRICE)
 }
+
+/// What a watch counts for besides its texts.
+const WATCH_PRICE: usize = 80;

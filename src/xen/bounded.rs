@@ -18,6 +18,7 @@
 
 use super::heap::{AHEAD, Heap, Pages, stays};
 use super::runs::Runs;
+use super::surplus::{self, Surplus};
 use crate::mem::classes::PAGE_SIZE;
 use crate::server::platform::HeapStats;
 use core::alloc::{GlobalAlloc, Layout};
@@ -95,6 +96,9 @@ struct Host {
     growths: u64,
     /// Xen has refused; it is not asked again for a while.
     refused: bool,
+    /// Pages at the start, and what goes back of those that came since.
+    built: usize,
+    surplus: Surplus,
 }
 
 // SAFETY: the pointers lead into the arena, which the value owns.
@@ -124,6 +128,8 @@ impl Host {
                 growth: Growth::Granted,
                 growths: 0,
                 refused: false,
+                built: start.min(limit),
+                surplus: Surplus::new(),
             })
         })
     }
@@ -160,6 +166,7 @@ impl Host {
     /// Asks the simulated Xen for pages; returns how many it gives.
     fn ask(&mut self, wanted: usize) -> usize {
         self.growths += 1;
+        self.surplus.disturb();
         match &mut self.growth {
             Growth::Granted => wanted,
             Growth::Refused => 0,
@@ -440,6 +447,19 @@ impl Arena {
         self.with(|state| state.fail_in > 0)
     }
 
+    /// What the image does before it sleeps: at `now_ms` pages go back to Xen, if there are too many. When to come
+    /// again, if at all.
+    pub fn tend(&self, now_ms: u64) -> Option<u64> {
+        self.with(|state| {
+            let host = state.heap.pages_mut();
+            let pages =
+                surplus::Pages { free: host.free(), populated: host.populated, built: host.built };
+            let (count, again) = host.surplus.step(pages, now_ms);
+            host.populated -= count;
+            again
+        })
+    }
+
     /// As [`Platform::reserve`](crate::server::platform::Platform::reserve).
     #[must_use]
     pub fn reserve(&self, bytes: usize) -> bool {
@@ -632,6 +652,107 @@ mod tests {
         assert!(times > 1, "{times}");
         arena.set_growth(Growth::Granted);
         assert!(!arena.reserve((8 * AHEAD + 1) * PAGE_SIZE));
+    }
+
+    #[test]
+    fn what_a_burst_has_left_goes_back() {
+        let arena = Arena::new(2048, 8192);
+        let burst = arena.enter(|| vec![0_u8; 7000 * PAGE_SIZE]);
+        assert_eq!(arena.tend(5), None);
+        drop(burst);
+        let mut now = 5;
+        let mut steps = 0;
+        while let Some(next) = arena.tend(now) {
+            (now, steps) = (next, steps + 1);
+        }
+        assert!(steps > (7000 - 2048) / surplus::STEP, "{steps}");
+        // It may be had again.
+        assert_eq!(arena.stats().free, 8192 * PAGE_SIZE);
+        arena.set_growth(Growth::Refused);
+        assert!(!arena.reserve(2049 * PAGE_SIZE) && arena.reserve(2048 * PAGE_SIZE));
+    }
+
+    /// Counts how often pages are taken and given back.
+    struct Counted {
+        host: Host,
+        calls: usize,
+    }
+
+    // SAFETY: as the pages that it passes on.
+    unsafe impl Pages for Counted {
+        fn take(&mut self) -> *mut u8 {
+            self.calls += 1;
+            self.host.take()
+        }
+
+        fn take_run(&mut self, count: usize) -> *mut u8 {
+            self.calls += 1;
+            self.host.take_run(count)
+        }
+
+        unsafe fn give(&mut self, page: usize) {
+            self.calls += 1;
+            // SAFETY: the caller's promise is the same.
+            unsafe { self.host.give(page) };
+        }
+
+        unsafe fn give_run(&mut self, first: usize, count: usize) {
+            self.calls += 1;
+            // SAFETY: the caller's promise is the same.
+            unsafe { self.host.give_run(first, count) };
+        }
+
+        fn at(&self, address: usize) -> *mut u8 {
+            self.host.at(address)
+        }
+    }
+
+    /// attacks.md 13: with a list of holes, a READ took 80 times as long for good after this.
+    #[test]
+    fn a_heap_that_was_filled_and_then_got_holes_costs_what_it_did_before() {
+        let limit = if cfg!(miri) { 200 } else { 15_000 };
+        let host = Host::new(limit, limit).unwrap();
+        let (base, size) = (host.base, host.size);
+        let mut heap = Heap::new(Counted { host, calls: 0 });
+        let layout = |size| Layout::from_size_align(size, 8).unwrap();
+        // An operation takes a page or gives one back, and not more than one.
+        let allocate = |heap: &mut Heap<Counted>, size| {
+            let before = heap.pages().calls;
+            let block = heap.allocate(layout(size));
+            assert!(block.is_null() || heap.pages().calls - before <= 1);
+            (!block.is_null()).then_some((block, layout(size)))
+        };
+        let free = |heap: &mut Heap<Counted>, (block, layout)| {
+            let before = heap.pages().calls;
+            // SAFETY: from `allocate`, with that layout.
+            unsafe { heap.free(block, layout) };
+            assert!(heap.pages().calls - before <= 1);
+        };
+        let sizes = [100, 2100, 700, 48, 4096, 1500, 300, 6000];
+        let mut blocks = Vec::new();
+        for size in sizes.into_iter().cycle() {
+            match allocate(&mut heap, size) {
+                Some(block) => blocks.push(block),
+                None => break,
+            }
+        }
+        let mut kept = Vec::new();
+        for (index, block) in blocks.into_iter().enumerate() {
+            if index % 3 == 0 { kept.push(block) } else { free(&mut heap, block) }
+        }
+        // What is free can be had, all of it: in pages, and in runs.
+        let pages = heap.pages().host.free();
+        assert!(pages > limit / 3, "{pages}");
+        for (size, count) in [(4096, pages), (3 * 4096, pages / 3)] {
+            let all: Vec<_> = (0..count).filter_map(|_| allocate(&mut heap, size)).collect();
+            assert_eq!(all.len(), count);
+            all.into_iter().for_each(|block| free(&mut heap, block));
+        }
+        kept.into_iter().for_each(|block| free(&mut heap, block));
+        heap.trim();
+        assert_eq!((heap.used(), heap.taken()), (0, 0));
+        // SAFETY: allocated in `new` with this layout; the heap is not used any more.
+        unsafe { System.dealloc(base, Host::layout(size).unwrap()) };
     }
 
     #[test]

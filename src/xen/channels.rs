@@ -58,6 +58,11 @@ pub(super) fn bind(domid: DomId, remote_port: u32) -> Result<EvtchnPort, Platfor
     Ok(EvtchnPort(argument.local_port))
 }
 
+/// Whether there is no such domain. Xen looks for the domain before it refuses the port.
+pub(super) fn is_missing(domid: DomId) -> bool {
+    bind(domid, NO_PORT).is_err_and(|error| error.code == errno::ESRCH)
+}
+
 /// Whether a port of our own has a peer.
 fn has_peer(port: EvtchnPort) -> bool {
     let mut argument = Status { dom: DOMID_SELF, port: port.0, ..Default::default() };
@@ -139,8 +144,7 @@ impl Channels {
         }
         let is_gone = match self.of.get(&domid) {
             Some(channel) => !has_peer(channel.port),
-            // Xen looks for the domain before it refuses the port.
-            None => bind(domid, NO_PORT).is_err_and(|error| error.code == errno::ESRCH),
+            None => is_missing(domid),
         };
         if is_gone { DomainState::Gone } else { DomainState::Unknown }
     }

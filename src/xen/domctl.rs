@@ -12,7 +12,11 @@
 //!
 //! Source: `xen/include/public/domctl.h` and `xen/common/domctl.c` at the tags of these releases; what is read of
 //! `struct xen_domctl_getdomaininfo` lies at the same place in all of them. `get_domain_state` is stable, its
-//! version is 0 for good. Another version than Xen's own is EACCES; without the right to ask, which
+//! version is 0 for good. So EPERM may mean that there is no such domain, and as well that a security policy
+//! refuses to tell of one that lives. A refusal is no death: then event channels, which say ESRCH of a missing
+//! domain only, have the last word.
+//!
+//! Another version than Xen's own is EACCES; without the right to ask, which
 //! only the toolstack's flag for xenstore domains gives (`xl` does not), the answer to a right one is EPERM; then
 //! `channels` has to do.
 
@@ -55,6 +59,9 @@ pub(super) trait Hypervisor {
 
     /// Binds `VIRQ_DOM_EXC`.
     fn bind_dom_exc(&mut self) -> Result<EvtchnPort, PlatformError>;
+
+    /// Whether Xen has no such domain, not even a dying one. `false` where it does not say.
+    fn is_missing(&mut self, domain: DomId) -> bool;
 
     /// This domain's id, where Xen tells.
     fn own_domid(&self) -> Option<DomId>;
@@ -113,7 +120,8 @@ impl Domctls {
         match xen.ask(question, domain) {
             Ok(answer) if answer.domain != domain.0 => DomainState::Gone,
             Ok(answer) => self.read(&answer),
-            Err(errno::ESRCH | errno::EPERM | errno::ENOENT) => DomainState::Gone,
+            Err(errno::ESRCH | errno::ENOENT) => DomainState::Gone,
+            Err(errno::EPERM) if xen.is_missing(domain) => DomainState::Gone,
             Err(code) => {
                 if !self.has_complained {
                     self.has_complained = true;
@@ -276,6 +284,8 @@ mod tests {
         is_xenstore: bool,
         /// A security policy refuses this call in any case.
         forbidden: Option<Question>,
+        /// A security policy refuses to tell of this domain.
+        secret: Option<u16>,
         /// The structure has become another one: its words are so many places further on.
         shift: usize,
         domains: Vec<Simulated>,
@@ -301,6 +311,7 @@ mod tests {
             virq,
             is_xenstore: true,
             forbidden: None,
+            secret: None,
             shift: 0,
             domains: domains.to_vec(),
             changed: [0, 1, 5, 9].to_vec(),
@@ -383,7 +394,7 @@ mod tests {
                     }
                 }
             }
-            if !self.is_xenstore {
+            if !self.is_xenstore || self.secret == Some(domain.0) {
                 return Err(errno::EPERM);
             }
             if nobody {
@@ -399,6 +410,10 @@ mod tests {
                 }
                 Virq::HandlerOnly | Virq::Everybody => Ok(EvtchnPort(7)),
             }
+        }
+
+        fn is_missing(&mut self, domain: DomId) -> bool {
+            !self.domains.iter().any(|other| other.domid == domain.0)
         }
 
         fn own_domid(&self) -> Option<DomId> {
@@ -558,6 +573,21 @@ mod tests {
                     getdomaininfo of version 0x19 is not understood)";
         assert_eq!(xen.lines, [line]);
         assert_eq!(domctls.state(&mut xen, DomId(6)), DomainState::Unknown);
+    }
+
+    #[test]
+    fn a_refusal_to_tell_of_a_domain_is_not_its_death() {
+        for name in OLD.into_iter().chain(NEW) {
+            let mut xen = release(name);
+            let (mut domctls, _) = start(&mut xen);
+            xen.secret = Some(5);
+            assert_eq!(domctls.state(&mut xen, DomId(5)), DomainState::Unknown, "{name}");
+            // Others are told of as before, and when it is gone that is seen.
+            assert_eq!(exists(domctls.state(&mut xen, DomId(6))), Some(true), "{name}");
+            assert_eq!(domctls.state(&mut xen, DomId(9)), DomainState::Gone, "{name}");
+            xen.domains.retain(|domain| domain.domid != 5);
+            assert_eq!(domctls.state(&mut xen, DomId(5)), DomainState::Gone, "{name}");
+        }
     }
 
     #[test]

@@ -1,39 +1,67 @@
 //! Which frames of physical memory are free.
 //!
 //! One bit per frame, so that single frames can be given back in any order and still form the aligned
-//! run that a second image needs. Single frames are taken from the bottom and runs from
-//! the top, which keeps the top in one piece as long as possible.
+//! run that a second image needs. Above it are two levels with a bit for each word of the level below that is not
+//! zero, so that finding a free frame takes the same few steps wherever it is: a word of the highest level stands
+//! for a gibibyte.
+//!
+//! Single frames are taken from the bottom and runs from the top, which keeps the top in one piece as long as
+//! possible. What goes back to Xen comes from the top, too.
 
 /// Frames that one word of the bitmap covers.
 pub const PER_WORD: usize = u64::BITS as usize;
 
-/// The free frames of memory that is populated.
+/// A set of frames.
 #[derive(Debug)]
 pub struct Frames {
-    /// A set bit is a free frame.
+    /// A set bit is a frame of the set.
     words: &'static mut [u64],
-    free: usize,
-    /// No word below this one has a free frame.
-    hint: usize,
+    /// A set bit is a word of the level below that is not zero.
+    middle: &'static mut [u64],
+    top: &'static mut [u64],
+    count: usize,
+}
+
+/// Words of each level for so many frames.
+const fn levels(frames: usize) -> [usize; 3] {
+    let words = frames.div_ceil(PER_WORD);
+    let middle = words.div_ceil(PER_WORD);
+    [words, middle, middle.div_ceil(PER_WORD)]
 }
 
 impl Frames {
-    /// No frame at all.
+    /// The empty set, which stays empty.
     #[must_use]
     pub const fn none() -> Self {
-        Self { words: &mut [], free: 0, hint: 0 }
+        Self { words: &mut [], middle: &mut [], top: &mut [], count: 0 }
     }
 
-    /// A bitmap in which no frame is free yet.
-    pub fn new(words: &'static mut [u64]) -> Self {
-        words.fill(0);
-        Self { words, free: 0, hint: 0 }
-    }
-
-    /// How many are free.
+    /// Words of memory that a set of the first `frames` frames takes.
     #[must_use]
-    pub fn free(&self) -> usize {
-        self.free
+    pub const fn words_for(frames: usize) -> usize {
+        let [words, middle, top] = levels(frames);
+        words + middle + top
+    }
+
+    /// An empty set of the first `frames` frames in [`words_for`](Self::words_for) words of memory. If those are
+    /// fewer it is as [`none`](Self::none).
+    pub fn new(memory: &'static mut [u64], frames: usize) -> Self {
+        memory.fill(0);
+        let [words, middle, top] = levels(frames);
+        let parts = memory.split_at_mut_checked(words).and_then(|(words, rest)| {
+            let (middle, rest) = rest.split_at_mut_checked(middle)?;
+            Some((words, middle, rest.get_mut(..top)?))
+        });
+        match parts {
+            Some((words, middle, top)) => Self { words, middle, top, count: 0 },
+            None => Self::none(),
+        }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
     }
 
     /// How many the bitmap can tell of.
@@ -48,33 +76,61 @@ impl Frames {
         self.words
     }
 
-    fn is_free(&self, frame: usize) -> bool {
+    /// Whether a frame is in the set.
+    #[must_use]
+    pub fn contains(&self, frame: usize) -> bool {
         self.words.get(frame / PER_WORD).is_some_and(|w| w >> (frame % PER_WORD) & 1 == 1)
     }
 
-    /// Makes a frame free. One that is free already, or that the bitmap does not cover, stays as it is.
+    /// Adds a frame. One that is there already, or that the bitmap does not cover, changes nothing.
     pub fn give(&mut self, frame: usize) {
-        let index = frame / PER_WORD;
-        let bit = 1 << (frame % PER_WORD);
-        if let Some(word) = self.words.get_mut(index).filter(|word| **word & bit == 0) {
-            *word |= bit;
-            self.free += 1;
-            self.hint = self.hint.min(index);
+        let (index, bit) = (frame / PER_WORD, 1 << (frame % PER_WORD));
+        let Some(word) = self.words.get_mut(index).filter(|word| **word & bit == 0) else { return };
+        let was_empty = *word == 0;
+        *word |= bit;
+        self.count += 1;
+        if was_empty {
+            let above = index / PER_WORD;
+            self.middle[above] |= 1 << (index % PER_WORD);
+            self.top[above / PER_WORD] |= 1 << (above % PER_WORD);
         }
     }
 
-    /// Takes the lowest free frame.
+    /// Takes the lowest frame.
     pub fn take(&mut self) -> Option<usize> {
-        let rest = self.words.get_mut(self.hint..)?;
-        let (index, word) = rest.iter_mut().enumerate().find(|(_, word)| **word != 0)?;
-        let bit = word.trailing_zeros() as usize;
-        *word &= *word - 1;
-        self.free -= 1;
-        self.hint += index;
-        Some(self.hint * PER_WORD + bit)
+        let top = self.top.iter().position(|word| *word != 0)?;
+        let middle = top * PER_WORD + lowest(self.top[top]);
+        let word = middle * PER_WORD + lowest(self.middle[middle]);
+        let frame = word * PER_WORD + lowest(self.words[word]);
+        self.remove(frame);
+        Some(frame)
     }
 
-    /// Takes the highest run of `count` free frames that starts at a multiple of `align`.
+    /// Takes the highest frame.
+    pub fn take_last(&mut self) -> Option<usize> {
+        let top = self.top.iter().rposition(|word| *word != 0)?;
+        let middle = top * PER_WORD + highest(self.top[top]);
+        let word = middle * PER_WORD + highest(self.middle[middle]);
+        let frame = word * PER_WORD + highest(self.words[word]);
+        self.remove(frame);
+        Some(frame)
+    }
+
+    /// Takes a frame out that is in the set.
+    fn remove(&mut self, frame: usize) {
+        let index = frame / PER_WORD;
+        self.words[index] &= !(1 << (frame % PER_WORD));
+        self.count -= 1;
+        if self.words[index] == 0 {
+            let above = index / PER_WORD;
+            self.middle[above] &= !(1 << (index % PER_WORD));
+            if self.middle[above] == 0 {
+                self.top[above / PER_WORD] &= !(1 << (above % PER_WORD));
+            }
+        }
+    }
+
+    /// Takes the highest run of `count` frames that starts at a multiple of `align`.
     pub fn take_run(&mut self, count: usize, align: usize) -> Option<usize> {
         if count == 0 || align == 0 {
             return None;
@@ -83,46 +139,53 @@ impl Frames {
         let start = (0..=last)
             .rev()
             .map(|i| i * align)
-            .find(|&start| (start..start + count).all(|frame| self.is_free(frame)))?;
-        for frame in start..start + count {
-            if let Some(word) = self.words.get_mut(frame / PER_WORD) {
-                *word &= !(1 << (frame % PER_WORD));
-            }
-        }
-        self.free -= count;
+            .find(|&start| (start..start + count).all(|frame| self.contains(frame)))?;
+        (start..start + count).for_each(|frame| self.remove(frame));
         Some(start)
     }
+}
+
+/// The lowest set bit of a word that is not zero.
+fn lowest(word: u64) -> usize {
+    word.trailing_zeros() as usize
+}
+
+/// The highest one.
+fn highest(word: u64) -> usize {
+    word.checked_ilog2().map_or(0, |bit| bit as usize)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use alloc::boxed::Box;
+    use alloc::collections::BTreeSet;
     use alloc::vec;
 
-    fn frames(words: usize, free: impl Iterator<Item = usize>) -> Frames {
-        let mut frames = Frames::new(Box::leak(vec![u64::MAX; words].into_boxed_slice()));
+    fn frames(capacity: usize, free: impl Iterator<Item = usize>) -> Frames {
+        let memory = Box::leak(vec![u64::MAX; Frames::words_for(capacity)].into_boxed_slice());
+        let mut frames = Frames::new(memory, capacity);
         free.for_each(|f| frames.give(f));
         frames
     }
 
     #[test]
     fn single_frames_come_from_the_bottom_and_go_back() {
-        let mut f = frames(3, [190, 5, 64, 5].into_iter());
-        assert_eq!(f.free(), 3);
+        let mut f = frames(192, [190, 5, 64, 5].into_iter());
+        assert_eq!(f.count(), 3);
         assert_eq!([f.take(), f.take(), f.take(), f.take()], [Some(5), Some(64), Some(190), None]);
         f.give(64);
         f.give(7);
-        assert_eq!([f.take(), f.take(), f.take()], [Some(7), Some(64), None]);
+        assert_eq!([f.take_last(), f.take(), f.take()], [Some(64), Some(7), None]);
     }
 
     #[test]
     fn runs_are_aligned_and_come_from_the_top() {
-        let mut f = frames(4, 1..250);
+        let mut f = frames(256, 1..250);
         assert_eq!(f.take_run(64, 64), Some(128));
         assert_eq!(f.take_run(64, 64), Some(64));
         assert_eq!(f.take_run(64, 64), None);
-        assert_eq!(f.free(), 249 - 128);
+        assert_eq!(f.count(), 249 - 128);
         f.give(64);
         assert_eq!(f.take_run(2, 1), Some(248));
         assert_eq!(f.take_run(1000, 1), None);
@@ -130,7 +193,62 @@ mod tests {
 
     #[test]
     fn frames_beyond_the_bitmap_are_ignored() {
-        let mut f = frames(1, [64, 1000].into_iter());
-        assert_eq!((f.free(), f.take()), (0, None));
+        let mut f = frames(64, [64, 1000].into_iter());
+        assert_eq!((f.count(), f.take()), (0, None));
+        let mut f = Frames::new(Box::leak(vec![0; 2].into_boxed_slice()), 64);
+        f.give(1);
+        assert_eq!((f.count(), f.take(), f.take_last()), (0, None, None));
+    }
+
+    #[test]
+    fn frames_at_both_ends_come_and_go() {
+        // 4 GiB: four words in the top level.
+        let capacity = if cfg!(miri) { 1 << 14 } else { 1 << 20 };
+        let last = capacity - 1;
+        let mut f = frames(capacity, [last].into_iter());
+        assert!(f.top.len() <= 4);
+        for frame in [0, last / 2, 63, 4096] {
+            f.give(frame);
+            assert_eq!((f.take(), f.take_last()), (Some(frame), Some(last)));
+            f.give(last);
+        }
+    }
+
+    #[test]
+    fn all_levels_agree_whatever_happens() {
+        let capacity = if cfg!(miri) { 9000 } else { 600_000 };
+        let mut f = frames(capacity, core::iter::empty());
+        let mut model = BTreeSet::new();
+        let mut seed = 7_u64;
+        let mut random = |below: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            usize::try_from(seed >> 33).unwrap() % below
+        };
+        for round in 0..if cfg!(miri) { 300 } else { 30_000 } {
+            let filling = round / 1000 % 2 == 0;
+            match random(10) {
+                what if what < 6 && filling => {
+                    let frame = random(capacity);
+                    f.give(frame);
+                    model.insert(frame);
+                }
+                ..5 => assert_eq!(f.take(), model.pop_first()),
+                5..8 => assert_eq!(f.take_last(), model.pop_last()),
+                _ => {
+                    let start = random(capacity - 70);
+                    for frame in start..start + 70 {
+                        f.give(frame);
+                        model.insert(frame);
+                    }
+                    let last = model.last().copied().unwrap_or(0);
+                    assert!(f.contains(last) && !f.contains(last + 1));
+                }
+            }
+            assert_eq!(f.count(), model.len());
+        }
+        while let Some(frame) = model.pop_first() {
+            assert_eq!(f.take(), Some(frame));
+        }
+        assert_eq!((f.take(), f.take_last()), (None, None));
     }
 }

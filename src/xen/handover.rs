@@ -22,24 +22,27 @@ use super::abi::start_info::{HvmModlistEntry, HvmStartInfo, MAGIC as START_INFO_
 use super::abi::vcpu::SetSingleshotTimer;
 use super::abi::xen::{SharedInfo, errno};
 use super::layout::PAGE_SIZE;
-use super::memory::{self, Inherited, Occupied, Plain};
+use super::memory::{self, Inherited, Occupied, Plain, Predecessor};
 use super::time::{self, NS_PER_MS};
 use super::{cpu, gnttab, hypercall, traps};
 use crate::proto::handover::Digest;
-use crate::proto::image::{Image, SLOT_SIZE};
+use crate::proto::image::{BRIDGE_LAYOUT, Image, SLOT_SIZE};
 use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{OutOfRoom, Sink};
 use crate::server::platform::PlatformError;
 use core::arch::{asm, global_asm};
 use core::mem::offset_of;
+use core::ops::RangeInclusive;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 /// First word of the bridge.
 const MAGIC: u64 = u64::from_le_bytes(*b"XSbridge");
 
-/// The layout of the bridge page and of the region's list of frames. An image refuses any other.
-const LAYOUT: u64 = 1;
+/// The layouts of the bridge page and of the region's list of frames that this image knows. It refuses any other.
+///
+/// 1: the first. 2: also which frames went back to Xen.
+const LAYOUTS: RangeInclusive<u64> = 1..=BRIDGE_LAYOUT as u64;
 
 /// The largest command line that is handed over, its closing zero included.
 const COMMAND_LINE_MAX: usize = PAGE_SIZE - COMMAND_LINE;
@@ -105,11 +108,11 @@ pub(super) struct Bridge {
     gdt_base: u64,
     gdt: [u64; 3],
     facts: Facts,
-    /// Digest of `facts`.
+    /// Digest of `facts`. In layout 1 it is where `absent` is now.
     checksum: u64,
 }
 // As in docs/live-update.md.
-const _: () = assert!(offset_of!(Bridge, facts) == 112 && offset_of!(Bridge, checksum) == 216);
+const _: () = assert!(offset_of!(Bridge, facts) == 112 && offset_of!(Bridge, checksum) == 232);
 const _: () = assert!(size_of::<Bridge>() <= REASON_LEN);
 // SAFETY: only words, without padding.
 unsafe impl Plain for Bridge {}
@@ -133,6 +136,10 @@ pub(super) struct Facts {
     changes_port: u64,
     /// The first page of the grant window that was never used.
     window: u64,
+    /// From layout 2 on: as [`Predecessor::absent`].
+    absent: u64,
+    /// Likewise: frames that the domain was built with.
+    built: u64,
 }
 
 impl Facts {
@@ -153,15 +160,25 @@ impl Facts {
             self.timer_port,
             self.changes_port,
             self.window,
+            self.absent,
+            self.built,
         ]
     }
 
-    fn checksum(self) -> u64 {
+    /// The digest of the words that a layout has.
+    fn checksum(self, layout: u64) -> u64 {
+        let words = self.words();
+        let count = if layout == 1 { words.len() - 2 } else { words.len() };
         let mut digest = Digest::default();
-        for word in self.words() {
+        for word in &words[..count] {
             digest.add(&word.to_le_bytes());
         }
         digest.finish()
+    }
+
+    /// The memory of the image that hands over.
+    pub(super) fn predecessor(&self) -> Predecessor {
+        Predecessor { memory: self.memory, absent: self.absent, built: self.built }
     }
 }
 
@@ -390,6 +407,8 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         (self.first..self.first + self.pages).for_each(memory::give_frame);
+        // For the next one.
+        memory::settle();
     }
 }
 
@@ -427,10 +446,41 @@ pub(super) fn cross(request: &Request<'_>, timer: u32) -> Sentence {
         .unwrap_or_else(|error| sentence!("the new image cannot be started: {error}"))
 }
 
+/// What the new image has to know, in the words of a layout, and the digest of it.
+fn facts(request: &Request<'_>, timer: u32, layout: u64) -> (Facts, u64) {
+    let Request { region, stream_len, .. } = request;
+    let old = memory::inheritance();
+    let mut facts = Facts {
+        memory: old.memory,
+        region: region.first_list as u64,
+        stream_len: *stream_len as u64,
+        private_len: region.len().saturating_sub(*stream_len) as u64,
+        digest: region.digest(),
+        deadline_ns: request.deadline_ms.saturating_mul(NS_PER_MS),
+        timer_port: u64::from(timer),
+        changes_port: request.changes.map_or(NO_PORT, u64::from),
+        window: gnttab::window_end() as u64,
+        absent: old.absent,
+        built: old.built,
+    };
+    let checksum = facts.checksum(layout);
+    if layout == 1 {
+        facts.absent = checksum;
+    }
+    (facts, checksum)
+}
+
 fn try_cross(request: &Request<'_>, timer: u32) -> Result<Sentence, PlatformError> {
-    let Request { image, command_line, region, stream_len, .. } = request;
+    let Request { image, command_line, region, .. } = request;
     if command_line.len() >= COMMAND_LINE_MAX {
         return Err(error("a command line of that length", errno::ENOSPC));
+    }
+    let layout = u64::from(image.bridge_layout().clamp(1, BRIDGE_LAYOUT));
+    if layout == 1 && !memory::fill() {
+        return Ok(sentence!(
+            "not enough memory: the new image is of an older kind, which needs all that this one has ever had, and \
+             Xen has not got that any more"
+        ));
     }
     let slot = Slot::load(image)?;
     let (mut bridge, mut start) = (Frame::take()?, Frame::take()?);
@@ -464,20 +514,10 @@ fn try_cross(request: &Request<'_>, timer: u32) -> Result<Sentence, PlatformErro
     let code_bytes =
         unsafe { core::slice::from_raw_parts((&raw const bridge_code).cast(), code_len) };
     let enter = bridge.address() + CODE as u64;
-    let facts = Facts {
-        memory: memory::inheritance(),
-        region: region.first_list as u64,
-        stream_len: *stream_len as u64,
-        private_len: region.len().saturating_sub(*stream_len) as u64,
-        digest: region.digest(),
-        deadline_ns: request.deadline_ms.saturating_mul(NS_PER_MS),
-        timer_port: u64::from(timer),
-        changes_port: request.changes.map_or(NO_PORT, u64::from),
-        window: gnttab::window_end() as u64,
-    };
+    let (facts, checksum) = facts(request, timer, layout);
     let head = Bridge {
         magic: MAGIC,
-        layout: LAYOUT,
+        layout,
         back: enter + ((&raw const bridge_back).addr() - code) as u64,
         start_info: start.address(),
         entry: (slot.first * PAGE_SIZE + image.entry()) as u64,
@@ -486,7 +526,7 @@ fn try_cross(request: &Request<'_>, timer: u32) -> Result<Sentence, PlatformErro
         // Null, flat 32-bit code, flat data; the accessed bits are set.
         gdt: [0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff],
         facts,
-        checksum: facts.checksum(),
+        checksum,
         ..Default::default()
     };
     bridge.write(0, memory::bytes_of(&head));
@@ -564,17 +604,25 @@ pub(super) unsafe fn find(module: &Occupied) -> Option<Facts> {
     if size != PAGE_SIZE || module % PAGE_SIZE as u64 != 0 {
         return None;
     }
-    let bridge: Bridge = memory::read_physical(module)?;
+    let mut bridge: Bridge = memory::read_physical(module)?;
     if bridge.magic != MAGIC {
         return None;
     }
     // SAFETY: nothing has been mapped by this image yet; the caller's promise.
     unsafe { memory::map_bridge_early(module) };
     TRIAL.store(module, Ordering::Relaxed);
-    if bridge.layout != LAYOUT {
-        abandon(format_args!("this image knows bridge layout {LAYOUT}, not {}", bridge.layout));
+    if !LAYOUTS.contains(&bridge.layout) {
+        let (first, last) = (LAYOUTS.start(), LAYOUTS.end());
+        abandon(format_args!(
+            "this image knows bridge layouts {first} to {last}, not {}",
+            bridge.layout
+        ));
     }
-    if bridge.facts.checksum() != bridge.checksum {
+    if bridge.layout == 1 {
+        bridge.checksum = core::mem::take(&mut bridge.facts.absent);
+        bridge.facts.built = 0;
+    }
+    if bridge.facts.checksum(bridge.layout) != bridge.checksum {
         abandon(format_args!("the facts on the bridge are damaged: their checksum differs"));
     }
     Some(bridge.facts)
@@ -676,7 +724,7 @@ impl Handover {
     pub(super) fn commit(self) {
         let bridge = TRIAL.swap(0, Ordering::Relaxed);
         memory::unmap_bridge(usize::try_from(bridge).unwrap_or(0) / PAGE_SIZE);
-        memory::commit(&self.facts.memory, self.region.len());
+        memory::commit(&self.facts.predecessor(), self.region.len());
     }
 }
 

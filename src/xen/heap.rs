@@ -151,12 +151,7 @@ impl<P: Pages> Heap<P> {
         if let Some(class) = small_class(layout) {
             return self.allocate_small(class);
         }
-        let Some(count) = page_count(layout) else { return null_mut() };
-        let block = if count == 1 { self.take_page() } else { self.take_run(count) };
-        if !block.is_null() {
-            self.used += count * PAGE_SIZE;
-        }
-        block
+        page_count(layout).map_or(null_mut(), |count| self.allocate_pages(count))
     }
 
     /// Takes a block back.
@@ -169,15 +164,36 @@ impl<P: Pages> Heap<P> {
             // SAFETY: a block of this class, by contract.
             unsafe { self.free_small(block.addr(), class) };
         } else if let Some(count) = page_count(layout) {
-            self.used -= count * PAGE_SIZE;
-            self.taken -= count;
-            if count == 1 {
-                // SAFETY: `allocate` took one page for this layout.
-                unsafe { self.pages.give(block.addr()) };
-            } else {
-                // SAFETY: `allocate` took so many pages for this layout.
-                unsafe { self.pages.give_run(block.addr(), count) };
-            }
+            // SAFETY: `allocate` took so many pages for this layout.
+            unsafe { self.free_pages(block.addr(), count) };
+        }
+    }
+
+    /// A block of so many pages, or null.
+    #[inline(never)]
+    fn allocate_pages(&mut self, count: usize) -> *mut u8 {
+        let block = if count == 1 { self.take_page() } else { self.take_run(count) };
+        if !block.is_null() {
+            self.used += count * PAGE_SIZE;
+        }
+        block
+    }
+
+    /// Takes a block of pages back.
+    ///
+    /// # Safety
+    /// `block` is the address of one that came from [`Self::allocate_pages`] with this count, and is not used any
+    /// more.
+    #[inline(never)]
+    unsafe fn free_pages(&mut self, block: usize, count: usize) {
+        self.used -= count * PAGE_SIZE;
+        self.taken -= count;
+        if count == 1 {
+            // SAFETY: came from `take_page`.
+            unsafe { self.pages.give(block) };
+        } else {
+            // SAFETY: came from `take_run` with this count.
+            unsafe { self.pages.give_run(block, count) };
         }
     }
 
@@ -247,6 +263,8 @@ impl<P: Pages> Heap<P> {
     }
 
     /// Makes a new slab the only one with room; `false` if there is no page for it.
+    #[cold]
+    #[inline(never)]
     fn open_slab(&mut self, class: usize) -> bool {
         let slab = self.take_page().cast::<Slab>();
         if slab.is_null() {
@@ -285,10 +303,17 @@ impl<P: Pages> Heap<P> {
         if is_empty {
             self.idle += 1;
             if !self.is_alone(slab, class) {
-                self.unlink(slab, class);
-                self.give_slab(slab);
+                self.close_slab(slab, class);
             }
         }
+    }
+
+    /// Gives the page of an empty slab back.
+    #[cold]
+    #[inline(never)]
+    fn close_slab(&mut self, slab: *mut Slab, class: usize) {
+        self.unlink(slab, class);
+        self.give_slab(slab);
     }
 
     /// Gives the page of an empty slab back that is in no list any more.
@@ -306,6 +331,8 @@ impl<P: Pages> Heap<P> {
     }
 
     /// Puts a slab first in the list of those with room. An empty one that was alone there goes.
+    #[cold]
+    #[inline(never)]
     fn link(&mut self, slab: *mut Slab, class: usize) {
         let mut next = core::mem::replace(&mut self.open[class], slab);
         // SAFETY: slabs in a list are pages of ours; read only.
@@ -324,6 +351,8 @@ impl<P: Pages> Heap<P> {
     }
 
     /// Takes a slab out of the list of those with room.
+    #[cold]
+    #[inline(never)]
     fn unlink(&mut self, slab: *mut Slab, class: usize) {
         // SAFETY: a slab of ours; read only.
         let Slab { prev, next, .. } = *unsafe { &*slab };

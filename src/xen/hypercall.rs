@@ -160,6 +160,7 @@ arguments! {
     grant_table::UnmapGrantRef: GRANT_TABLE_OP 1 "GNTTABOP_unmap_grant_ref";
     hvm::SetParam: HVM_OP 0 "HVMOP_set_param";
     hvm::GetParam: HVM_OP 1 "HVMOP_get_param";
+    memory::DecreaseReservation: MEMORY_OP 1 "XENMEM_decrease_reservation";
     memory::CurrentReservation: MEMORY_OP 3 "XENMEM_current_reservation";
     memory::MaximumReservation: MEMORY_OP 4 "XENMEM_maximum_reservation";
     memory::PopulatePhysmap: MEMORY_OP 6 "XENMEM_populate_physmap";

@@ -74,6 +74,12 @@ pub fn grown_end(map: &[E820Entry], ram: &Range<usize>, owned: usize) -> usize {
     ram.start.saturating_add(pages).min(room(map, ram)).max(populated_end(ram, owned))
 }
 
+/// The most that can ever have memory behind it, whatever the domain owns now: a predecessor may have given some back.
+#[must_use]
+pub fn most(map: &[E820Entry], ram: &Range<usize>, maximum: usize) -> usize {
+    ram.start.saturating_add(maximum.saturating_sub(SPECIAL_PAGES)).min(room(map, ram))
+}
+
 /// Where something other than RAM begins behind it.
 fn room(map: &[E820Entry], ram: &Range<usize>) -> usize {
     let behind = map.iter().map(|entry| frames(entry).start).filter(|&start| start >= ram.end);
@@ -110,6 +116,7 @@ mod tests {
         let maximum = 0x4000 + SPECIAL_PAGES;
         assert_eq!(limit(&map, &ram, 2048 + SPECIAL_PAGES, maximum), 0x4000);
         assert_eq!(grown_end(&map, &ram, 2048 + SPECIAL_PAGES), 2048);
+        assert_eq!(most(&map, &ram, maximum), 0x4000);
         assert_eq!(unused_gib(&map, &ram, 40), Some(GIB));
     }
 

@@ -9,7 +9,7 @@
 //! | `hypercall`, `abi` | the hypercall instruction; structures of the public headers |
 //! | `cpu` | instructions without a name in `core` |
 //! | `bytes` | copies, fills and comparisons of memory |
-//! | `layout`, `frames` | what memory there is, and which of it is free |
+//! | `layout`, `frames`, `surplus` | what memory there is, which of it is free, when it goes back to Xen |
 //! | `memory`, `heap`, `runs` | page tables, the allocator |
 //! | `console`, `traps` | lines for people; faults and panics |
 //! | `evtchn`, `time` | events and sleep; clock and one-shot timer |
@@ -73,6 +73,7 @@ pub mod memory;
 pub mod platform;
 #[cfg(target_os = "none")]
 pub mod start;
+pub mod surplus;
 #[cfg(any(test, target_os = "none"))]
 pub mod time;
 #[cfg(target_os = "none")]

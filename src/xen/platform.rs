@@ -85,6 +85,10 @@ impl Hypervisor for Xen {
         Ok(EvtchnPort(virq.port))
     }
 
+    fn is_missing(&mut self, domain: DomId) -> bool {
+        channels::is_missing(domain)
+    }
+
     fn own_domid(&self) -> Option<DomId> {
         super::start::own_domid()
     }
@@ -144,6 +148,12 @@ impl Platform for XenPlatform {
     }
 
     fn wait(&mut self, deadline_ms: Option<u64>) {
+        self.may_ask_again();
+        let mut deadline_ms = deadline_ms;
+        if memory::needs_tending() {
+            let again = memory::tend(self.machine.now_ms());
+            deadline_ms = [deadline_ms, again].into_iter().flatten().min();
+        }
         self.machine.wait(deadline_ms);
     }
 

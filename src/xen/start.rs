@@ -98,7 +98,8 @@ fn begin(info: &StartInfo) -> Machine {
     memory::begin();
     let occupied = |frame| info.modules.iter().any(|module| module.holds(frame));
     // SAFETY: follows `find`; what the start info points at is either copied by now or listed.
-    expect(unsafe { memory::refine(occupied) });
+    expect(unsafe { memory::refine(occupied, |_| false) });
+    memory::settle();
     let shared = expect(gnttab::map_shared_info());
     open_console(shared);
     let timer = expect(start_events(shared));
@@ -108,9 +109,10 @@ fn begin(info: &StartInfo) -> Machine {
 /// The machine of an image that takes over from another one, on trial. Nothing here may have an effect
 /// beyond memory that the old image does not use.
 fn succeed(facts: Facts, info: &StartInfo) -> Machine {
-    expect(memory::inherit(&facts.memory));
+    let old = facts.predecessor();
+    expect(memory::inherit(&old));
     // SAFETY: follows `find`; all memory of the old image counts as occupied.
-    expect(unsafe { memory::refine(memory::is_inherited(&facts.memory)) });
+    expect(unsafe { memory::refine(|frame| old.holds(frame), |frame| old.is_absent(frame)) });
     expect(memory::map_bridge(info.modules[0].start / PAGE_SIZE));
     let shared = expect(gnttab::adopt_shared_info());
     open_console(shared);

@@ -205,7 +205,18 @@ impl Client {
         kind: u32,
         payload: &[u8],
     ) -> Result<Vec<u8>, String> {
-        self.ask(kind, payload)?;
+        self.call_in(0, kind, payload)
+    }
+
+    /// As [`call_skipping_events`](Self::call_skipping_events), in a transaction.
+    pub(crate) fn call_in(
+        &mut self,
+        tx: u32,
+        kind: u32,
+        payload: &[u8],
+    ) -> Result<Vec<u8>, String> {
+        let message = self.request(tx, kind, payload);
+        self.send(&message)?;
         loop {
             let message = self.message()?;
             if message.request == self.request && message.kind != XS_WATCH_EVENT {

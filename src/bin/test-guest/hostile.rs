@@ -2,6 +2,7 @@
 //! nothing of it is left afterwards is judged from dom0 (`tests/nested/hostile.sh`).
 
 use crate::client::{Client, RING, XS_READ, header};
+use crate::greed;
 use crate::roles::{idle, read_name};
 use alloc::format;
 use alloc::string::String;
@@ -35,6 +36,7 @@ pub(crate) fn play(client: &mut Client, role: &str) -> Result<(), String> {
         "storm" => storm(client),
         "endless" => endless(client),
         "greedy" => greedy(client),
+        _ if role.starts_with("greed=") => greed::play(client, &role["greed=".len()..]),
         "mute" => mute(client),
         _ => Err(format!("unknown role \"{role}\"")),
     }

@@ -19,6 +19,7 @@
 //! | `storm` | signals all the time | the server answers afterwards |
 //! | `endless` | sends requests of full length without a pause, and reads what comes | as above |
 //! | `greedy` | takes watches, transactions and nodes until they are refused | they are refused, reading works |
+//! | `greed=WHAT` | takes what quotas allow in ways that cost the server most ([`greed`]) | every request is answered; then it stays |
 //! | `mute` | never reads and goes on sending | the server stops reading; then it stays |
 //! | `bench` | requests as dom0 orders them, with their times ([`bench`]) | never |
 //! | `idle` | nothing | never: it stays until it is destroyed |
@@ -38,6 +39,8 @@ extern crate alloc;
 mod bench;
 #[cfg(target_os = "none")]
 mod client;
+#[cfg(target_os = "none")]
+mod greed;
 #[cfg(target_os = "none")]
 mod hostile;
 #[cfg(target_os = "none")]

@@ -156,7 +156,7 @@ impl Service {
         };
         if stream.set_nonblocking(true).is_ok() {
             let (port, page) = (self.world.new_port(), Page::new());
-            let id = self.server.open_local(page.clone(), port);
+            let Ok(id) = self.server.open_local(page.clone(), port) else { return };
             self.clients.insert(port, Client::new(stream, id, page));
         }
     }

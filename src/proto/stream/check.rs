@@ -4,6 +4,15 @@
 //! those of the document ("Records": what is depended upon comes first, and the record's own section) and what
 //! any server relies on.
 
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::disallowed_methods,
+        clippy::disallowed_types,
+        reason = "for programs of the host: no server calls it"
+    )
+)]
+
 use super::Version;
 use super::read::{Reader, StreamError};
 use super::record::{Connection, Domain, Endpoint, Node, Record, Touch, Transaction, Watch};

@@ -7,6 +7,7 @@ use super::record::{
 use super::{
     HAS_UNIQUE_ID, IDENT, PREAMBLE_SIZE, RECORD_HEADER_SIZE, STALE, UNLIMITED, Version, padded,
 };
+use crate::mem::{NoMemory, TryVec};
 use crate::proto::id::DomId;
 use crate::proto::text::has_nul;
 use alloc::vec::Vec;
@@ -50,9 +51,7 @@ impl Sink for &mut [u8] {
 
 impl Sink for Vec<u8> {
     fn append(&mut self, bytes: &[u8]) -> Result<(), OutOfRoom> {
-        self.try_reserve(bytes.len()).map_err(|_| OutOfRoom)?;
-        self.extend_from_slice(bytes);
-        Ok(())
+        self.try_extend(bytes).map_err(|NoMemory| OutOfRoom)
     }
 }
 

@@ -160,6 +160,9 @@ impl Model {
             }
         }
         let mut events = self.told(&changes);
+        // The order of the subtrees is the server's business.
+        let group = self.tree.next();
+        events.iter_mut().for_each(|event| event.2 = group);
         for node in self.tree.nodes.values_mut() {
             strip(&mut node.perms, domid);
         }
@@ -178,16 +181,30 @@ impl Model {
     /// The hypervisor told what changed, one domain after the other.
     pub(super) fn scan<'a>(&mut self, seen: &'a [Seen]) -> Result<&'a [Seen], String> {
         let is_end = |seen: &Seen| *seen == Seen::ScanEnd;
-        let end = seen.iter().position(is_end).ok_or("a scan without an end")?;
+        let states_of = |seen: &[Seen]| {
+            let states = seen.iter().filter_map(|seen| match seen {
+                Seen::Changed(domid, state) => Some((domid.0, *state)),
+                _ => None,
+            });
+            states.collect::<Vec<_>>()
+        };
+        let Some(end) = seen.iter().position(is_end) else {
+            // Clearing away what is dead takes turns: the scan goes on in the next pass.
+            let is_scan = |seen: &&Seen| {
+                matches!(
+                    seen,
+                    Seen::Changed(..) | Seen::State(..) | Seen::Unbound(_) | Seen::Memory(..)
+                )
+            };
+            let (part, rest) = seen.split_at(seen.iter().take_while(is_scan).count());
+            self.changed(states_of(part), part)?;
+            return Ok(rest);
+        };
         let (scan, rest) = seen.split_at(end);
-        let states = scan.iter().filter_map(|seen| match seen {
-            Seen::Changed(domid, state) => Some((domid.0, *state)),
-            _ => None,
-        });
         // The last shutdown is told of when the list is over.
         let after = rest[1..].iter().take_while(|seen| matches!(seen, Seen::Memory(..))).count();
         let answers = &seen[..=end + after];
-        self.changed(states.collect(), answers)?;
+        self.changed(states_of(scan), answers)?;
         Ok(rest)
     }
 

@@ -31,8 +31,8 @@ use tree::{Change, Party, Tree, rights};
 /// What is wrong with the server, or `Ok`.
 pub type Verdict = Result<(), String>;
 
-/// An event for a connection.
-type Event = (u32, Vec<u8>);
+/// An event for a connection. Those of the same group may come in any order; 0 is none.
+type Event = (u32, Vec<u8>, u64);
 
 /// What the model must know of how the server was started.
 #[derive(Clone, Debug)]
@@ -304,7 +304,7 @@ impl Model {
                 for watch in &conn.watches {
                     if watch.wants(&change.path, change.subtree) {
                         let path = &change.path[watch.home..];
-                        events.push((*id, text::join([path, &watch.token])));
+                        events.push((*id, text::join([path, &watch.token]), 0));
                     }
                 }
             }
@@ -336,7 +336,7 @@ impl Model {
                         here && watch.depth.is_none()
                     };
                     if wants {
-                        events.push((*id, text::join([sent, &watch.token])));
+                        events.push((*id, text::join([sent, &watch.token]), 0));
                     }
                 }
             }
@@ -347,11 +347,11 @@ impl Model {
     /// Queues events. `unsure` if memory for some may have been refused.
     fn queue_events(&mut self, events: Vec<Event>, cause: Option<u64>, unsure: bool) {
         let (now_ms, timeout) = (self.now_ms, self.setting.event_timeout_ms);
-        for (id, payload) in events {
+        for (id, payload, group) in events {
             let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.live) else { continue };
             let timeout = timeout.filter(|_| conn.domid != PRIVILEGED);
             let deadline = timeout.map(|ms| now_ms.saturating_add(ms));
-            conn.out.event(payload, cause, deadline, unsure, now_ms);
+            conn.out.event(payload, cause, deadline, unsure, now_ms, group);
         }
     }
 

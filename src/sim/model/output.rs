@@ -37,6 +37,8 @@ struct Owed {
     deadline_ms: Option<u64>,
     /// It may as well not come.
     unsure: bool,
+    /// With those of the same group that follow each other it may come in any order; 0 for none.
+    group: u64,
 }
 
 /// One connection's messages.
@@ -60,7 +62,8 @@ impl Output {
     /// A reply is owed.
     pub(super) fn reply(&mut self, header: Header, body: Body, cause: Option<Cause>) {
         let Header { kind, req_id, tx_id, .. } = header;
-        let owed = Owed { kind, req_id, tx_id, body, cause, deadline_ms: None, unsure: false };
+        let owed =
+            Owed { kind, req_id, tx_id, body, cause, deadline_ms: None, unsure: false, group: 0 };
         self.owed.push_back(owed);
     }
 
@@ -72,19 +75,18 @@ impl Output {
         deadline_ms: Option<u64>,
         mut unsure: bool,
         now_ms: u64,
+        group: u64,
     ) {
         if payload.len() > 4096 {
             return;
         }
         let body = Body::Exact(payload);
-        if !matches!(&body, Body::Exact(payload) if payload.starts_with(b"@")) {
-            let kind = Kind::WatchEvent.number();
-            for twin in self.owed.iter().filter(|owed| owed.kind == kind && owed.body == body) {
-                if !twin.may_be_gone(now_ms) {
-                    return;
-                }
-                unsure = true;
+        let kind = Kind::WatchEvent.number();
+        for twin in self.owed.iter().filter(|owed| owed.kind == kind && owed.body == body) {
+            if !twin.may_be_gone(now_ms) {
+                return;
             }
+            unsure = true;
         }
         let cause = cause.map(|cause| ((cause >> 32) as u32, cause & 0xffff_ffff));
         self.owed.push_back(Owed {
@@ -95,6 +97,7 @@ impl Output {
             cause,
             deadline_ms,
             unsure,
+            group,
         });
     }
 
@@ -141,6 +144,17 @@ impl Output {
             };
             if owed.is(message, &mut self.generations) {
                 let settled = self.owed.pop_front();
+                self.doubt_twin(settled.as_ref(), now_ms);
+                return Ok(());
+            }
+            let group = owed.group;
+            let is_other = |other: &&Owed| group != 0 && other.group == group;
+            let others = self.owed.iter().take_while(is_other).count();
+            let found = (1..others).find(|place| {
+                self.owed.get(*place).is_some_and(|other| other.is(message, &mut self.generations))
+            });
+            if let Some(place) = found {
+                let settled = self.owed.remove(place);
                 self.doubt_twin(settled.as_ref(), now_ms);
                 return Ok(());
             }

@@ -94,7 +94,7 @@ impl Model {
             conn.out.reply(Header { kind, ..header }, body, cause);
         }
         self.queue_events(
-            outcome.first.map(|event| (id, event)).into_iter().collect(),
+            outcome.first.map(|event| (id, event, 0)).into_iter().collect(),
             cause,
             unsure,
         );

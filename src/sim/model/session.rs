@@ -484,71 +484,72 @@ impl Session<'_> {
         }
     }
 
-    /// A subtree of which nothing was touched goes whole, if the nodes in it are not too many.
-    fn hide_below(&mut self, top: &[u8]) -> Result<bool, Error> {
-        let Some(tx) = &self.tx else { return Ok(false) };
-        let touched = tx.touched.iter().find(|touched| touched.path == top);
-        let below = |path: &[u8]| is_above(top, path);
-        let whole = touched.is_some_and(|touched| {
-            let now = touched.now.as_ref().filter(|now| now.made.is_none() && now.list_len > 0);
-            let live = self.tree.nodes.get(top).map(|node| node.generation);
-            let was = touched.base.as_ref().map(|base| base.generation);
-            now.is_some() && live.is_some() && live == was
-        });
-        if !whole || tx.touched.iter().any(|touched| below(&touched.path)) {
-            return Ok(false);
-        }
-        let mut waiting = Vec::from([top.to_vec()]);
+    /// What goes with a node that is removed: all live nodes below that the transaction still sees and has not accessed,
+    /// each with the nearest path above that it has. Below a node that has changed nothing counts any more.
+    fn hidden_below(&self, top: &[u8]) -> Vec<(Vec<u8>, Touched)> {
         let mut hidden = Vec::new();
-        while let Some(path) = waiting.pop() {
+        let Some(tx) = &self.tx else { return hidden };
+        let seen = |path: &[u8]| tx.touched.iter().find(|touched| touched.path == path);
+        let intact = |touched: &Touched| {
+            let is_live = touched.now.as_ref().is_some_and(|now| now.made.is_none());
+            let live = self.tree.nodes.get(&touched.path).map(|node| node.generation);
+            is_live && live.is_some() && live == touched.base.as_ref().map(|base| base.generation)
+        };
+        let mut waiting = Vec::new();
+        if seen(top).is_some_and(intact) {
+            waiting.push((top.to_vec(), top.to_vec()));
+        }
+        while let Some((path, mut nearest)) = waiting.pop() {
             let node = &self.tree.nodes[&path];
-            waiting.extend(node.children.iter().rev().map(|name| text::child(&path, name)));
-            if path != top {
-                let base = Some(Base { perms: node.perms.clone(), generation: node.generation });
-                let event = Some(false);
-                let gone = Touched { path, base, now: None, modified: false, kept: false, event };
-                hidden.push((top.to_vec(), gone));
+            match seen(&path) {
+                Some(touched) if intact(touched) => nearest.clone_from(&path),
+                Some(_) => continue,
+                None => {
+                    let base =
+                        Some(Base { perms: node.perms.clone(), generation: node.generation });
+                    let event = Some(false);
+                    let gone = Touched {
+                        path: path.clone(),
+                        base,
+                        now: None,
+                        modified: false,
+                        kept: false,
+                        event,
+                    };
+                    hidden.push((nearest.clone(), gone));
+                }
             }
+            let below = node.children.iter().rev().map(|name| text::child(&path, name));
+            waiting.extend(below.map(|path| (path, nearest.clone())));
         }
-        if !self.limit(TX_NODES, tx.touched.len() + tx.hidden.len() + hidden.len()) {
-            return self.poison("ENOSPC");
-        }
-        if let Some(tx) = &mut self.tx {
-            tx.hidden.extend(hidden);
-        }
-        Ok(true)
+        hidden
     }
 
-    /// Every node of the subtree is accessed, the children of one node together; then all go.
+    /// Everything goes that the transaction sees there.
     fn rm_in_tx(&mut self, top: &[u8]) -> Result<(), Error> {
-        if let Some(above) = text::parent(top) {
-            self.look(&above)?;
+        let above = text::parent(top);
+        if let Some(above) = &above {
+            self.look(above)?;
         }
-        let whole = self.hide_below(top)?;
-        let mut waiting = Vec::from([top.to_vec()]);
-        let mut all = Vec::new();
-        while let Some(path) = waiting.pop() {
-            let mut children: Vec<_> =
-                self.children(&path).iter().map(|name| text::child(&path, name)).collect();
-            children.retain(|_| !whole);
-            for child in &children {
-                self.look(child)?;
-            }
-            waiting.extend(children.into_iter().rev());
-            all.push(path);
+        let hidden = self.hidden_below(top);
+        let count = self.tx.as_ref().map_or(0, |tx| tx.touched.len() + tx.hidden.len());
+        if !self.limit(TX_NODES, count + hidden.len()) {
+            return self.poison("ENOSPC");
         }
-        for path in all.iter().rev() {
-            let generation = self.tree.next();
-            let Some(tx) = &mut self.tx else { return Ok(()) };
-            let touched = tx.at(path).expect("it was looked at");
-            touched.now = None;
-            touched.modified = false;
-            touched.event = Some(touched.event == Some(true) || path == top);
-            let above = text::parent(path).and_then(|above| tx.at(&above)?.now.as_mut());
-            if let Some(above) = above {
-                above.list_len = above.list_len.saturating_sub(text::name(path).len() + 1);
-                above.generation = generation;
+        let generation = self.tree.next();
+        let Some(tx) = &mut self.tx else { return Ok(()) };
+        tx.hidden.extend(hidden);
+        for touched in &mut tx.touched {
+            let is_there = touched.path == top || is_above(top, &touched.path);
+            if is_there && touched.now.take().is_some() {
+                touched.modified = false;
+                touched.event = Some(touched.event == Some(true) || touched.path == top);
             }
+        }
+        let above = above.and_then(|above| tx.at(&above)?.now.as_mut());
+        if let Some(above) = above {
+            above.list_len = above.list_len.saturating_sub(text::name(top).len() + 1);
+            above.generation = generation;
         }
         Ok(())
     }

@@ -91,6 +91,38 @@ pub fn play(seed: u64) -> Result<Report, Failure> {
     }
 }
 
+/// Plays a judged seed without any refusal; says how many blocks the server asks for.
+///
+/// # Errors
+/// As [`play`].
+pub fn count_blocks(seed: u64) -> Result<u64, Failure> {
+    refuse_one(seed, 0).map(|(blocks, _)| blocks)
+}
+
+/// Plays a judged seed with the `n`-th block refused: the server goes on, its books balance, every honest client gets one
+/// reply to each request, and nothing is left of what guests had. Says whether the refusal came.
+///
+/// # Errors
+/// What was wrong.
+pub fn refuse(seed: u64, n: u64) -> Result<bool, Failure> {
+    refuse_one(seed, n).map(|(_, came)| came)
+}
+
+fn refuse_one(seed: u64, n: u64) -> Result<(u64, bool), Failure> {
+    let result = Run::new(seed, false).and_then(|mut run| {
+        let before = run.memory().figures().asked;
+        let came = run.play_refused(n)?;
+        let asked = run.memory().figures().asked;
+        run.leave()?;
+        Ok((asked.saturating_sub(before), came))
+    });
+    result.map_err(|what| {
+        let options = Options::draw(&mut super::Random::new(seed));
+        let options = std::format!("{options} block {n}");
+        Failure { seed, options, what, last: String::new() }
+    })
+}
+
 fn attempt(seed: u64, tell: bool) -> (String, Result<Report, String>) {
     let mut run = match Run::new(seed, tell) {
         Ok(run) => run,

@@ -46,6 +46,8 @@ pub(super) struct Run {
     journal: Journal,
     /// A hash of everything that passed.
     pub(super) trace: u64,
+    /// A block was refused to the server: from then on the model does not know what it does.
+    pub(super) blind: bool,
     /// The last entries, if somebody wants to read them.
     pub(super) last: Option<VecDeque<Seen>>,
 }
@@ -78,6 +80,7 @@ impl Run {
             pending: BTreeMap::new(),
             journal,
             trace: 0xcbf2_9ce4_8422_2325,
+            blind: false,
             last: tell.then(VecDeque::new),
         };
         run.judge()?;
@@ -97,12 +100,32 @@ impl Run {
         world.set_refusals(self.options.refusals);
         for _ in 0..self.options.steps {
             self.step()?;
+            if self.blind {
+                break;
+            }
         }
         world.set_losses(0);
         world.set_refusals(0);
+        if self.blind {
+            self.simulation.check()?;
+        }
         self.calm()?;
-        self.recount()?;
+        if !self.blind {
+            self.recount()?;
+        }
         self.end()
+    }
+
+    /// As [`play`](Self::play), with the `n`-th block refused that the server asks for. Says whether that came.
+    pub(super) fn play_refused(&mut self, n: u64) -> Result<bool, String> {
+        self.memory().fail_nth(n);
+        self.play()?;
+        Ok(self.blind)
+    }
+
+    /// The memory of the server's domain.
+    pub(super) fn memory(&self) -> Memory {
+        self.simulation.world.memory().expect("each run has it")
     }
 
     /// One step of chaos.
@@ -235,7 +258,12 @@ impl Run {
             last.extend(seen.iter().filter(|seen| !is_noise(seen)).cloned());
             last.drain(..last.len().saturating_sub(SHOWN));
         }
-        self.model.judge(&seen)
+        let memory = self.memory();
+        if !self.blind && memory.figures().refused > 0 {
+            memory.fail_nth(0);
+            self.blind = true;
+        }
+        if self.blind { Ok(()) } else { self.model.judge(&seen) }
     }
 
     /// The faults are over. Whoever is honest must get all that is due, in bounded time, and without any
@@ -288,6 +316,13 @@ impl Run {
     /// Nothing moves any more: then nothing may be owed.
     fn is_at_rest(&self) -> Outcome {
         for agent in self.agents.values() {
+            if self.blind {
+                // Who is introduced is not known any more, but the first domain is.
+                if agent.domid == 0 && !agent.is_content() {
+                    return Err(format!("the first domain waits for {} replies", agent.waiting()));
+                }
+                continue;
+            }
             if !self.model.reaches(agent.page()) || agent.frozen {
                 continue;
             }
@@ -335,13 +370,11 @@ impl Run {
         }
         self.order(Kind::ResetWatches, &[""], Then::Nothing);
         self.rest()?;
-        let tops: Vec<String> = self
-            .model
-            .nodes()
-            .filter(|path| path.iter().filter(|byte| **byte == b'/').count() == 1)
-            .map(|path| String::from_utf8_lossy(path).into_owned())
-            .filter(|path| path.starts_with('/') && path.len() > 1)
-            .collect();
+        self.order(Kind::Directory, &["/"], Then::Nothing);
+        self.rest()?;
+        let names = String::from_utf8_lossy(&self.dom0().last_reply).into_owned();
+        let tops = names.split_terminator('\0').map(|name| format!("/{name}"));
+        let tops = tops.collect::<Vec<_>>();
         for top in tops {
             self.order(Kind::Rm, &[&top], Then::Nothing);
         }

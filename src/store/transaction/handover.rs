@@ -4,12 +4,14 @@
 //! transaction sees them, in the order of first access. The private part says the rest. Handles mean
 //! nothing to the successor, so the live node that was seen first is written as a fact: it is unchanged since,
 //! and then the successor finds it by its path; or it is not, and then the transaction cannot commit any more,
-//! whatever comes, so nothing else about that node matters.
+//! whatever comes, so nothing else about that node matters. The same holds for what was removed together with a node: if it
+//! is as it was then, it is newer than nothing that the successor starts with.
 
-use super::{Base, Below, Copy, Touched, Transaction};
-use crate::mem::{Bytes, NIL};
+use super::overlay::Open;
+use super::{Base, Now, Touched, Transaction, Transactions};
+use crate::mem::{NIL, TryVec};
 use crate::proto::handover::{FieldReader, FieldWriter};
-use crate::proto::id::{ConnId, DomId, TxId};
+use crate::proto::id::DomId;
 use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{self, OutOfRoom, Pending, Perms, Sink, Touch, WriteError};
 use crate::store::path;
@@ -33,80 +35,91 @@ const EVENT_MASK: u16 = 3;
 const TOUCHED_FIELDS: usize = 10;
 
 /// What does not fit together, as a sentence.
-type Refusal = Sentence;
+pub(super) type Refusal = Sentence;
 
-impl Transaction {
-    /// Writes every touched path into the stream.
-    pub(in crate::store) fn write_nodes<S: Sink>(
+impl Transactions {
+    /// Writes every path that a transaction has touched into the stream.
+    pub(super) fn write_nodes<S: Sink>(
         &self,
         tree: &Tree,
-        conn: ConnId,
+        tx: &Transaction,
         writer: &mut stream::Writer<S>,
     ) -> Result<(), WriteError> {
-        for touched in &self.touched {
-            let now = touched.now.as_ref();
-            let touch = match now {
+        let mut path = Vec::new();
+        for (at, touched) in self.in_order(tx) {
+            let touch = match touched.now {
                 // The document has no other way to say that there is nothing.
                 None => Touch::Deleted,
-                Some(_) if touched.fresh || touched.modified => Touch::ReadAndWritten,
+                Some(_) if touched.is_fresh() || touched.modified => Touch::ReadAndWritten,
                 Some(_) => Touch::Read,
             };
-            let value = now.and_then(|now| now.value.as_ref());
+            let value = match &touched.value {
+                Some(value) => tree.kept(value),
+                None => tree.node(touched.made).map_or(&[][..], |made| tree.value(made)),
+            };
+            // Without memory for a path there is none for a successor, either.
+            self.places.path(tree, at, &mut path).map_err(|_| OutOfRoom)?;
             writer.node(&stream::Node {
-                path: &touched.path,
-                value: value.map_or(&[], Bytes::get),
-                perms: now.map_or(Perms::NONE, |now| Perms::from(tree.entries(now.list))),
-                pending: Some(Pending { conn, tx: self.id, touch }),
+                path: &path,
+                value,
+                perms: touched.now.map_or(Perms::NONE, |now| Perms::from(tree.entries(now.list))),
+                pending: Some(Pending { conn: tx.conn, tx: tx.id, touch }),
             })?;
         }
         Ok(())
     }
 
-    /// What the private part says of it as a whole.
-    pub(in crate::store) fn write_head<S: Sink>(
-        &self,
+    /// What the private part says of a transaction as a whole.
+    pub(super) fn write_head<S: Sink>(
+        tx: &Transaction,
         fields: &mut FieldWriter<'_, S>,
     ) -> Result<(), OutOfRoom> {
-        fields.flag(self.poisoned)?;
-        fields.count(self.touched.len())?;
-        // As many entries as there are owners: few.
-        let mut delta = self.delta.clone();
-        delta.retain(|(_, delta)| *delta != 0);
-        delta.sort_unstable();
-        fields.count(delta.len())?;
-        for (domid, delta) in delta {
-            fields.u16(domid.0)?;
-            fields.i64(delta)?;
+        fields.flag(tx.poisoned)?;
+        fields.count(tx.accessed as usize)?;
+        // Once there was an entry for each owner.
+        fields.count(usize::from(tx.delta != 0))?;
+        if tx.delta != 0 {
+            fields.u16(tx.domid.0)?;
+            fields.i64(tx.delta)?;
         }
         Ok(())
     }
 
     /// What the private part says of every touched path.
-    pub(in crate::store) fn write_touched<S: Sink>(
+    pub(super) fn write_touched<S: Sink>(
         &self,
         tree: &Tree,
+        tx: &Transaction,
         fields: &mut FieldWriter<'_, S>,
     ) -> Result<(), OutOfRoom> {
-        for touched in &self.touched {
+        let places = &self.places;
+        for (at, touched) in self.in_order(tx) {
             let event = match touched.event {
                 None => 0_u16,
                 Some(Class::Exact) => 1,
                 Some(Class::Subtree) => 2,
             };
-            let kept = touched.now.as_ref().is_some_and(|now| now.value.is_some());
+            let is_intact = touched.is_intact(tree) && !places.is_changed_below(tree, at);
+            let kept = touched.now.is_some() && (touched.is_fresh() || touched.value.is_some());
             let bits = [
                 (BASE, touched.base.is_some()),
-                (INTACT, touched.is_intact(tree)),
-                (FRESH, touched.fresh),
+                (INTACT, is_intact),
+                (FRESH, touched.is_fresh()),
                 (MODIFIED, touched.modified),
                 (KEPT, kept),
             ];
             let set = bits.into_iter().filter(|(_, is_set)| *is_set);
             fields.u16(set.fold(event << EVENT_SHIFT, |all, (bit, _)| all | bit))?;
-            fields.count(touched.below())?;
-            fields.count(self.live_added(touched).count())?;
-            for child in self.live_added(touched) {
-                fields.count(self.find(&child.path).map_or(0, |at| at as usize))?;
+            fields.u32(touched.below)?;
+            let made = |touched: &Touched| {
+                let first = if touched.has_made { touched.first } else { NIL };
+                let below =
+                    core::iter::successors(places.get(first), |child| places.get(child.next));
+                below.filter(|child| child.is_fresh())
+            };
+            fields.count(made(touched).count())?;
+            for child in made(touched) {
+                fields.u32(child.number)?;
             }
             if let Some(now) = &touched.now {
                 fields.u64(now.generation)?;
@@ -115,180 +128,244 @@ impl Transaction {
         }
         Ok(())
     }
+}
 
-    /// A transaction as its head says, and how many paths it has touched.
-    pub(in crate::store) fn restore(
-        id: TxId,
-        seed: u64,
-        fields: &mut FieldReader<'_>,
-    ) -> Result<(Self, usize), Refusal> {
-        let mut new = Self::new(id, seed);
-        new.poisoned = fields.flag()?;
+/// What is read of a transaction before it has all its records.
+#[derive(Debug, Default)]
+pub(super) struct Pieces {
+    /// Its records, in the order of first access.
+    records: Vec<u32>,
+    /// The numbers of nodes that were made, in the order in which they were made below each, with that of the node above.
+    made: Vec<(u32, u32)>,
+}
+
+impl Transaction {
+    /// Reads what its head says; how many paths it has touched.
+    pub(super) fn read_head(&mut self, fields: &mut FieldReader<'_>) -> Result<usize, Refusal> {
+        self.poisoned = fields.flag()?;
         let count = fields.count(TOUCHED_FIELDS)?;
+        let mut last = None;
         for _ in 0..fields.count(10)? {
-            new.delta.push((DomId(fields.u16()?), fields.i64()?));
+            let (domid, delta) = (DomId(fields.u16()?), fields.i64()?);
+            if last.is_some_and(|last| last >= domid) {
+                return Err(sentence!("the owners of transaction {} are not in order", self.id.0));
+            }
+            last = Some(domid);
+            if domid == self.domid {
+                self.delta = delta;
+            }
         }
-        if !new.delta.is_sorted_by(|(a, _), (b, _)| a < b) {
-            return Err(sentence!("the owners of transaction {} are not in order", id.0));
+        Ok(count)
+    }
+}
+
+impl Open<'_> {
+    /// Makes a transaction of which nothing is known one that must not commit: it ends in EAGAIN.
+    pub(super) fn doom(&mut self, tree: &mut Tree) -> Result<(), Refusal> {
+        let at = self.root()?;
+        self.enlist(at);
+        let node = tree.node(ROOT).map(|root| Now {
+            list: root.list,
+            children_bytes: tree.family(root).bytes,
+            generation: root.generation(),
+        });
+        tree.retain_list(node.map_or(NIL, |now| now.list));
+        if let Some(root) = self.get_mut(at) {
+            root.base = Some(Base { node: NIL, list: NIL, generation: 0 });
+            root.now = node;
         }
-        Ok((new, count))
+        self.hold(tree, at);
+        Ok(())
     }
 
-    /// Makes a transaction of which nothing is known one that must not commit: it ends in EAGAIN.
-    pub(in crate::store) fn doom(&mut self, tree: &mut Tree) {
-        let root = tree.node(ROOT).map(|root| Copy {
-            value: None,
-            list: root.list,
-            generation: root.generation(),
-            children_bytes: tree.family(root).bytes,
-        });
-        tree.retain_list(root.as_ref().map_or(NIL, |root| root.list));
-        let base = Some(Base { node: NIL, generation: 0, list: NIL });
-        let at = self.add(Touched { base, now: root, ..Touched::nothing(b"/") });
-        self.bytes = self.touched_bytes(at);
+    /// Counts what a record holds.
+    fn hold(&mut self, tree: &Tree, at: u32) {
+        let bytes = self.get(at).map_or(0, |touched| touched.bytes(tree));
+        self.tx.bytes = self.tx.bytes.saturating_add(bytes);
+    }
+
+    /// The record of a path, made if there is none, with all above.
+    fn restore_path(&mut self, tree: &mut Tree, path: &[u8]) -> Result<u32, Refusal> {
+        if path.first() == Some(&b'@') {
+            let name = tree.intern_name(path)?;
+            if let Some(known) = self.special(name) {
+                tree.release_name(name);
+                return Ok(known);
+            }
+            let made = self.add_special(name);
+            if made.is_err() {
+                tree.release_name(name);
+            }
+            let made = made?;
+            self.hold(tree, made);
+            return Ok(made);
+        }
+        let is_new = self.tx.root == NIL;
+        let mut at = self.root()?;
+        if is_new {
+            self.hold(tree, at);
+        }
+        for name in path::components(path) {
+            let handle = tree.intern_name(name)?;
+            at = match self.places.child(at, handle) {
+                Some(known) => {
+                    tree.release_name(handle);
+                    known
+                }
+                None => {
+                    let made = self.add(at, handle);
+                    if made.is_err() {
+                        tree.release_name(handle);
+                    }
+                    let made = made?;
+                    self.hold(tree, made);
+                    made
+                }
+            };
+        }
+        Ok(at)
     }
 
     /// Adds a touched path as a stream and the private part describe it. `list` are the permissions as the
-    /// transaction sees them, with one use, `NIL` if there is nothing.
-    pub(in crate::store) fn restore_touched(
+    /// transaction sees them, with one use, `NIL` if there is nothing. `live` is the node at the path, and `newest` the
+    /// newest generation of all nodes.
+    pub(super) fn restore_touched(
         &mut self,
         tree: &mut Tree,
         node: &stream::Node<'_>,
         list: u32,
+        newest: u64,
+        pieces: &mut Pieces,
         fields: &mut FieldReader<'_>,
     ) -> Result<(), Refusal> {
+        let found = match tree.find(node.path) {
+            Found::Node(handle) => handle,
+            Found::Above { .. } => NIL,
+        };
+        let at = self.restore_path(tree, node.path)?;
+        if self.get(at).is_some_and(|touched| touched.accessed) {
+            return Err(Sentence::from("a transaction has touched a path twice"));
+        }
+        let before = self.get(at).map_or(0, |touched| touched.bytes(tree));
+        self.enlist(at);
+        pieces.records.try_push(at)?;
         let bits = fields.u16()?;
         let is_set = |bit| bits & bit != 0;
-        let mut new = Touched::nothing(node.path);
-        new.fresh = is_set(FRESH);
-        new.modified = is_set(MODIFIED);
-        new.event = match (bits >> EVENT_SHIFT) & EVENT_MASK {
+        let event = match (bits >> EVENT_SHIFT) & EVENT_MASK {
             0 => None,
             1 => Some(Class::Exact),
             _ => Some(Class::Subtree),
         };
-        let below = fields.u32()? as usize;
-        for _ in 0..fields.count(4)? {
-            new.added.push(fields.u32()?);
+        let below = fields.u32()?;
+        let number = self.get(at).map_or(0, |touched| touched.number);
+        let made = fields.count(4)?;
+        for _ in 0..made {
+            pieces.made.try_push((number, fields.u32()?))?;
         }
-        if list != NIL {
-            new.now = Some(Copy {
-                value: is_set(KEPT)
-                    .then(|| Bytes::new(node.value))
-                    .transpose()
-                    .map_err(|error| sentence!("{error}"))?,
-                list,
-                generation: fields.u64()?,
-                children_bytes: fields.u32()?,
-            });
-        }
-        if is_set(INTACT) {
-            let found = match tree.find(node.path) {
-                Found::Node(handle) => tree.node(handle).map(|found| (handle, found)),
-                Found::Above { .. } => None,
-            };
-            let (handle, found) =
-                found.ok_or("a node that a transaction has touched is missing")?;
-            let (generation, list) = (found.generation(), found.list);
-            new.base = Some(Base { node: handle, generation, list });
-            if below > 0 {
-                let most = below.saturating_add(1);
-                let nodes = tree.below(handle).take(most);
-                new.removed = nodes.map(|(at, node)| (at, node.generation())).collect();
+        let now = if list == NIL {
+            None
+        } else {
+            Some(Now { list, generation: fields.u64()?, children_bytes: fields.u32()? })
+        };
+        let base = restore_base(tree, bits, below, found)?;
+        let is_fresh = is_set(FRESH) && now.is_some();
+        let fresh = if is_fresh {
+            let above = self.get(at).and_then(Touched::above);
+            if above.is_none() {
+                return Err(Sentence::from("a transaction made a node that is always there"));
             }
-            if new.removed.len() != below {
-                return Err(Sentence::from("a transaction removed other nodes than there are"));
-            }
+            let name = path::name(node.path);
+            let fresh = tree.make_detached(name, node.value, list)?;
             tree.retain_list(list);
-        } else if is_set(BASE) {
-            new.base = Some(Base { node: NIL, generation: 0, list: NIL });
-            new.lost = below;
-        } else if below > 0 {
-            return Err(Sentence::from("a transaction removed nodes below one that did not exist"));
+            fresh
+        } else {
+            NIL
+        };
+        let value = if is_set(KEPT) && now.is_some() && !is_fresh {
+            Some(tree.keep(node.value)?)
+        } else {
+            None
+        };
+        let promised = is_set(MODIFIED) && !is_fresh && now.is_some();
+        if promised {
+            tree.promise_owner()?;
         }
-        if self.find(node.path).is_some() {
-            return Err(Sentence::from("a transaction has touched a path twice"));
+        if let Some(touched) = self.get_mut(at) {
+            touched.modified = is_set(MODIFIED);
+            touched.has_made = made > 0;
+            touched.promised = promised;
+            touched.event = event;
+            touched.made = fresh;
+            touched.below = below;
+            let is_gone = now.is_none() || is_fresh;
+            touched.removed_at = base.filter(|_| is_gone).map(|_| newest);
+            (touched.base, touched.now, touched.value) = (base, now, value);
         }
-        let at = self.add(new);
-        self.bytes = self.bytes.saturating_add(self.touched_bytes(at));
+        self.tx.below = self.tx.below.saturating_add(below as usize);
+        let after = self.get(at).map_or(0, |touched| touched.bytes(tree));
+        self.tx.bytes = self.tx.bytes.saturating_add(after).saturating_sub(before);
         Ok(())
     }
 
-    /// Upper bound of what restoring the list of nodes below the next touched path allocates.
-    pub(in crate::store) fn restore_bytes(mut fields: FieldReader<'_>, nodes: usize) -> usize {
-        let intact = fields.u16().is_ok_and(|bits| bits & INTACT != 0);
-        let below = fields.u32().ok().filter(|_| intact).unwrap_or(0);
-        nodes.min(below as usize).saturating_mul(3).saturating_mul(size_of::<Below>())
-    }
-
-    fn add(&mut self, touched: Touched) -> u32 {
-        let at = u32::try_from(self.touched.len()).unwrap_or(NIL);
-        let path = touched.path.clone();
-        self.below = self.below.saturating_add(touched.below());
-        self.touched.push(touched);
-        self.list(&path, at);
-        at
-    }
-
-    /// Links the children that were made in it, after all touched paths are there, and looks whether a commit
-    /// could do what they say.
-    pub(in crate::store) fn complete(&mut self, tree: &Tree) -> Result<(), Refusal> {
-        for at in 0..self.touched.len() {
-            let Some(parent) = self.touched.get(at) else { break };
-            let added = parent.added.clone();
-            let above = parent.path.clone();
-            for (place, child) in (0_u32..).zip(added) {
-                let child = self.get_mut(child).filter(|child| {
-                    let is_free = child.place == NIL && child.fresh && child.now.is_some();
-                    is_free && path::parent(&child.path) == Some(&*above)
-                });
-                child.ok_or("a transaction made a child that does not belong there")?.place = place;
-            }
+    /// Puts the nodes that were made in it into their order, after all touched paths are there, and looks whether a
+    /// commit could do what they say.
+    pub(super) fn complete(&mut self, pieces: &Pieces) -> Result<(), Refusal> {
+        let mut left = 0_usize;
+        for at in &pieces.records {
+            let is_fresh = self.get(*at).is_some_and(Touched::is_fresh);
+            left = left.saturating_add(usize::from(is_fresh));
         }
-        let fine = self.touched.iter().all(|touched| self.is_removable(tree, touched));
-        fine.then_some(())
-            .ok_or_else(|| Sentence::from("a transaction removed a node but not its children"))
-    }
-
-    /// Whether nothing would be left below a node if it were removed as the transaction wants.
-    fn is_removable(&self, tree: &Tree, touched: &Touched) -> bool {
-        let goes = |touched: &Touched| touched.now.is_none() || touched.fresh;
-        let live = touched.base.filter(|base| base.node != NIL && goes(touched));
-        let Some(base) = live.filter(|_| touched.removed.is_empty()) else { return true };
-        let mut path = Vec::from(&*touched.path);
-        path::push(&mut path, b"");
-        let stem = path.len();
-        tree.children(base.node).all(|(_, child)| {
-            path.truncate(stem);
-            path.extend_from_slice(tree.name(child));
-            self.find(&path).and_then(|at| self.get(at)).is_some_and(goes)
-        })
+        for (above, child) in &pieces.made {
+            let record = |number: u32| pieces.records.get(number as usize).copied().unwrap_or(NIL);
+            let (above, child) = (record(*above), record(*child));
+            let is_there = self.get(above).is_some_and(|above| above.now.is_some());
+            let fits = self
+                .get(child)
+                .is_some_and(|touched| touched.is_fresh() && touched.parent == above);
+            if !is_there || !fits {
+                return Err(Sentence::from(
+                    "a transaction made a child that does not belong there",
+                ));
+            }
+            self.move_to_end(child);
+            left = left.saturating_sub(1);
+        }
+        if left != 0 {
+            return Err(Sentence::from("a transaction made a node that is nobody's child"));
+        }
+        Ok(())
     }
 }
 
-impl Touched {
-    /// A path where nothing was and nothing is.
-    fn nothing(path: &[u8]) -> Self {
-        Self {
-            path: path.into(),
-            base: None,
-            now: None,
-            fresh: false,
-            modified: false,
-            event: None,
-            added: Vec::new(),
-            place: NIL,
-            removed: Vec::new(),
-            lost: 0,
-        }
+/// The live node that was there at the first access, as the bits say; `found` is the one that is there now.
+fn restore_base(
+    tree: &mut Tree,
+    bits: u16,
+    below: u32,
+    found: u32,
+) -> Result<Option<Base>, Refusal> {
+    if bits & INTACT != 0 {
+        let found = tree.node(found).map(|node| (found, node.list, node.generation()));
+        let (node, list, generation) =
+            found.ok_or("a node that a transaction has touched is missing")?;
+        tree.retain_list(list);
+        return Ok(Some(Base { node, list, generation }));
     }
+    if bits & BASE != 0 {
+        return Ok(Some(Base { node: NIL, list: NIL, generation: 0 }));
+    }
+    if below > 0 {
+        return Err(Sentence::from("a transaction removed nodes below one that did not exist"));
+    }
+    Ok(None)
+}
 
-    /// Whether the live nodes that it stands for are as they were at the first access.
-    fn is_intact(&self, tree: &Tree) -> bool {
-        let same = |handle: u32, generation: u64| {
-            tree.node(handle).is_some_and(|node| node.generation() == generation)
+impl Touched {
+    /// Whether the live node that it stands for is as it was at the first access.
+    pub(super) fn is_intact(&self, tree: &Tree) -> bool {
+        let same = |base: Base| {
+            tree.node(base.node).is_some_and(|node| node.generation() == base.generation)
         };
-        self.base.is_some_and(|base| same(base.node, base.generation))
-            && self.removed.iter().all(|(node, generation)| same(*node, *generation))
+        self.base.is_some_and(same)
     }
 }

@@ -1,26 +1,25 @@
 //! Open transactions, put together again.
 
-use super::Transaction;
+use super::handover::{Pieces, Refusal};
 use crate::mem::NIL;
 use crate::proto::handover::FieldReader;
 use crate::proto::id::{ConnId, DomId, TxId};
-use crate::proto::sentence::{Sentence, sentence};
+use crate::proto::sentence::sentence;
 use crate::proto::stream;
 use crate::store::path::{Names, Path};
 use crate::store::quota::Quota;
 use crate::store::{Restoring, Store};
 use alloc::vec::Vec;
 
-/// What does not fit together, as a sentence.
-type Refusal = Sentence;
-
 /// A transaction whose touched paths are still to come.
 #[derive(Debug)]
 pub(in crate::store) struct Unfilled {
     conn: ConnId,
     tx: TxId,
+    handle: u32,
     /// How many.
     left: usize,
+    pieces: Pieces,
 }
 
 impl<'a> Restoring<'a> {
@@ -34,28 +33,22 @@ impl<'a> Restoring<'a> {
         fields: Option<&mut FieldReader<'_>>,
     ) -> Result<(), Refusal> {
         let stream::Transaction { conn, tx } = transaction;
-        let seed = self.store.seed;
-        let state = self.store.conns.get_mut(&conn);
+        let Store { tree, transactions, conns, .. } = &mut self.store;
+        let state = conns.get_mut(&conn);
         let state =
             state.ok_or_else(|| sentence!("a transaction of no connection ({})", conn.0))?;
-        if tx == TxId::NONE || !state.open.insert(tx) {
-            return Err(sentence!(
-                "transaction {} of domain {} is there twice",
-                tx.0,
-                state.party.domid
-            ));
-        }
         let domid = state.party.domid;
-        let (new, left) = match fields {
-            Some(fields) => Transaction::restore(tx, seed, fields)?,
-            None => {
-                state.last_tx = state.last_tx.max(tx.0);
-                (Transaction::new(tx, seed), 0)
-            }
-        };
-        self.store.transactions.insert((conn, tx), new);
-        self.store.tree.domains.take(domid, Quota::Transactions, 1);
-        self.unfilled.push_back(Unfilled { conn, tx, left });
+        if tx == TxId::NONE || transactions.find(conn, tx).is_some() {
+            return Err(sentence!("transaction {} of domain {} is there twice", tx.0, domid));
+        }
+        let handle = transactions.add(conn, tx, domid, &mut state.open)?;
+        let mut left = 0;
+        match (fields, transactions.at(handle)) {
+            (Some(fields), Some(open)) => left = open.tx.read_head(fields)?,
+            _ => state.last_tx = state.last_tx.max(tx.0),
+        }
+        tree.domains.take(domid, Quota::Transactions, 1);
+        self.unfilled.push_back(Unfilled { conn, tx, handle, left, pieces: Pieces::default() });
         Ok(())
     }
 
@@ -79,7 +72,6 @@ impl<'a> Restoring<'a> {
             return refused("it is another one's turn");
         }
         unfilled.left = unfilled.left.saturating_sub(1);
-        let key = (unfilled.conn, unfilled.tx);
         // Whatever else was touched was spelled by `Path`.
         if Path::of_any_length(Vec::new(), node.path, Names::OrSpecial, DomId(0)).is_err()
             || !matches!(node.path.first(), Some(b'/' | b'@'))
@@ -94,24 +86,27 @@ impl<'a> Restoring<'a> {
         } else {
             return refused("its permissions name a domain that is not known");
         };
+        let newest = self.newest;
         let Store { tree, transactions, .. } = &mut self.store;
-        let Some(tx) = transactions.get_mut(&key) else {
-            return refused("no transaction wants it");
-        };
-        tx.restore_touched(tree, node, list, fields)
+        let unfilled = self.unfilled.front_mut();
+        let open = unfilled.and_then(|unfilled| {
+            transactions.at(unfilled.handle).map(|open| (open, &mut unfilled.pieces))
+        });
+        let Some((mut open, pieces)) = open else { return refused("no transaction wants it") };
+        open.restore_touched(tree, node, list, newest, pieces, fields)
     }
 
     /// Closes the transactions that have all they touched.
     pub(in crate::store) fn complete(&mut self) -> Result<(), Refusal> {
-        while let Some(Unfilled { conn, tx, left: 0 }) = self.unfilled.front() {
+        while let Some(Unfilled { conn, handle, left: 0, pieces, .. }) = self.unfilled.front() {
             let Store { tree, transactions, conns, .. } = &mut self.store;
-            if let Some(done) = transactions.get_mut(&(*conn, *tx)) {
+            if let Some(mut done) = transactions.at(*handle) {
                 if self.closed {
-                    done.complete(tree)?;
+                    done.complete(pieces)?;
                 } else {
-                    done.doom(tree);
+                    done.doom(tree)?;
                 }
-                let bytes = done.bytes;
+                let bytes = done.tx.bytes;
                 if let Some(conn) = conns.get(conn) {
                     tree.domains.take(conn.party.domid, Quota::Memory, bytes);
                 }

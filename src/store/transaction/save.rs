@@ -1,18 +1,16 @@
 //! Open transactions, written down for a successor.
 
+use super::Transactions;
 use crate::proto::handover::FieldWriter;
-use crate::proto::id::{ConnId, TxId};
+use crate::proto::id::ConnId;
 use crate::proto::stream::{self, OutOfRoom, Sink, WriteError};
 use crate::store::Store;
-use alloc::vec::Vec;
 
 impl Store {
-    /// A connection's open transactions, in the order of their ids.
-    fn open(&self, conn: ConnId) -> Vec<TxId> {
-        let open = self.conns.get(&conn).map(|conn| conn.open.iter().copied());
-        let mut open: Vec<TxId> = open.into_iter().flatten().collect();
-        open.sort_unstable();
-        open
+    /// A connection's open transactions, in the order of their start, with their handles.
+    fn open(&self, conn: ConnId) -> impl Iterator<Item = (u32, &super::Transaction)> {
+        let open = self.conns.get(&conn).map_or(super::OpenOf::NONE, |conn| conn.open);
+        self.transactions.of(open)
     }
 
     /// Announces a connection's transactions; what they have touched comes after all nodes.
@@ -24,8 +22,8 @@ impl Store {
         conn: ConnId,
         writer: &mut stream::Writer<S>,
     ) -> Result<(), WriteError> {
-        let mut open = self.open(conn).into_iter();
-        open.try_for_each(|tx| writer.transaction(stream::Transaction { conn, tx }))
+        let mut open = self.open(conn);
+        open.try_for_each(|(_, tx)| writer.transaction(stream::Transaction { conn, tx: tx.id }))
     }
 
     /// What the stream does not say of those transactions, and the last id given out.
@@ -37,9 +35,7 @@ impl Store {
         conn: ConnId,
         fields: &mut FieldWriter<'_, S>,
     ) -> Result<(), OutOfRoom> {
-        let mut open =
-            self.open(conn).into_iter().filter_map(|tx| self.transactions.get(&(conn, tx)));
-        open.try_for_each(|tx| tx.write_head(fields))
+        self.open(conn).try_for_each(|(_, tx)| Transactions::write_head(tx, fields))
     }
 
     /// The last transaction id that a connection was given.
@@ -58,10 +54,8 @@ impl Store {
         writer: &mut stream::Writer<S>,
     ) -> Result<(), WriteError> {
         for conn in conns {
-            for tx in self.open(*conn) {
-                if let Some(tx) = self.transactions.get(&(*conn, tx)) {
-                    tx.write_nodes(&self.tree, *conn, writer)?;
-                }
+            for (_, tx) in self.open(*conn) {
+                self.transactions.write_nodes(&self.tree, tx, writer)?;
             }
         }
         Ok(())
@@ -77,10 +71,8 @@ impl Store {
         fields: &mut FieldWriter<'_, S>,
     ) -> Result<(), OutOfRoom> {
         for conn in conns {
-            for tx in self.open(*conn) {
-                if let Some(tx) = self.transactions.get(&(*conn, tx)) {
-                    tx.write_touched(&self.tree, fields)?;
-                }
+            for (_, tx) in self.open(*conn) {
+                self.transactions.write_touched(&self.tree, tx, fields)?;
             }
         }
         Ok(())

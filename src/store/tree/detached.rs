@@ -63,6 +63,7 @@ impl Tree {
         if made.is_err() {
             self.families.withdraw();
         }
+        self.aside = self.aside.saturating_add(u32::from(made.is_ok()));
         made
     }
 
@@ -72,6 +73,7 @@ impl Tree {
             return;
         }
         let Some(node) = self.nodes.remove(handle) else { return };
+        self.aside = self.aside.saturating_sub(1);
         self.families.withdraw();
         self.owned.withdraw();
         self.drop_value(&node.value);
@@ -85,6 +87,7 @@ impl Tree {
     pub(in crate::store) fn attach(&mut self, parent: u32, handle: u32) {
         let generation = self.advance();
         let Some(node) = self.nodes.get_mut(handle) else { return };
+        self.aside = self.aside.saturating_sub(1);
         node.parent = parent;
         node.set_generation(generation);
         let (name, list) = (node.name, node.list);
@@ -168,6 +171,7 @@ impl Tree {
             return;
         }
         self.nodes.unlist(handle);
+        self.leaving = self.leaving.saturating_add(1);
         self.removals = self.removals.wrapping_add(1);
         let generation = self.advance();
         let gone = self.names.get(name).map_or(0, |name| super::entry_len(name.bytes.len()));
@@ -197,6 +201,11 @@ impl Tree {
         }
     }
 
+    /// Whether something that was taken out of the tree is not yet freed: then a handle may lead to what nobody sees.
+    pub(in crate::store) fn has_detached(&self) -> bool {
+        self.leaving > 0
+    }
+
     /// Whether a node is in no tree itself; those below it do not say so.
     #[cfg_attr(not(test), expect(dead_code, reason = "for transactions, soon"))]
     pub(in crate::store) fn is_detached(&self, handle: u32) -> bool {
@@ -217,6 +226,10 @@ impl Tree {
     /// the budget reaches: then it is called again. As whole families go, nothing is unlinked from its siblings, and
     /// accounts and permission lists are told of nodes in a row that have the same.
     pub(in crate::store) fn free_some(&mut self, top: u32, budget: &mut Budget) -> Progress {
+        self.free(top, true, budget)
+    }
+
+    fn free(&mut self, top: u32, with_top: bool, budget: &mut Budget) -> Progress {
         let mut run = Run::default();
         let mut removed = 0_u32;
         let mut at = top;
@@ -231,6 +244,10 @@ impl Tree {
                 at = down;
                 continue;
             }
+            if at == top && !with_top {
+                at = NIL;
+                break;
+            }
             if is_over {
                 break;
             }
@@ -240,6 +257,7 @@ impl Tree {
             budget.spend(FREE_WORK);
             is_over = budget.is_over();
             if at == top {
+                self.leaving = self.leaving.saturating_sub(1);
                 at = NIL;
                 break;
             }
@@ -257,6 +275,23 @@ impl Tree {
         self.end_run(&mut run);
         self.nodes.fit(removed);
         if at == NIL || self.nodes.get(top).is_none() { Progress::Done } else { Progress::More }
+    }
+
+    /// As [`free_some`](Self::free_some), but the node itself stays.
+    pub(in crate::store) fn free_below(&mut self, top: u32, budget: &mut Budget) -> Progress {
+        self.free(top, false, budget)
+    }
+
+    /// The first child of a node, and the name of that.
+    pub(in crate::store) fn first_child(&self, handle: u32) -> Option<(u32, u32)> {
+        let first = self.node(handle).map(|node| self.family(node).first)?;
+        self.node(first).map(|child| (first, child.name))
+    }
+
+    /// Takes a node without children that is out of everybody's sight away from its siblings, and frees it.
+    pub(in crate::store) fn take_leaf(&mut self, handle: u32) {
+        self.detach(handle);
+        let _done = self.free_some(handle, &mut Budget::endless());
     }
 
     /// Makes a node the first child of its parent.
@@ -301,12 +336,6 @@ impl Tree {
         }
         (run.count, run.texts) = (0, 0);
     }
-
-    /// Removes a node with everything below at once.
-    pub(in crate::store) fn remove(&mut self, handle: u32) {
-        self.detach(handle);
-        let _done = self.free_some(handle, &mut Budget::endless());
-    }
 }
 
 #[cfg(test)]
@@ -322,7 +351,7 @@ mod tests {
     const GUEST: DomId = DomId(5);
 
     fn tree() -> (Tree, u32) {
-        let mut tree = Tree::new(7, Accounts::new(7, DomId(0), Quotas::default())).unwrap();
+        let mut tree = Tree::new(7, Accounts::new(DomId(0), Quotas::default())).unwrap();
         tree.domains.learn(GUEST).unwrap();
         let list = tree.intern(&[Entry { domid: GUEST, access: Access::None, stale: false }]);
         (tree, list.unwrap())

@@ -145,16 +145,35 @@ impl Tree {
         self.owned.get(first).map(|owned| owned.node)
     }
 
-    /// The topmost node above one, or it itself, that the same domain owns.
-    pub(in crate::store) fn topmost_owned(&self, handle: u32, domid: DomId) -> u32 {
-        let (mut top, mut at) = (handle, handle);
+    /// The topmost node above one, or it itself, that the same domain owns, how many levels there are above, and
+    /// whether it is in the tree.
+    pub(in crate::store) fn topmost_owned(&self, handle: u32, domid: DomId) -> (u32, u32, bool) {
+        let (mut top, mut at, mut levels) = (handle, handle, 0_u32);
         while let Some(node) = self.node(at) {
             if self.owner(node.list) == domid {
                 top = at;
             }
             at = node.parent;
+            levels = levels.saturating_add(1);
         }
-        top
+        (top, levels, at == NIL)
+    }
+
+    /// A node that somebody else frees already is not a domain's any more that is gone.
+    pub(in crate::store) fn disclaim(&mut self, handle: u32, domid: DomId) {
+        self.unlink_owned(domid, handle);
+    }
+
+    /// Gives a node to the privileged domain, as its list says. Takes over one use of `list`.
+    pub(in crate::store) fn give_back_node(&mut self, handle: u32, list: u32) {
+        let generation = self.advance();
+        let Some(node) = self.nodes.get_mut(handle) else { return };
+        node.set_generation(generation);
+        let old = core::mem::replace(&mut node.list, list);
+        self.disown(old, handle);
+        let bytes = self.node(handle).map_or(0, |node| self.bytes(node));
+        self.domains.own(self.domains.privileged, 1, bytes);
+        self.release_list(old);
     }
 
     /// The nodes that a domain owns, in the order in which it came to own them.

@@ -20,6 +20,11 @@ pub struct PopulatePhysmap {
 }
 const _: () = assert!(size_of::<PopulatePhysmap>() == 32);
 
+/// The same as an argument of `XENMEM_decrease_reservation`, with the list of guest frames to give up.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct DecreaseReservation(pub PopulatePhysmap);
+
 /// `struct xen_memory_domain`, as an argument of `XENMEM_current_reservation`.
 #[derive(Debug, Default)]
 #[repr(C)]

@@ -15,21 +15,34 @@
 //! A page of the heap is a frame, in the direct map. A block of several pages has addresses of its own, so that the
 //! heap can use whatever frames are free, and a second image can have a slot and a heap beside the first one's.
 
+mod allocator;
+mod update;
+
+pub use allocator::heap;
+pub(super) use allocator::{forget_refusal, reserve};
+pub(super) use update::{
+    Inherited, Predecessor, begin, commit, fill, give_frame, inherit, inheritance, map_bridge,
+    map_bridge_early, map_region, prepare, take_frame, take_slot, unmap_bridge, want_free,
+    write_frame,
+};
+
 use super::abi::memory::{
-    CurrentReservation, E820Entry, GetMemoryMap, MaximumReservation, PopulatePhysmap,
+    CurrentReservation, DecreaseReservation, E820Entry, GetMemoryMap, MaximumReservation,
+    PopulatePhysmap,
 };
 use super::abi::start_info::{HvmModlistEntry, HvmStartInfo};
 use super::abi::xen::errno;
-use super::frames::{Frames, PER_WORD};
-use super::heap::{AHEAD, Heap, Pages, stays};
+use super::frames::Frames;
+use super::heap::AHEAD;
 use super::layout::{self, PAGE_SIZE, SPECIAL_PAGES};
 use super::runs::Runs;
+use super::surplus::{self, Surplus};
 use super::{DOMID_SELF, cpu, hypercall};
-use crate::server::platform::{HeapStats, PlatformError};
-use core::alloc::{GlobalAlloc, Layout};
+use crate::proto::image::SLOT_SIZE;
+use crate::server::platform::PlatformError;
 use core::cell::UnsafeCell;
 use core::ops::Range;
-use core::ptr::{NonNull, null_mut, with_exposed_provenance_mut};
+use core::ptr::{NonNull, with_exposed_provenance_mut};
 use spin::Mutex;
 
 /// Where populated memory is mapped, by its physical address.
@@ -49,6 +62,13 @@ const TABLE_RESERVE: usize = 8;
 
 /// Pages asked of Xen at a time.
 const CHUNK: usize = 64;
+
+/// Frames of the place for the image of a successor. It is kept free, in one piece.
+const SLOT: usize = SLOT_SIZE / PAGE_SIZE;
+
+/// From so many pages on that the domain may have, nothing else ever gets that place. In a smaller one it is what is
+/// used last.
+const SLOT_IS_FIRM: usize = 4096;
 
 /// Chunks that are populated with each piece of an image that comes: about 100 MiB by its end, in steps that keep
 /// nobody waiting for long.
@@ -111,12 +131,17 @@ pub struct Figures {
 
 /// What is known of memory. There is one, behind [`MEMORY`].
 struct Memory {
+    /// Free frames.
     frames: Frames,
+    /// Frames before `populated` that went back to Xen.
+    absent: Frames,
+    /// First frame of the place for a successor's image, which is not in `frames`.
+    slot: Option<usize>,
     /// Physical address of the image.
     image_base: usize,
-    /// First frame without memory behind it; until [`begin`] or [`inherit`] has settled that, the last it can be.
+    /// First frame that never had memory behind it; until [`begin`] or [`inherit`] has settled that, the last it can be.
     populated: usize,
-    /// The same when the domain was built.
+    /// Frames that the domain was built with: they do not go back to Xen.
     built: usize,
     /// First frame that will never have any.
     limit: usize,
@@ -128,10 +153,14 @@ struct Memory {
     frozen: bool,
     /// Xen has refused memory; it is not asked again for a while.
     refused: bool,
+    /// What goes back to Xen.
+    surplus: Surplus,
 }
 
 static MEMORY: Mutex<Memory> = Mutex::new(Memory {
     frames: Frames::none(),
+    absent: Frames::none(),
+    slot: None,
     image_base: 0,
     populated: 0,
     built: 0,
@@ -140,6 +169,7 @@ static MEMORY: Mutex<Memory> = Mutex::new(Memory {
     runs: Runs::new((FOREIGN - HEAP) / PAGE_SIZE),
     frozen: false,
     refused: false,
+    surplus: Surplus::new(),
 });
 
 /// Physical memory that holds something at the time of boot.
@@ -147,42 +177,6 @@ static MEMORY: Mutex<Memory> = Mutex::new(Memory {
 pub(super) struct Occupied {
     pub(super) start: usize,
     pub(super) size: usize,
-}
-
-/// What a replacement image takes over of the domain's memory, in frames.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub(super) struct Inherited {
-    /// As the fields of [`Memory`].
-    pub(super) populated: u64,
-    pub(super) limit: u64,
-    pub(super) foreign: u64,
-    /// Physical address of the bitmap of free frames, and its words. It stays as it is during the trial.
-    pub(super) bitmap: u64,
-    pub(super) bitmap_words: u64,
-}
-
-impl Inherited {
-    /// Whether the bitmap lies in memory that is there.
-    fn is_sound(&self) -> bool {
-        let bytes = self.bitmap_words.checked_mul(size_of::<u64>() as u64);
-        let end = bytes.and_then(|bytes| self.bitmap.checked_add(bytes));
-        self.bitmap % PAGE_SIZE as u64 == 0
-            && end.is_some_and(|end| end <= self.populated.saturating_mul(PAGE_SIZE as u64))
-    }
-
-    /// Whether a frame was free when the old image was left. Only for one that [`inherit`] took.
-    fn was_free(&self, frame: usize) -> bool {
-        let index = frame / PER_WORD;
-        let Ok(bitmap) = usize::try_from(self.bitmap) else { return false };
-        if index as u64 >= self.bitmap_words {
-            return false;
-        }
-        let word = direct(bitmap + index * size_of::<u64>()).cast::<u64>();
-        // SAFETY: inside the bitmap, which `is_sound`, and which nobody writes to before `commit` is done.
-        let word = unsafe { word.read() };
-        word >> (frame % PER_WORD) & 1 == 1
-    }
 }
 
 impl Occupied {
@@ -206,19 +200,20 @@ pub(super) unsafe fn find(image_base: usize) -> Result<(), PlatformError> {
     let populated = layout::populated_end(&ram, owned);
     let grown = layout::grown_end(map, &ram, owned);
     let limit = layout::limit(map, &ram, owned, maximum).max(populated);
-    let all = ram.start..ram.end.max(limit).max(grown);
+    let most = layout::most(map, &ram, maximum).max(limit).max(grown);
+    let all = ram.start..ram.end.max(most);
     let foreign = layout::unused_gib(map, &all, cpu::cpuid(0x8000_0008, 0).eax & 0xff)
         .ok_or(PlatformError { call: "XENMEM_memory_map (no unused GiB)", code: errno::EINVAL })?;
 
     let mut memory = MEMORY.lock();
     memory.image_base = image_base;
     memory.built = populated;
-    memory.populated = grown;
+    memory.populated = most;
     memory.limit = limit;
     memory.foreign = foreign;
 
-    // Pages of 2 MiB need no table that would have to be put somewhere first. The last may reach
-    // beyond what is populated; nothing touches that before `refine` makes it exact.
+    // Pages of 2 MiB need no table that would have to be put somewhere first. They may reach
+    // beyond what is populated; nothing touches that before `refine` makes them exact.
     let areas = memory.populated.div_ceil(ENTRIES).min(ENTRIES);
     let pd = memory.image_table(&DIRECT_PD);
     for area in 0..areas {
@@ -235,24 +230,31 @@ pub(super) unsafe fn find(image_base: usize) -> Result<(), PlatformError> {
 /// identity mapping of the first instructions.
 ///
 /// # Safety
-/// Runs once, after [`find`]; `occupied` tells of all memory that is still needed.
-pub(super) unsafe fn refine(occupied: impl Fn(usize) -> bool) -> Result<(), PlatformError> {
+/// Runs once, after [`find`]; `occupied` tells of all memory that is still needed, `absent` of frames without memory.
+pub(super) unsafe fn refine(
+    occupied: impl Fn(usize) -> bool,
+    absent: impl Fn(usize) -> bool,
+) -> Result<(), PlatformError> {
     let mut guard = MEMORY.lock();
     let memory = &mut *guard;
     let own = memory.own();
     // Frame 0 stays out: a physical address of 0 means "none" in the start info.
-    let free = |frame: usize| frame != 0 && !own.holds(frame) && !occupied(frame);
-    let words = memory.limit.div_ceil(PER_WORD);
-    let bitmap_pages = (words * size_of::<u64>()).div_ceil(PAGE_SIZE);
+    let free = |frame: usize| frame != 0 && !own.holds(frame) && !absent(frame) && !occupied(frame);
+    let words = Frames::words_for(memory.limit);
+    let bitmap_pages = (2 * words * size_of::<u64>()).div_ceil(PAGE_SIZE);
     let bitmap = (0..memory.populated.saturating_sub(bitmap_pages))
         .find(|&start| (start..start + bitmap_pages).all(free))
         .ok_or(OUT_OF_FRAMES)?;
     let bitmap_words = direct(bitmap * PAGE_SIZE).cast::<u64>();
     // SAFETY: free frames in the direct map, large enough, and never given to anybody else.
-    let slice = unsafe { core::slice::from_raw_parts_mut(bitmap_words.as_ptr(), words) };
-    memory.frames = Frames::new(slice);
-    for frame in (0..memory.populated).filter(|&f| free(f)) {
-        if !(bitmap..bitmap + bitmap_pages).contains(&frame) {
+    let slice = unsafe { core::slice::from_raw_parts_mut(bitmap_words.as_ptr(), 2 * words) };
+    let (free_words, absent_words) = slice.split_at_mut(words);
+    memory.frames = Frames::new(free_words, memory.limit);
+    memory.absent = Frames::new(absent_words, memory.limit);
+    for frame in 0..memory.populated {
+        if absent(frame) {
+            memory.absent.give(frame);
+        } else if free(frame) && !(bitmap..bitmap + bitmap_pages).contains(&frame) {
             memory.frames.give(frame);
         }
     }
@@ -262,7 +264,7 @@ pub(super) unsafe fn refine(occupied: impl Fn(usize) -> bool) -> Result<(), Plat
         let table = memory.new_table().ok_or(OUT_OF_FRAMES)?;
         for slot in 0..ENTRIES {
             let frame = area * ENTRIES + slot;
-            if frame < memory.populated && !own.holds(frame) {
+            if frame < memory.populated && !own.holds(frame) && !memory.absent.contains(frame) {
                 let entry = (frame * PAGE_SIZE) as u64 | PRESENT | WRITE | NO_EXECUTE;
                 memory.set_entry(table, slot, entry);
             }
@@ -270,7 +272,7 @@ pub(super) unsafe fn refine(occupied: impl Fn(usize) -> bool) -> Result<(), Plat
         memory.set_entry(pd, area, table as u64 | PRESENT | WRITE);
     }
     for frame in ENTRIES * ENTRIES..memory.populated {
-        if !own.holds(frame) {
+        if !own.holds(frame) && !memory.absent.contains(frame) {
             memory.map(DIRECT + frame * PAGE_SIZE, frame).ok_or(OUT_OF_FRAMES)?;
         }
     }
@@ -398,14 +400,19 @@ impl Memory {
         }
     }
 
+    /// Frames that there is memory behind.
+    fn present(&self) -> usize {
+        self.populated - self.absent.count()
+    }
+
     /// Asks Xen for the next chunk of memory; the number of pages that came of it.
     fn populate(&mut self) -> usize {
         if self.frozen {
             return 0;
         }
-        let wanted = CHUNK.min(self.limit - self.populated);
+        self.surplus.disturb();
         // Fewer may be left than a chunk, for the domain or on the host.
-        let mut count = wanted;
+        let mut count = CHUNK.min(self.limit - self.present());
         while count > 0 {
             let done = self.populate_pages(count);
             if done > 0 {
@@ -416,11 +423,15 @@ impl Memory {
         0
     }
 
-    /// Populates up to `count` pages at the end of what there is.
+    /// Populates up to `count` pages, no more than a chunk: those that went back, and then at the end of what there is.
     fn populate_pages(&mut self, count: usize) -> usize {
         let mut list = [0_u64; CHUNK];
-        let first = self.populated;
-        for (frame, slot) in (first..).zip(&mut list[..count]) {
+        let mut end = self.populated;
+        for slot in &mut list[..count] {
+            let frame = self.absent.take().unwrap_or_else(|| {
+                end += 1;
+                end - 1
+            });
             *slot = frame as u64;
         }
         let mut argument = PopulatePhysmap {
@@ -430,36 +441,98 @@ impl Memory {
             mem_flags: 0,
             domid: DOMID_SELF,
         };
-        // SAFETY: (1) the list has `count` entries; (2) there is no memory behind these frames yet.
+        // SAFETY: (1) the list has `count` entries; (2) there is no memory behind these frames.
         let done = unsafe { hypercall::perform_on_memory(&mut argument) };
         let done = done.ok().and_then(|n| usize::try_from(n).ok()).unwrap_or(0).min(count);
-        for frame in first..first + done {
-            // Cannot fail: TABLE_RESERVE is there for this. If it did, the page would just be lost.
-            if self.map(DIRECT + frame * PAGE_SIZE, frame).is_some() {
-                self.frames.give(frame);
+        for (index, frame) in list[..count].iter().enumerate() {
+            let Ok(frame) = usize::try_from(*frame) else { continue };
+            if index < done {
+                self.populated = self.populated.max(frame + 1);
+                self.receive(frame);
+            } else if frame < self.populated {
+                self.absent.give(frame);
             }
         }
-        self.populated += done;
         done
+    }
+
+    /// Makes a frame free that there is memory behind from now on.
+    fn receive(&mut self, frame: usize) {
+        // Cannot fail: TABLE_RESERVE is there for this. If it did, the page would just be lost.
+        if self.map(DIRECT + frame * PAGE_SIZE, frame).is_some() {
+            self.frames.give(frame);
+        }
+    }
+
+    /// Gives up to `count` free pages back to Xen, no more than a step; returns how many it took.
+    fn release(&mut self, count: usize) -> usize {
+        let mut list = [0_u64; surplus::STEP];
+        let wanted = count.min(surplus::STEP).min(self.free());
+        let mut count = 0;
+        for slot in &mut list[..wanted] {
+            let Some(frame) = self.frames.take_last() else { break };
+            self.unmap(DIRECT + frame * PAGE_SIZE);
+            *slot = frame as u64;
+            count += 1;
+        }
+        cpu::flush_translations();
+        let mut argument = DecreaseReservation(PopulatePhysmap {
+            extent_start: list.as_mut_ptr(),
+            nr_extents: count as u64,
+            extent_order: 0,
+            mem_flags: 0,
+            domid: DOMID_SELF,
+        });
+        // SAFETY: (1) the list has `count` entries; (2) these frames were free, and are not mapped any more.
+        let done = unsafe { hypercall::perform_on_memory(&mut argument) };
+        let done = done.ok().and_then(|n| usize::try_from(n).ok()).unwrap_or(0).min(count);
+        for (index, frame) in list[..count].iter().enumerate() {
+            let Ok(frame) = usize::try_from(*frame) else { continue };
+            if index < done { self.absent.give(frame) } else { self.receive(frame) }
+        }
+        done
+    }
+
+    /// Keeps a place for a successor's image, if there is one in one piece.
+    fn keep_slot(&mut self) {
+        // Not the last memory there is, where the heap may take it anyway.
+        if self.slot.is_none() && !self.frozen && self.free() > SLOT + AHEAD {
+            self.slot = self.frames.take_run(SLOT, AREA / PAGE_SIZE);
+        }
+    }
+
+    /// Frees the place for a successor's image but for its first `kept` frames; returns the first.
+    fn open_slot(&mut self, kept: usize) -> Option<usize> {
+        let first = self.slot.take()?;
+        (first + kept..first + SLOT).for_each(|frame| self.frames.give(frame));
+        Some(first)
+    }
+
+    /// Frames of the place for a successor's image that the heap may have when nothing else is left.
+    fn in_slot(&self) -> usize {
+        if self.slot.is_some() && self.limit < SLOT_IS_FIRM { SLOT } else { 0 }
     }
 
     /// Free frames that the heap can have.
     fn free(&self) -> usize {
-        self.frames.free().saturating_sub(TABLE_RESERVE)
+        self.frames.count().saturating_sub(TABLE_RESERVE)
     }
 
     /// Frames that Xen may still give.
     fn growth_left(&self) -> usize {
-        if self.frozen || self.refused { 0 } else { self.limit - self.populated }
+        if self.frozen || self.refused { 0 } else { self.limit - self.present() }
     }
 
     /// Whether `count` frames are free for the heap. Asks Xen for more as soon as fewer than [`AHEAD`] would be left.
     fn supply(&mut self, count: usize) -> bool {
         // What cannot be had is not begun.
-        let possible = count <= self.free() + self.growth_left();
+        let possible = count <= self.free() + self.in_slot() + self.growth_left();
         let wanted = AHEAD + if possible { count } else { 0 };
         while self.free() < wanted && self.growth_left() > 0 {
             self.refused = self.populate() == 0;
+        }
+        if self.free() < count && possible && self.in_slot() > 0 {
+            self.open_slot(0);
         }
         self.free() >= count
     }
@@ -515,11 +588,16 @@ impl Memory {
         }
     }
 
+    /// What decides whether pages go back.
+    fn pages(&self) -> surplus::Pages {
+        surplus::Pages { free: self.free(), populated: self.present(), built: self.built }
+    }
+
     /// Pages that the heap could still get, as far as is known, tables for them deducted.
     fn obtainable(&self) -> usize {
         let growth = self.growth_left();
         // One table of the direct map for each area.
-        self.free() + growth - growth.div_ceil(ENTRIES)
+        self.free() + self.in_slot() + growth - growth.div_ceil(ENTRIES)
     }
 }
 
@@ -527,7 +605,7 @@ impl Memory {
 #[must_use]
 pub fn figures() -> Figures {
     let memory = MEMORY.lock();
-    Figures { populated: memory.populated, maximum: memory.limit, free: memory.frames.free() }
+    Figures { populated: memory.present(), maximum: memory.limit, free: memory.frames.count() }
 }
 
 /// Maps a page that Xen or the domain builder put somewhere outside the RAM.
@@ -593,294 +671,37 @@ pub(super) fn bytes_of<T: Plain>(value: &T) -> &[u8] {
     unsafe { core::slice::from_raw_parts(core::ptr::from_ref(value).cast(), size_of::<T>()) }
 }
 
-// ---- live update: what `handover` needs of memory ----
-
-/// A free frame, populated if need be, or `None`.
-pub(super) fn take_frame() -> Option<usize> {
-    let mut memory = MEMORY.lock();
-    if memory.frames.free() <= TABLE_RESERVE && memory.populate() == 0 {
-        return None;
-    }
-    memory.frames.take()
-}
-
-/// Makes a frame free that nobody uses any more.
-pub(super) fn give_frame(frame: usize) {
-    let mut memory = MEMORY.lock();
-    if frame != 0 && frame < memory.populated && !memory.own().holds(frame) {
-        memory.frames.give(frame);
-    }
-}
-
-/// The first of `pages` free frames in a row where an image may lie.
-pub(super) fn take_slot(pages: usize) -> Option<usize> {
-    let mut memory = MEMORY.lock();
-    loop {
-        if let Some(first) = memory.frames.take_run(pages, AREA / PAGE_SIZE) {
-            return Some(first);
-        }
-        if memory.populate() == 0 {
-            return None;
-        }
-    }
-}
-
-/// Whether so many frames are free, after populating what is missing.
-pub(super) fn want_free(pages: usize) -> bool {
-    let mut memory = MEMORY.lock();
-    while memory.frames.free() < pages.saturating_add(TABLE_RESERVE) {
-        if memory.populate() == 0 {
-            return false;
-        }
-    }
-    true
-}
-
-/// Populates some chunks more, as long as fewer than `pages` frames are free.
-pub(super) fn prepare(pages: usize) {
-    let mut memory = MEMORY.lock();
-    for _ in 0..CHUNKS_PREPARED {
-        // Where there is no more, the hand-over will say so.
-        if memory.frames.free() >= pages || memory.populate() == 0 {
-            return;
-        }
-    }
-}
-
-/// Writes bytes into a frame that the caller has taken.
-pub(super) fn write_frame(frame: usize, offset: usize, bytes: &[u8]) {
-    let memory = MEMORY.lock();
-    let fits = offset <= PAGE_SIZE && bytes.len() <= PAGE_SIZE - offset;
-    assert!(fits && frame < memory.populated && !memory.own().holds(frame), "no such frame");
-    let to = frame_address(frame);
-    // SAFETY: populated, hence in the direct map; inside the page.
-    let to = unsafe { to.add(offset) };
-    // SAFETY: as above; it is nobody else's, and `bytes` is no part of it.
-    unsafe { NonNull::from(bytes).cast().copy_to_nonoverlapping(to, bytes.len()) };
-}
-
 /// The address of a frame in the direct map.
 pub(super) fn frame_address(frame: usize) -> NonNull<u8> {
     direct(frame * PAGE_SIZE)
 }
 
-/// Maps the bridge at its physical address, to be read and executed.
-pub(super) fn map_bridge(frame: usize) -> Result<(), PlatformError> {
-    MEMORY.lock().map_as(frame * PAGE_SIZE, frame, 0).ok_or(OUT_OF_FRAMES)
+/// Keeps a place for a successor, if there is none: once all that is needed at the start has its own, and when an image
+/// that was on trial has left it.
+pub(super) fn settle() {
+    MEMORY.lock().keep_slot();
 }
 
-/// Undoes [`map_bridge`].
-pub(super) fn unmap_bridge(frame: usize) {
-    MEMORY.lock().unmap(frame * PAGE_SIZE);
-    cpu::flush_translations();
-}
-
-/// Maps the bridge at its physical address in an image that is only just booting: beside the identity page of
-/// `boot/head.S`, with one large page. [`refine`] removes it; then [`map_bridge`] is called.
-///
-/// # Safety
-/// Runs once, between [`find`] and [`refine`].
-pub(super) unsafe fn map_bridge_early(address: u64) {
-    let mut memory = MEMORY.lock();
-    let Ok(address) = usize::try_from(address) else { return };
-    let pdpt = (&raw const early_identity_pdpt).addr() - image().start + memory.image_base;
-    let entry = memory.get_entry(pdpt, index(address, 30));
-    let pd = if entry & PRESENT == 0 {
-        let pd = memory.image_table(&BRIDGE_PD);
-        memory.set_entry(pdpt, index(address, 30), pd as u64 | PRESENT | WRITE);
-        pd
-    } else {
-        usize::try_from(entry & ADDRESS).unwrap_or(0)
-    };
-    if memory.get_entry(pd, index(address, 21)) & PRESENT == 0 {
-        let area = (address & !(AREA - 1)) as u64;
-        memory.set_entry(pd, index(address, 21), area | PRESENT | LARGE);
-    }
-}
-
-/// What a replacement has to know of memory.
-pub(super) fn inheritance() -> Inherited {
+/// Whether [`tend`] has something to do, now or later.
+pub(super) fn needs_tending() -> bool {
     let memory = MEMORY.lock();
-    let bitmap = memory.frames.words();
-    Inherited {
-        populated: memory.populated as u64,
-        limit: memory.limit as u64,
-        foreign: memory.foreign as u64,
-        bitmap: (bitmap.as_ptr().addr() - DIRECT) as u64,
-        bitmap_words: bitmap.len() as u64,
-    }
+    !memory.frozen && memory.surplus.is_pending(memory.pages())
 }
 
-/// Nobody has run in this domain before: all memory there is, is what the builder has put there.
-pub(super) fn begin() {
-    let mut memory = MEMORY.lock();
-    memory.populated = memory.built;
-}
-
-/// Takes over what the old image knows of memory, in place of what [`find`] found out; until
-/// [`commit`] nothing is asked of Xen.
-///
-/// # Errors
-/// That it does not fit what there is.
-pub(super) fn inherit(inherited: &Inherited) -> Result<(), PlatformError> {
-    let mut memory = MEMORY.lock();
-    let small = |word: u64| usize::try_from(word).unwrap_or(usize::MAX);
-    let (populated, limit) = (small(inherited.populated), small(inherited.limit));
-    let possible = memory.built..=memory.populated;
-    if !possible.contains(&populated) || limit < populated || !inherited.is_sound() {
-        return Err(PlatformError { call: "size of inherited memory", code: errno::EINVAL });
-    }
-    memory.populated = populated;
-    memory.limit = limit;
-    memory.foreign = small(inherited.foreign);
-    memory.frozen = true;
-    Ok(())
-}
-
-/// Whether a frame holds something of the old image.
-pub(super) fn is_inherited(inherited: &Inherited) -> impl Fn(usize) -> bool + use<'_> {
-    |frame| !inherited.was_free(frame)
-}
-
-/// Maps a region of `len` bytes in one piece: its frames come from a list of lists.
-pub(super) fn map_region<I: Iterator<Item = usize>>(
-    first_list: usize,
-    len: usize,
-    read_list: impl Fn(usize) -> Option<(usize, I)>,
-) -> Option<&'static [u8]> {
-    let pages = len.div_ceil(PAGE_SIZE);
-    let (mut list, mut done) = (first_list, 0);
-    while done < pages && list != 0 {
-        let (next, frames) = read_list(list)?;
-        for frame in frames {
-            let mut memory = MEMORY.lock();
-            if frame == 0 || frame >= memory.populated || memory.own().holds(frame) || done == pages
-            {
-                return None;
-            }
-            memory.map_as(REGION + done * PAGE_SIZE, frame, NO_EXECUTE)?;
-            done += 1;
-        }
-        list = next;
-    }
-    if done < pages {
-        return None;
-    }
-    // SAFETY: mapped just now, for reading; the frames are the old image's, which does not run, and are not
-    // given to anybody before `commit`, whose caller has no use for the bytes any more.
-    Some(unsafe { core::slice::from_raw_parts(with_exposed_provenance_mut(REGION), len) })
-}
-
-/// The old image is gone: all that was its, the region of `region_len` bytes included, is free.
-pub(super) fn commit(inherited: &Inherited, region_len: usize) {
+/// Gives some pages back to Xen if there are too many; when to come again, if at all. `now_ms` is the time.
+pub(super) fn tend(now_ms: u64) -> Option<u64> {
     let mut guard = MEMORY.lock();
     let memory = &mut *guard;
-    for page in 0..region_len.div_ceil(PAGE_SIZE) {
-        memory.unmap(REGION + page * PAGE_SIZE);
+    if memory.frozen {
+        return None;
     }
-    let own = memory.own();
-    for frame in (1..memory.populated).filter(|frame| !own.holds(*frame)) {
-        // What this image has taken was free then.
-        if !inherited.was_free(frame) {
-            memory.frames.give(frame);
-        }
+    memory.keep_slot();
+    let (count, again) = memory.surplus.step(memory.pages(), now_ms);
+    if count > 0 && memory.release(count) == 0 {
+        // Xen does not take them. Perhaps later.
+        memory.surplus.disturb();
     }
-    memory.frozen = false;
-    cpu::flush_translations();
-}
-
-/// The pages of the domain, for the heap.
-#[derive(Debug)]
-struct DomainPages;
-
-// SAFETY: a page is a free frame in the direct map. A run is a run of addresses that nobody else has, mapped to free
-// frames, which nobody has in the direct map. Both stay as they are until they come back.
-unsafe impl Pages for DomainPages {
-    fn take(&mut self) -> *mut u8 {
-        MEMORY.lock().take_page().map_or(null_mut(), |frame| frame_address(frame).as_ptr())
-    }
-
-    fn take_run(&mut self, count: usize) -> *mut u8 {
-        let first = MEMORY.lock().take_run(count);
-        first.map_or(null_mut(), |page| with_exposed_provenance_mut(HEAP + page * PAGE_SIZE))
-    }
-
-    unsafe fn give(&mut self, page: usize) {
-        MEMORY.lock().frames.give((page - DIRECT) / PAGE_SIZE);
-    }
-
-    unsafe fn give_run(&mut self, first: usize, count: usize) {
-        MEMORY.lock().give_run((first - HEAP) / PAGE_SIZE, count);
-    }
-
-    fn at(&self, address: usize) -> *mut u8 {
-        with_exposed_provenance_mut(address)
-    }
-}
-
-/// The allocator of the image.
-#[derive(Debug)]
-struct Allocator;
-
-static THE_HEAP: Mutex<Heap<DomainPages>> = Mutex::new(Heap::new(DomainPages));
-
-#[global_allocator]
-static ALLOCATOR: Allocator = Allocator;
-
-// SAFETY: `Heap` hands out blocks that fit the layout and do not overlap; it never unwinds.
-unsafe impl GlobalAlloc for Allocator {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        THE_HEAP.lock().allocate(layout)
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { THE_HEAP.lock().free(block, layout) };
-    }
-
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        if stays(layout, size) {
-            return block;
-        }
-        let Ok(new_layout) = Layout::from_size_align(size, layout.align()) else {
-            return null_mut();
-        };
-        // SAFETY: the caller promises that `size` is not zero.
-        let new = unsafe { self.alloc(new_layout) };
-        if !new.is_null() {
-            // SAFETY: both blocks have so many bytes, and the new one is nobody else's.
-            unsafe { new.copy_from_nonoverlapping(block, layout.size().min(size)) };
-            // SAFETY: the caller's promise; the block is not used any more.
-            unsafe { self.dealloc(block, layout) };
-        }
-        new
-    }
-}
-
-/// Makes sure that `bytes` of memory are free for blocks of any size, asking Xen for more where that may help;
-/// `false` if they are not.
-pub(super) fn reserve(bytes: usize) -> bool {
-    let idle = THE_HEAP.lock().idle();
-    MEMORY.lock().supply(bytes.div_ceil(PAGE_SIZE).saturating_sub(idle))
-}
-
-/// Time has passed since Xen has refused memory, if it has: it is asked again when more is needed. `false` if it
-/// had not refused.
-pub(super) fn forget_refusal() -> bool {
-    core::mem::take(&mut MEMORY.lock().refused)
-}
-
-/// The heap's figures.
-#[must_use]
-pub fn heap() -> HeapStats {
-    let heap = THE_HEAP.lock();
-    let obtainable = MEMORY.lock().obtainable();
-    HeapStats {
-        used: heap.used(),
-        size: heap.taken() * PAGE_SIZE,
-        limit: (heap.taken() + obtainable) * PAGE_SIZE,
-        free: (obtainable + heap.idle()) * PAGE_SIZE,
-    }
+    again
 }
 
 const _: () = assert!(SPECIAL_PAGES < CHUNK);

@@ -1,0 +1,193 @@
+//! How much the server does before it looks at another connection, whatever a guest does within the default quotas, and how
+//! much before the privileged domain has its reply. Counted by callgrind:
+//!
+//! ```text
+//! valgrind --tool=callgrind --collect-atstart=no --toggle-collect='*measured_slice*' slices CASE
+//! ```
+//!
+//! What callgrind has collected, divided by the passes that are printed, is what one takes.
+//! One call of `measured_slice` is one pass: one turn's work, and the look at what happened.
+//! Cases: `commit` (128 watches, a commit of 245 nodes below them), `rm` (of 990 nodes with 128 watches on each),
+//! `chain` (RM in a transaction of a path of 900 levels), `deep` (a WRITE that makes 900 levels), `directory`,
+//! `deaths` (50 in one look, 100 guests with all their watches on `@releaseDomain`), `dom0 N` (a request of the
+//! privileged domain, while N guests remove what they have).
+
+#![expect(clippy::print_stdout, reason = "a program for people")]
+
+extern crate alloc;
+
+use core::hint::black_box;
+use std::process::ExitCode;
+use xenstore_stubdom::proto::id::DomId;
+use xenstore_stubdom::proto::wire::Kind;
+use xenstore_stubdom::server::Pass;
+use xenstore_stubdom::sim::{Client, Simulation};
+
+/// One pass; `false` if nothing is left.
+#[inline(never)]
+fn measured_slice(simulation: &mut Simulation) -> bool {
+    !matches!(black_box(simulation.server.pass()), Pass::Idle(_))
+}
+
+struct Bench {
+    simulation: Simulation,
+    dom0: Client,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let (simulation, dom0) = Simulation::start("");
+        Self { simulation, dom0 }
+    }
+
+    /// A request of the privileged domain, unmeasured.
+    fn ask(&mut self, kind: Kind, payload: &str) {
+        let messages = self.simulation.ask(&mut self.dom0, kind, 0, payload.as_bytes());
+        let answer = messages.iter().find(|message| message.header.kind == kind.number());
+        assert!(answer.is_some(), "{kind:?} {payload:?}: {messages:?}");
+    }
+
+    /// A guest with a directory of its own.
+    fn guest(&mut self, domid: u16) -> Client {
+        let port = self.simulation.world.create(DomId(domid));
+        self.ask(Kind::Introduce, &format!("{domid}\x001\0{port}\0"));
+        self.ask(Kind::Mkdir, &format!("/local/domain/{domid}\0"));
+        self.ask(Kind::SetPerms, &format!("/local/domain/{domid}\0n{domid}\0"));
+        self.simulation.client(DomId(domid))
+    }
+
+    /// A guest's request, unmeasured; its reply.
+    fn ask_as(&mut self, guest: &mut Client, kind: Kind, tx: u32, payload: &str) -> String {
+        let messages = self.simulation.ask(guest, kind, tx, payload.as_bytes());
+        let answer = messages.into_iter().find(|message| message.header.kind == kind.number());
+        let answer = answer.unwrap_or_else(|| panic!("{kind:?} {payload:?} is refused"));
+        String::from_utf8_lossy(&answer.payload).trim_end_matches('\0').to_owned()
+    }
+
+    /// Puts a request into the ring, as far as it fits, and measures every pass until nothing is left to do.
+    fn measure(&mut self, client: &mut Client, kind: Kind, tx: u32, payload: &str) {
+        let (bytes, _) = client.request(kind.number(), tx, payload.as_bytes());
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            rest = &rest[client.write(rest)..];
+            self.slices();
+        }
+        while client.read(usize::MAX) > 0 {
+            self.slices();
+        }
+    }
+
+    fn slices(&mut self) {
+        let mut slices = 1;
+        while measured_slice(&mut self.simulation) {
+            slices += 1;
+        }
+        println!("{slices} passes");
+    }
+
+    fn watches(&mut self, guest: &mut Client, path: &str, count: usize) {
+        for n in 0..count {
+            self.ask_as(guest, Kind::Watch, 0, &format!("{path}\0token-{n}\0"));
+        }
+    }
+
+    fn tree(&mut self, guest: &mut Client, tx: u32, nodes: usize) {
+        for n in 0..nodes {
+            let path = format!("data/{}/{}\0x", n / 100, n % 100);
+            self.ask_as(guest, Kind::Write, tx, &path);
+        }
+    }
+}
+
+fn begin(bench: &mut Bench, guest: &mut Client) -> u32 {
+    let id = bench.ask_as(guest, Kind::TransactionStart, 0, "\0");
+    id.parse().expect("a transaction id")
+}
+
+fn run(case: &str, count: usize) -> Result<(), String> {
+    let mut bench = Bench::new();
+    if case == "deaths" {
+        for domid in 1..=100 {
+            let mut guest = bench.guest(domid);
+            bench.watches(&mut guest, "@releaseDomain", 128);
+        }
+        (101..=150).for_each(|domid| drop(bench.guest(domid)));
+        (101..=150).for_each(|domid| bench.simulation.world.destroy(DomId(domid)));
+        bench.slices();
+        return Ok(());
+    }
+    if case == "dom0" {
+        let mut guests = (1..=count).map(|n| u16::try_from(n).expect("few")).collect::<Vec<_>>();
+        for domid in guests.drain(..) {
+            let mut guest = bench.guest(domid);
+            bench.watches(&mut guest, "data", 128);
+            bench.tree(&mut guest, 0, 200);
+            let (bytes, _) = guest.request(Kind::Rm.number(), 0, b"data\0");
+            guest.write(&bytes);
+        }
+        // They are in the middle of it.
+        for _ in 0..count {
+            let _ = bench.simulation.server.pass();
+        }
+        let (bytes, _) = bench.dom0.request(Kind::Read.number(), 0, b"/tool\0");
+        bench.dom0.write(&bytes);
+        let mut passes = 0;
+        while bench.dom0.read(usize::MAX) == 0 {
+            let _ = measured_slice(&mut bench.simulation);
+            passes += 1;
+        }
+        println!("{passes} passes until the reply");
+        return Ok(());
+    }
+    let mut guest = bench.guest(1);
+    let deep = format!("data{}", "/a".repeat(900));
+    match case {
+        "commit" => {
+            bench.watches(&mut guest, "data", 128);
+            let tx = begin(&mut bench, &mut guest);
+            bench.tree(&mut guest, tx, 240);
+            bench.measure(&mut guest, Kind::TransactionEnd, tx, "T\0");
+        }
+        "rm" => {
+            bench.watches(&mut guest, "data", 128);
+            bench.tree(&mut guest, 0, 980);
+            bench.measure(&mut guest, Kind::Rm, 0, "data\0");
+        }
+        "chain" => {
+            bench.ask_as(&mut guest, Kind::Write, 0, &format!("{deep}\0x"));
+            let tx = begin(&mut bench, &mut guest);
+            bench.ask_as(&mut guest, Kind::Write, tx, &format!("{deep}\0y"));
+            bench.measure(&mut guest, Kind::Rm, tx, "data\0");
+            bench.measure(&mut guest, Kind::TransactionEnd, tx, "T\0");
+        }
+        "deep" => bench.measure(&mut guest, Kind::Write, 0, &format!("{deep}\0x")),
+        "directory" => {
+            for n in 0..980 {
+                bench.ask_as(&mut guest, Kind::Write, 0, &format!("data/{n}\0x"));
+            }
+            bench.measure(&mut guest, Kind::Directory, 0, "data\0");
+        }
+        _ => return Err(format!("what is {case}?")),
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    // Cargo passes an option of the test harness, too.
+    let words = std::env::args().skip(1).filter(|word| word != "--bench").collect::<Vec<_>>();
+    let words = words.iter().map(String::as_str).collect::<Vec<_>>();
+    let result = match words[..] {
+        [case] => run(case, 0),
+        [case, count] => {
+            count.parse().map_err(|_| "how many?".to_owned()).and_then(|n| run(case, n))
+        }
+        _ => Err("the head of benches/slices.rs says how to call this".to_owned()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(what) => {
+            println!("failed: {what}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! A map from domids, which keeps their order: a domid is a place, not a key.
+
+use crate::mem::{Boxed, NoMemory, try_array};
+use crate::proto::id::DomId;
+use alloc::boxed::Box;
+
+/// Places in a block: half a page of pointers.
+const BLOCK: usize = 256;
+
+type Block<T> = [Option<Boxed<T>>; BLOCK];
+
+/// The map.
+#[derive(Debug)]
+pub(super) struct ByDomid<T> {
+    /// By the upper half of the domid.
+    blocks: [Option<Box<Block<T>>>; 256],
+    len: usize,
+}
+
+fn place(domid: DomId) -> (usize, usize) {
+    let [low, high] = domid.0.to_le_bytes();
+    (usize::from(high), usize::from(low))
+}
+
+impl<T> ByDomid<T> {
+    pub(super) fn new() -> Self {
+        Self { blocks: [const { None }; 256], len: 0 }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    #[inline]
+    pub(super) fn get(&self, domid: DomId) -> Option<&T> {
+        let (block, at) = place(domid);
+        self.blocks.get(block)?.as_ref()?.get(at)?.as_deref()
+    }
+
+    #[inline]
+    pub(super) fn get_mut(&mut self, domid: DomId) -> Option<&mut T> {
+        let (block, at) = place(domid);
+        self.blocks.get_mut(block)?.as_mut()?.get_mut(at)?.as_deref_mut()
+    }
+
+    pub(super) fn contains(&self, domid: DomId) -> bool {
+        self.get(domid).is_some()
+    }
+
+    /// Sets the value of a domid.
+    pub(super) fn insert(&mut self, domid: DomId, value: T) -> Result<(), NoMemory> {
+        if let Some(old) = self.get_mut(domid) {
+            *old = value;
+            return Ok(());
+        }
+        let boxed = Boxed::new(value)?;
+        let (number, at) = place(domid);
+        let Some(block) = self.blocks.get_mut(number) else { return Err(NoMemory) };
+        let block = match block {
+            Some(block) => block,
+            None => block.insert(try_array(|_| None)?),
+        };
+        if let Some(slot) = block.get_mut(at) {
+            *slot = Some(boxed);
+            self.len = self.len.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove(&mut self, domid: DomId) -> Option<T> {
+        let (number, at) = place(domid);
+        let slot = self.blocks.get_mut(number)?;
+        let block = slot.as_mut()?;
+        let old = block.get_mut(at)?.take()?;
+        self.len = self.len.saturating_sub(1);
+        if block.iter().all(Option::is_none) {
+            *slot = None;
+        }
+        Some(old.into_inner())
+    }
+
+    /// The first one from a domid on.
+    pub(super) fn next_from(&self, domid: DomId) -> Option<(DomId, &T)> {
+        let (first, mut at) = place(domid);
+        for (high, block) in (0..=u8::MAX).zip(&self.blocks).skip(first) {
+            let slots = block.as_ref().map_or(&[][..], |block| &block[..]);
+            let mut rest = (0..=u8::MAX).zip(slots).skip(at);
+            let found = rest.find_map(|(low, slot)| Some((low, slot.as_deref()?)));
+            if let Some((low, value)) = found {
+                return Some((DomId(u16::from_le_bytes([low, high])), value));
+            }
+            at = 0;
+        }
+        None
+    }
+
+    /// Every one from a domid on, ascending.
+    pub(super) fn range(&self, from: DomId) -> impl Iterator<Item = (DomId, &T)> {
+        let mut next = Some(from);
+        core::iter::from_fn(move || {
+            let (domid, value) = self.next_from(next?)?;
+            next = domid.0.checked_add(1).map(DomId);
+            Some((domid, value))
+        })
+    }
+
+    /// Every one, ascending.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (DomId, &T)> {
+        self.range(DomId(0))
+    }
+}

@@ -1,0 +1,299 @@
+//! The simulated world as a stage for conversations (`transcript`).
+
+use super::Simulation;
+use super::client::Client;
+use super::memory::Memory;
+use crate::proto::id::DomId;
+use crate::proto::ring::Word;
+use crate::transcript::{self, Message, Patience, Stop};
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::string::String;
+use alloc::vec::Vec;
+use std::format;
+
+/// How bytes travel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Delivery {
+    /// As much as fits at once.
+    Whole,
+    /// In pieces that depend on this number.
+    Cut(u64),
+    /// As much as fits at once, with a live update after every line.
+    Updated,
+}
+
+type Outcome = Result<(), Stop>;
+
+/// One client with what it has been told.
+#[derive(Debug)]
+struct Actor {
+    client: Client,
+    messages: VecDeque<Message>,
+    reads: bool,
+    /// Signals from the server that it has acted upon: without a new one it does not look at its ring.
+    signals: u64,
+    /// It has not seen its ring empty since.
+    is_awake: bool,
+}
+
+/// A server, and the clients of a conversation.
+#[derive(Debug)]
+pub struct Stage {
+    simulation: Simulation,
+    actors: BTreeMap<u16, Actor>,
+    delivery: Delivery,
+    random: u64,
+    console: Vec<String>,
+}
+
+impl Stage {
+    /// A started server with these options.
+    #[must_use]
+    pub fn new(options: &str, delivery: Delivery) -> Self {
+        Self::on(Simulation::start(options), delivery)
+    }
+
+    /// As [`new`](Self::new), in a domain whose memory has an end.
+    #[must_use]
+    pub fn bounded(options: &str, memory: Memory) -> Self {
+        Self::on(Simulation::start_bounded(options, memory), Delivery::Whole)
+    }
+
+    fn on((simulation, client): (Simulation, Client), delivery: Delivery) -> Self {
+        let random = match delivery {
+            Delivery::Whole | Delivery::Updated => 1,
+            Delivery::Cut(seed) => seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+        };
+        let actors = BTreeMap::new();
+        let mut stage = Self { simulation, actors, delivery, random, console: Vec::new() };
+        stage.enter(0, client);
+        stage
+    }
+
+    /// The server in its world.
+    pub fn simulation(&mut self) -> &mut Simulation {
+        &mut self.simulation
+    }
+
+    /// What has come for a domain and was not looked at yet.
+    pub fn waiting(&self, domid: u16) -> impl Iterator<Item = &Message> {
+        self.actors.get(&domid).into_iter().flat_map(|actor| &actor.messages)
+    }
+
+    /// Everything ends.
+    ///
+    /// # Errors
+    /// As [`Simulation::end`].
+    pub fn leave(self) -> Result<(), String> {
+        self.simulation.end()
+    }
+
+    fn enter(&mut self, domid: u16, client: Client) {
+        let messages = VecDeque::new();
+        let actor = Actor { client, messages, reads: true, signals: 0, is_awake: true };
+        self.actors.insert(domid, actor);
+    }
+
+    fn actor(&mut self, domid: u16) -> Result<&mut Actor, Stop> {
+        self.actors.get_mut(&domid).ok_or_else(|| "no such client".into())
+    }
+
+    /// A piece's length, from 1 on.
+    fn piece(&mut self) -> usize {
+        match self.delivery {
+            Delivery::Whole | Delivery::Updated => usize::MAX,
+            Delivery::Cut(_) => {
+                self.random ^= self.random << 13;
+                self.random ^= self.random >> 7;
+                self.random ^= self.random << 17;
+                1 + usize::try_from(self.random % 37).unwrap_or(0)
+            }
+        }
+    }
+
+    /// Gets bytes into a ring, in pieces.
+    fn write(&mut self, domid: u16, bytes: &[u8], runs: bool) -> Outcome {
+        let mut rest = bytes;
+        let mut stuck = 0;
+        while !rest.is_empty() {
+            let piece = self.piece().min(rest.len());
+            let actor = self.actors.get_mut(&domid).ok_or("no such client")?;
+            let before = actor.client.page().word(Word::ReqCons);
+            let signals = self.simulation.world.signals(DomId(domid));
+            let written = actor.client.write(&rest[..piece]);
+            rest = &rest[written..];
+            if runs {
+                let _ = self.simulation.settle();
+            }
+            let was_taken = actor.client.page().word(Word::ReqCons) != before;
+            if was_taken && signals == self.simulation.world.signals(DomId(domid)) {
+                return Err("a client that waits for room was not signalled".into());
+            }
+            if written == 0 {
+                if !runs {
+                    return Err("the ring is full".into());
+                }
+                self.read_all();
+                stuck += 1;
+                if stuck > 3 {
+                    let left = rest.len();
+                    return Err(format!("the server does not read: {left} bytes left").into());
+                }
+            }
+        }
+        if runs {
+            self.run();
+        }
+        Ok(())
+    }
+
+    fn run(&mut self) {
+        let _ = self.simulation.settle();
+        self.read_all();
+    }
+
+    /// A line is over.
+    fn update(&mut self) -> Outcome {
+        match self.delivery {
+            Delivery::Whole | Delivery::Cut(_) => Ok(()),
+            // Where a conversation takes the memory away, it fails, and nobody must notice that either.
+            Delivery::Updated => match self.simulation.hand_over() {
+                Err(why) if !why.contains("memory") => Err(why.into()),
+                Ok(()) | Err(_) => Ok(()),
+            },
+        }
+    }
+
+    /// Lets every client that reads do so until nothing comes any more.
+    fn read_all(&mut self) {
+        let domids = self.actors.keys().copied().collect::<Vec<_>>();
+        loop {
+            let mut any = 0;
+            for domid in &domids {
+                let piece = self.piece();
+                let Some(actor) = self.actors.get_mut(domid).filter(|actor| actor.reads) else {
+                    continue;
+                };
+                let signals = self.simulation.world.signals(DomId(*domid));
+                actor.is_awake |= core::mem::replace(&mut actor.signals, signals) != signals;
+                if !actor.is_awake {
+                    continue;
+                }
+                let read = actor.client.read(piece);
+                actor.is_awake = read > 0;
+                any += read;
+                let got = core::iter::from_fn(|| actor.client.next_message());
+                let got = got.map(|m| Message { header: m.header, payload: m.payload });
+                actor.messages.extend(got);
+            }
+            let _ = self.simulation.settle();
+            if any == 0 {
+                break;
+            }
+        }
+    }
+}
+
+impl transcript::Stage for Stage {
+    fn send(&mut self, domid: u16, bytes: &[u8], runs: bool) -> Outcome {
+        self.write(domid, bytes, runs)?;
+        self.update()
+    }
+
+    fn receive(&mut self, domid: u16, _: Patience) -> Result<Option<Message>, Stop> {
+        Ok(self.actor(domid)?.messages.pop_front())
+    }
+
+    fn word(&mut self, domid: u16, word: Word) -> Result<u32, Stop> {
+        Ok(self.simulation.world.page(DomId(domid)).word(word))
+    }
+
+    fn set_word(&mut self, domid: u16, word: Word, value: u32) -> Outcome {
+        self.simulation.world.page(DomId(domid)).set_word(word, value);
+        Ok(())
+    }
+
+    fn introduction(&mut self, domid: u16) -> Result<(u64, u32), Stop> {
+        Ok((1, self.simulation.world.offer(DomId(domid))))
+    }
+
+    fn own_domid(&mut self) -> Result<u16, Stop> {
+        Ok(self.simulation.world.own_domid().0)
+    }
+
+    fn change(&mut self, words: &[&str]) -> Outcome {
+        let world = self.simulation.world.clone();
+        let number = |index: usize| -> Result<u64, Stop> {
+            let word = words.get(index).ok_or("an argument is missing")?;
+            word.parse().map_err(|_| format!("{word} is no number").into())
+        };
+        let domid = |index| number(index).map(|n| u16::try_from(n).unwrap_or(u16::MAX));
+        match words[0] {
+            "domain" => {
+                world.create(DomId(domid(1)?));
+                let client = self.simulation.client(DomId(domid(1)?));
+                self.enter(domid(1)?, client);
+            }
+            "shutdown" => world.set_shutdown(DomId(domid(1)?), true),
+            "unshutdown" => world.set_shutdown(DomId(domid(1)?), false),
+            "destroy" => {
+                world.destroy(DomId(domid(1)?));
+                self.actors.remove(&domid(1)?);
+            }
+            "replace" => {
+                world.destroy(DomId(domid(1)?));
+                self.actors.remove(&domid(1)?);
+                return self.change(&["domain", words[1]]);
+            }
+            "revoke" => world.set_granted(DomId(domid(1)?), false),
+            "grant" => world.set_granted(DomId(domid(1)?), true),
+            "sleep" => self.simulation.sleep(number(1)?),
+            "memory" => world.set_heap_free(usize::try_from(number(1)?).unwrap_or(usize::MAX)),
+            "old-xen" => world.set_tells_changes(false),
+            "mute-xen" => {
+                world.set_tells_states(false);
+                world.set_shows_ends(words.get(1) == Some(&"ends"));
+            }
+            "rename" => world.set_handle(DomId(domid(1)?), [0xaa; 16]),
+            "ran" => world.set_cpu_time(DomId(domid(1)?), number(2)?),
+            "signal" => world.signal(DomId(domid(1)?)),
+            "firmware" => {
+                world.page(DomId(domid(1)?)).firmware_reset();
+                return Ok(());
+            }
+            "read" | "unread" => {
+                let actor = self.actor(domid(1)?)?;
+                actor.reads = words[0] == "read";
+                actor.is_awake |= actor.reads;
+            }
+            "region" => world.set_region_max(usize::try_from(number(1)?).unwrap_or(usize::MAX)),
+            "update" => self.simulation.hand_over()?,
+            "failing-update" => self.simulation.fail_to_hand_over()?,
+            // In this world it is always so.
+            "go" | "still" | "fresh" => {}
+            _ => return Err("what?".into()),
+        }
+        self.run();
+        self.update()
+    }
+
+    fn printed(&mut self, text: &str) -> Result<Option<bool>, Stop> {
+        self.console.extend(self.simulation.world.take_console());
+        let found = self.console.iter().any(|line| line.contains(text));
+        let got = core::mem::take(&mut self.console).join("\n    ");
+        if found { Ok(Some(true)) } else { Err(format!("got {got}").into()) }
+    }
+
+    fn end(&mut self) -> Outcome {
+        self.run();
+        for (domid, actor) in &self.actors {
+            if !actor.messages.is_empty() {
+                return Err(format!("at the end domain {domid} has got a message").into());
+            }
+            if actor.reads && actor.client.is_amid_message() {
+                return Err(format!("at the end domain {domid} has got a part of one").into());
+            }
+        }
+        Ok(self.simulation.check()?)
+    }
+}
