@@ -97,7 +97,8 @@ impl Share {
             return true;
         };
         let minimum = minimum(heap.limit, connections);
-        let after = held.saturating_add(bytes);
+        // What every request needs for a moment is no part of what it makes the server hold.
+        let after = held.saturating_add(bytes.saturating_sub(REQUEST));
         let kept = floor.saturating_add(minimum.saturating_mul(connections));
         after <= minimum || after <= heap.free.saturating_sub(kept)
     }

@@ -3,6 +3,15 @@
 //!
 //! It looks at the whole store and is meant for CONTROL `check` and for tests.
 
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::disallowed_methods,
+        clippy::disallowed_types,
+        reason = "for tests: no server calls it for anybody"
+    )
+)]
+
 use super::Store;
 use super::quota::Quota;
 use super::tree::{Found, ROOT, entry_bytes};

@@ -17,6 +17,11 @@
     clippy::indexing_slicing
 )]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+// Memory may be refused: .clippy.toml has the calls that do not say so.
+#![cfg_attr(
+    not(test),
+    deny(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)
+)]
 
 mod check;
 mod deaths;

@@ -18,7 +18,6 @@ use crate::mem::{NIL, NoMemory, TryVec};
 use crate::proto::id::{ConnId, DomId};
 use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream;
-use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 /// What does not fit together, as a sentence.
@@ -73,7 +72,9 @@ pub struct Restoring<'a> {
     fixed: [bool; 3],
     pub(super) newest: u64,
     run: Run,
-    pub(super) unfilled: VecDeque<Unfilled>,
+    /// Transactions, of which so many have all that they touched.
+    pub(super) unfilled: Vec<Unfilled>,
+    pub(super) filled: usize,
 }
 
 impl<'a> Restoring<'a> {
@@ -101,7 +102,8 @@ impl<'a> Restoring<'a> {
             fixed: [false; 3],
             newest: 0,
             run: Run { owner: privileged, nodes: 0, bytes: 0 },
-            unfilled: VecDeque::new(),
+            unfilled: Vec::new(),
+            filled: 0,
         })
     }
 
@@ -406,7 +408,7 @@ impl<'a> Restoring<'a> {
     pub fn finish(mut self, generation: Option<u64>, dropped: u64) -> Result<Store, Refusal> {
         self.run.end(&mut self.store.tree);
         self.complete()?;
-        if !self.unfilled.is_empty() {
+        if self.filled < self.unfilled.len() {
             return Err(Sentence::from("a transaction lacks nodes that it has touched"));
         }
         if self.closed && self.fixed.contains(&false) {

@@ -1,5 +1,14 @@
 //! What a consistency check asks of the transactions.
 
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::disallowed_methods,
+        clippy::disallowed_types,
+        reason = "for tests: no server calls it for anybody"
+    )
+)]
+
 use super::{TRANSACTION_BYTES, Touched, Transactions};
 use crate::mem::NIL;
 use crate::store::tree::Tree;

@@ -1,7 +1,7 @@
 //! Open transactions, put together again.
 
 use super::handover::{Pieces, Refusal};
-use crate::mem::NIL;
+use crate::mem::{NIL, TryVec};
 use crate::proto::handover::FieldReader;
 use crate::proto::id::{ConnId, DomId, TxId};
 use crate::proto::sentence::sentence;
@@ -48,7 +48,8 @@ impl<'a> Restoring<'a> {
             _ => state.last_tx = state.last_tx.max(tx.0),
         }
         tree.domains.take(domid, Quota::Transactions, 1);
-        self.unfilled.push_back(Unfilled { conn, tx, handle, left, pieces: Pieces::default() });
+        let new = Unfilled { conn, tx, handle, left, pieces: Pieces::default() };
+        self.unfilled.try_push(new).map_err(|error| sentence!("{error}"))?;
         Ok(())
     }
 
@@ -65,7 +66,8 @@ impl<'a> Restoring<'a> {
         let refused = |what: &str| {
             Err(sentence!("node {} in a transaction: {what}", node.path.escape_ascii()))
         };
-        let (Some(unfilled), Some(pending)) = (self.unfilled.front_mut(), node.pending) else {
+        let (Some(unfilled), Some(pending)) = (self.unfilled.get_mut(self.filled), node.pending)
+        else {
             return refused("no transaction wants it");
         };
         if (unfilled.conn, unfilled.tx) != (pending.conn, pending.tx) {
@@ -88,7 +90,7 @@ impl<'a> Restoring<'a> {
         };
         let newest = self.newest;
         let Store { tree, transactions, .. } = &mut self.store;
-        let unfilled = self.unfilled.front_mut();
+        let unfilled = self.unfilled.get_mut(self.filled);
         let open = unfilled.and_then(|unfilled| {
             transactions.at(unfilled.handle).map(|open| (open, &mut unfilled.pieces))
         });
@@ -98,7 +100,9 @@ impl<'a> Restoring<'a> {
 
     /// Closes the transactions that have all they touched.
     pub(in crate::store) fn complete(&mut self) -> Result<(), Refusal> {
-        while let Some(Unfilled { conn, handle, left: 0, pieces, .. }) = self.unfilled.front() {
+        while let Some(Unfilled { conn, handle, left: 0, pieces, .. }) =
+            self.unfilled.get(self.filled)
+        {
             let Store { tree, transactions, conns, .. } = &mut self.store;
             if let Some(mut done) = transactions.at(*handle) {
                 if self.closed {
@@ -111,7 +115,7 @@ impl<'a> Restoring<'a> {
                     tree.domains.take(conn.party.domid, Quota::Memory, bytes);
                 }
             }
-            self.unfilled.pop_front();
+            self.filled = self.filled.saturating_add(1);
         }
         Ok(())
     }
