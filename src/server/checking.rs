@@ -1,6 +1,7 @@
 //! CONTROL `check`: in turns, with others in between, and with no memory but that of its reply.
 
 use super::Server;
+use super::connection::Busy;
 use super::control::{Text, text};
 use super::dispatch::{Answer, Asker, Reply};
 use super::platform::Platform;
@@ -31,6 +32,10 @@ impl<P: Platform> Server<P> {
         let requester = Requester { conn: asker.id, req_id: asker.req_id, tx: asker.tx };
         let (at, found) = (Inspection::START, 0);
         self.checking = Some(Checking { requester, at, text: Text::new()?, found });
+        // Replies keep the order of their requests, so the next one is not read before.
+        if let Some(connection) = self.connections.get_mut(asker.id) {
+            connection.busy = Some(Busy::Check);
+        }
         Ok(Reply::Later)
     }
 
@@ -56,7 +61,13 @@ impl<P: Platform> Server<P> {
             findings.text.line(format_args!("and {more} more"));
         }
         let answer = if findings.found == 0 { Ok(Reply::Done) } else { findings.text.reply() };
-        self.answer_requester(checking.requester, answer);
+        let asker = self.connections.get_mut(checking.requester.conn);
+        // Whoever has started over since does not wait for it any more.
+        if asker
+            .is_some_and(|asker| asker.busy.take_if(|busy| matches!(busy, Busy::Check)).is_some())
+        {
+            self.answer_requester(checking.requester, answer);
+        }
     }
 
     /// Ends a check at once, since nothing that goes on is handed over.

@@ -72,6 +72,8 @@ pub(super) enum Busy {
     Reply { header: Header, answer: Result<(), XsError>, asked: Option<Asked> },
     /// The ring is emptied, and the domain may start over.
     StartOver,
+    /// The end of the check that it has asked for.
+    Check,
 }
 
 /// Why an event was not delivered.

@@ -404,6 +404,8 @@ impl<P: Platform> Server<P> {
         let asked = match busy {
             Busy::Reply { asked, .. } => asked,
             Busy::StartOver => None,
+            // Its turns are the server's; its end marks the connection ready.
+            Busy::Check => return Progress::More,
         };
         let (store, budget, mut mail) = self.mail(asked);
         let progress = store.go_on(id, budget, &mut mail);
@@ -420,6 +422,7 @@ impl<P: Platform> Server<P> {
                 self.queue_answer(id, header, answer.map(|()| Reply::Done), asked);
             }
             Busy::StartOver => self.empty_ring(id),
+            Busy::Check => {}
         }
         Progress::Done
     }
@@ -435,6 +438,7 @@ impl<P: Platform> Server<P> {
             while self.store.has_deaths() || !self.trash.is_empty() {
                 self.bury();
             }
+            self.finish_check();
             let mut next = self.connections.first(List::All);
             while let Some(id) = next {
                 next = self.connections.next(List::All, id);

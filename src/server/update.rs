@@ -366,7 +366,6 @@ impl<P: Platform> Server<P> {
         self.passage = Some(passage);
         // Nothing that goes on in later turns is handed over.
         self.finish_work();
-        self.finish_check();
         let mut next = self.connections.first(List::All);
         while let Some(id) = next {
             next = self.connections.next(List::All, id);
