@@ -13,6 +13,7 @@ use xenstore_stubdom::proto::handover::Digest;
 use xenstore_stubdom::proto::ring::Word;
 use xenstore_stubdom::proto::stream::{DepthLayout, Version};
 use xenstore_stubdom::proto::wire::Kind;
+use xenstore_stubdom::sim::host::Host;
 use xenstore_stubdom::sim::stage::Stage;
 use xenstore_stubdom::sim::{Memory, swarm};
 use xenstore_stubdom::transcript::{self, Conversation, Message, Patience, Stop};
@@ -227,4 +228,49 @@ fn swarms_hold_when_a_block_is_refused() {
         }
     }
     assert!(refused > 100, "only {refused} refusals came");
+}
+
+/// A live update either succeeds or says that memory is what lacks, whichever block is refused: the successor's first as
+/// well as the last of what it restores. Then the old server goes on.
+#[test]
+fn every_block_of_a_live_update_may_be_refused() {
+    let memory = Memory::new(PAGES.0, PAGES.1);
+    let mut host = Host::start_bounded("", memory.clone());
+    let mut guest = host.guest(7, 3).unwrap();
+    for (kind, payload) in [
+        (Kind::Write, "data/long\0a value that is too long for its node, so it has a block"),
+        (Kind::SetPerms, "data/long\0n7\0r0\0b9\0"),
+        (Kind::Watch, "data/watched/below\0token\0"),
+    ] {
+        host.ask_as(&mut guest, 0, kind, payload).unwrap();
+    }
+    let tx = host.begin_as(&mut guest).unwrap();
+    for (kind, payload) in [
+        (Kind::Write, "data/made/below\0another value that is too long for its node"),
+        (Kind::SetPerms, "data/long\0n7\0w0\0"),
+        (Kind::Rm, "data/long\0"),
+    ] {
+        host.ask_as(&mut guest, tx, kind, payload).unwrap();
+    }
+    let (mut failed, mut n) = (0_u64, 1);
+    loop {
+        memory.fail_nth(n);
+        let result = host.simulation.hand_over();
+        let is_over = memory.is_failure_pending();
+        memory.fail_nth(0);
+        if let Err(why) = &result {
+            assert!(why.contains("memory"), "block {n}: {why}");
+            failed += 1;
+        }
+        host.simulation.check().unwrap_or_else(|what| panic!("block {n}: {what}"));
+        if is_over {
+            assert_eq!(result, Ok(()));
+            break;
+        }
+        n += 1;
+    }
+    assert!(failed > 20, "{failed} of {n}");
+    assert_eq!(host.ask_as(&mut guest, tx, Kind::TransactionEnd, "T\0"), Ok(b"OK\0".to_vec()));
+    drop(guest);
+    host.end().unwrap();
 }

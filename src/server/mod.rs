@@ -59,7 +59,7 @@ mod update;
 pub use schedule::Pass;
 pub use update::Offer;
 
-use crate::mem::{Budget, Map, NoMemory};
+use crate::mem::{Budget, Map, NoMemory, TryVec};
 use crate::proto::id::{ConnId, DomId, EvtchnPort};
 use crate::store::Store;
 use accounts::{Asked, Causes};
@@ -182,7 +182,7 @@ impl<P: Platform> Server<P> {
     /// A server that has not started: it knows its command line and has an initial store.
     pub fn new(mut platform: P, command_line: &str) -> Self {
         let (existing, control) = start::find_existing(&mut platform);
-        let mut server = Self::blank(platform, command_line);
+        let mut server = at_the_start(Self::blank(platform, command_line));
         server.existing = existing;
         server.privileged = server.options.privileged.or(control).unwrap_or(DomId(0));
         let seed = server.platform.hash_seed();
@@ -193,7 +193,10 @@ impl<P: Platform> Server<P> {
     }
 
     /// A server with nothing but its command line.
-    fn blank(mut platform: P, command_line: &str) -> Self {
+    ///
+    /// # Errors
+    /// There is no memory, which for a successor on trial is no wonder.
+    fn blank(mut platform: P, command_line: &str) -> Result<Self, NoMemory> {
         let options = Options::parse(command_line);
         for complaint in &options.complaints {
             platform.log(format_args!("command line: {complaint}"));
@@ -201,15 +204,17 @@ impl<P: Platform> Server<P> {
         let (seed, now_ms) = (platform.hash_seed(), platform.now_ms());
         let own_domid = platform.own_domid();
         let privileged = options.privileged.unwrap_or(DomId(0));
-        Self {
+        let mut words = Vec::new();
+        words.try_extend(command_line.as_bytes())?;
+        Ok(Self {
             platform,
-            store: at_the_start(Store::new(seed, privileged, options.quotas)),
+            store: Store::new(seed, privileged, options.quotas)?,
             options,
             privileged,
             own_domid,
             existing: Vec::new(),
             connections: Connections::new(seed),
-            messages: at_the_start(Messages::new(seed)),
+            messages: Messages::new(seed)?,
             trash: Done::NONE,
             ports: Map::new(seed),
             domains: ByDomid::new(),
@@ -238,14 +243,14 @@ impl<P: Platform> Server<P> {
             next_drop_line_ms: now_ms,
             line_budgets: [LineBudget::default(); Repeated::COUNT],
             switches: Switches::default(),
-            command_line: Text::from(command_line),
+            command_line: Text::from_utf8(words).unwrap_or_default(),
             upload: None,
             dump: None,
             last_dump: 0,
             checking: None,
             said: Vec::new(),
             passage: None,
-        }
+        })
     }
 
     /// Connects the domains that wait for the server and lets them start. Call this once, before the

@@ -129,7 +129,7 @@ impl<P: Platform> Server<P> {
         private: &[u8],
         tail: &mut S,
     ) -> Result<Self, Sentence> {
-        let mut server = Self::blank(platform, command_line);
+        let mut server = Self::blank(platform, command_line)?;
         match server.fill(stream, private, tail) {
             Ok(()) => Ok(server),
             Err(why) => {

@@ -61,7 +61,7 @@ impl<P: Platform> Server<P> {
             written.map_err(|error| sentence!("the state was not written: {error}"))?;
         let private = self.write_private(handover, &mut FieldWriter(sink));
         private.and_then(|()| sink.flush()).map_err(|OutOfRoom| {
-            Sentence::from("the state was not written: no room for the private part")
+            Sentence::from("the state was not written: no memory for the private part")
         })?;
         Ok(stream_len)
     }

@@ -201,9 +201,7 @@ impl Restoring<'_> {
             if entries.clone().any(|raw| entry(raw).is_none()) {
                 return Err(Sentence::from("a permission has none of the letters n, r, w, b"));
             }
-            if !self.replace_list(entries.filter_map(entry)) {
-                return Err(Sentence::from("permissions name a domain that is not known"));
-            }
+            self.replace_list(entries.filter_map(entry))?;
         }
         self.use_list();
         Ok(())

@@ -15,6 +15,7 @@ use super::transaction::{TOUCH_COST, Unfilled};
 use super::tree::{Found, Place, ROOT, Tree, node_bytes};
 use super::watch::{Watches, watch_bytes};
 use crate::mem::{NIL, NoMemory, TryVec};
+use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, DomId};
 use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream;
@@ -25,6 +26,40 @@ type Refusal = Sentence;
 
 fn no_memory(_: NoMemory) -> Refusal {
     sentence!("{NoMemory}")
+}
+
+/// Why permissions are not taken over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Unfit {
+    /// They name a domain that is not known.
+    Stranger,
+    /// There is no memory.
+    NoMemory,
+}
+
+impl Unfit {
+    /// The same for the permissions of a node.
+    pub(super) fn of_a_node(self) -> &'static str {
+        match self {
+            Self::Stranger => "its permissions name a domain that is not known",
+            Self::NoMemory => "no memory is left",
+        }
+    }
+}
+
+impl From<NoMemory> for Unfit {
+    fn from(_: NoMemory) -> Self {
+        Self::NoMemory
+    }
+}
+
+impl From<Unfit> for Sentence {
+    fn from(unfit: Unfit) -> Self {
+        Self::from(match unfit {
+            Unfit::Stranger => "permissions name a domain that is not known",
+            Unfit::NoMemory => "no memory is left",
+        })
+    }
 }
 
 /// Nodes in a row that have the same owner, whose account does not have them yet.
@@ -196,7 +231,12 @@ impl<'a> Restoring<'a> {
         let party =
             store.party(conn).ok_or_else(|| sentence!("a watch of no connection ({})", conn.0))?;
         let path = Path::of_any_length(Vec::new(), watch.path, Names::OrSpecial, party.domid)
-            .map_err(|_| sentence!("a watch of domain {} on no path", party.domid))?;
+            .map_err(|error| {
+                if error == XsError::ENOMEM {
+                    return Sentence::from(NoMemory);
+                }
+                sentence!("a watch of domain {} on no path", party.domid)
+            })?;
         if store.watches.find(&store.tree, conn, path.bytes(), watch.token).is_some() {
             return Err(sentence!("a watch of domain {} is there twice", party.domid));
         }
@@ -219,15 +259,13 @@ impl<'a> Restoring<'a> {
         node: &stream::Node<'a>,
         generation: Option<u64>,
     ) -> Result<(), Refusal> {
-        let placed = if self.take_list(node.perms) {
+        let placed = self.take_list(node.perms).map_err(Unfit::of_a_node).and_then(|()| {
             let placed = self.place(node, generation);
             if placed.is_err() {
                 self.uses = self.uses.saturating_sub(1);
             }
             placed
-        } else {
-            Err("its permissions name a domain that is not known")
-        };
+        });
         placed.map_err(|what| sentence!("node {}: {what}", node.path.escape_ascii()))
     }
 
@@ -334,15 +372,17 @@ impl<'a> Restoring<'a> {
         Ok(name_handle.map(|name_handle| Place { parent, name, name_handle }))
     }
 
-    /// Makes `list` the handle of these permissions, and gives the caller a use of it. `false` if they name
-    /// somebody whom they cannot.
+    /// Makes `list` the handle of these permissions, and gives the caller a use of it.
+    ///
+    /// # Errors
+    /// They name somebody whom they cannot, or there is no memory.
     #[inline]
-    pub(super) fn take_list(&mut self, perms: stream::Perms<'a>) -> bool {
-        let fine = perms.is_written_as(&self.perms) || self.read_list(perms);
-        if fine {
-            self.uses = self.uses.saturating_add(1);
+    pub(super) fn take_list(&mut self, perms: stream::Perms<'a>) -> Result<(), Unfit> {
+        if !perms.is_written_as(&self.perms) {
+            self.read_list(perms)?;
         }
-        fine
+        self.uses = self.uses.saturating_add(1);
+        Ok(())
     }
 
     /// Counts the uses of `list` that were given away since the last time.
@@ -352,17 +392,14 @@ impl<'a> Restoring<'a> {
     }
 
     /// The same, for permissions that are not those of the node before; without a use for the caller.
-    fn read_list(&mut self, perms: stream::Perms<'a>) -> bool {
+    fn read_list(&mut self, perms: stream::Perms<'a>) -> Result<(), Unfit> {
         self.count_uses();
         self.perms = stream::Perms::NONE;
         if self.entries.is_empty() || !perms.is(&self.entries) {
-            let replaced = self.replace_list(perms.iter());
-            if !replaced {
-                return false;
-            }
+            self.replace_list(perms.iter())?;
         }
         self.perms = perms;
-        true
+        Ok(())
     }
 
     /// One more node has the permissions `list`.
@@ -371,33 +408,40 @@ impl<'a> Restoring<'a> {
         self.uses = self.uses.saturating_add(1);
     }
 
-    /// Makes `list` the handle of these permissions. `false` if they name somebody whom they cannot.
-    pub(super) fn replace_list(&mut self, entries: impl Iterator<Item = Entry>) -> bool {
+    /// Makes `list` the handle of these permissions.
+    ///
+    /// # Errors
+    /// They name somebody whom they cannot, or there is no memory.
+    pub(super) fn replace_list(
+        &mut self,
+        entries: impl Iterator<Item = Entry>,
+    ) -> Result<(), Unfit> {
         self.count_uses();
+        self.store.tree.release_list(core::mem::replace(&mut self.list, NIL));
+        let replaced = self.intern_entries(entries);
+        match replaced {
+            Ok(list) => self.list = list,
+            // They are not those of `list`.
+            Err(_) => self.entries.clear(),
+        }
+        replaced.map(|_| ())
+    }
+
+    fn intern_entries(&mut self, entries: impl Iterator<Item = Entry>) -> Result<u32, Unfit> {
         let tree = &mut self.store.tree;
         self.entries.clear();
         for entry in entries {
-            if self.entries.try_push(entry).is_err() {
-                return false;
+            self.entries.try_push(entry)?;
+        }
+        for entry in self.entries.iter().filter(|entry| !entry.stale) {
+            if entry.domid != DomId::ANY && tree.domains.get(entry.domid).is_none() {
+                if self.closed || !entry.domid.is_ordinary() {
+                    return Err(Unfit::Stranger);
+                }
+                tree.domains.learn(entry.domid)?;
             }
         }
-        tree.release_list(core::mem::replace(&mut self.list, NIL));
-        let mut fine = true;
-        for entry in self.entries.iter().filter(|entry| !entry.stale) {
-            let known = entry.domid == DomId::ANY || tree.domains.get(entry.domid).is_some();
-            let learns = !self.closed && entry.domid.is_ordinary();
-            fine &= known || learns && tree.domains.learn(entry.domid).is_ok();
-        }
-        match tree.intern(&self.entries) {
-            Ok(list) if fine => self.list = list,
-            Ok(list) => tree.release_list(list),
-            Err(NoMemory) => fine = false,
-        }
-        if !fine {
-            // They are not those of `list`.
-            self.entries.clear();
-        }
-        fine
+        Ok(tree.intern(&self.entries)?)
     }
 
     /// The store. `generation` is the latest one given out, `None` if they were new, and `dropped` the number of

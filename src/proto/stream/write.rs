@@ -153,7 +153,7 @@ impl From<OutOfRoom> for WriteError {
 impl fmt::Display for WriteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::OutOfRoom => write!(f, "no room for the rest of the stream"),
+            Self::OutOfRoom => write!(f, "no memory for the rest of the stream"),
             Self::TooLong(kind) => write!(f, "something is too long for {kind}"),
             Self::Unreadable(kind) => write!(f, "{kind} would not be readable"),
         }

@@ -2,6 +2,7 @@
 
 use super::handover::{Pieces, Refusal};
 use crate::mem::{NIL, TryVec};
+use crate::proto::error::XsError;
 use crate::proto::handover::FieldReader;
 use crate::proto::id::{ConnId, DomId, TxId};
 use crate::proto::sentence::sentence;
@@ -75,18 +76,19 @@ impl<'a> Restoring<'a> {
         }
         unfilled.left = unfilled.left.saturating_sub(1);
         // Whatever else was touched was spelled by `Path`.
-        if Path::of_any_length(Vec::new(), node.path, Names::OrSpecial, DomId(0)).is_err()
-            || !matches!(node.path.first(), Some(b'/' | b'@'))
-        {
-            return refused("this is no path");
+        match Path::of_any_length(Vec::new(), node.path, Names::OrSpecial, DomId(0)) {
+            Ok(_) if matches!(node.path.first(), Some(b'/' | b'@')) => {}
+            Err(XsError::ENOMEM) => return refused("no memory is left"),
+            Ok(_) | Err(_) => return refused("this is no path"),
         }
         let list = if node.perms.is_empty() {
             NIL
-        } else if self.take_list(node.perms) {
+        } else {
+            if let Err(unfit) = self.take_list(node.perms) {
+                return refused(unfit.of_a_node());
+            }
             self.count_uses();
             self.list
-        } else {
-            return refused("its permissions name a domain that is not known");
         };
         let newest = self.newest;
         let Store { tree, transactions, .. } = &mut self.store;
