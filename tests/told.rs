@@ -202,6 +202,7 @@ fn the_columns_are_what_the_manual_says() {
     let mut missing = String::new();
     let values = ask(&mut simulation, &mut dom0, Kind::Control, "stats\0--values\0")
         + &ask(&mut simulation, &mut dom0, Kind::Control, "memreport\0--values\0");
+    assert!(values.contains("format=1\n") && values.contains("\nunfinished_requests="), "{values}");
     for line in values.split(['\n', '\0']) {
         let Some((key, value)) = line.split_once('=') else { continue };
         let columns = if key == "columns" { value } else { "" };

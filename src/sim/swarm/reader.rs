@@ -216,6 +216,12 @@ impl Run {
         let name = format!("{number:n>length$}");
         let tx = self.actors[actor].tx.map_or(0, |(tx, _)| tx);
         let makes = self.random.below(10) < 6;
+        // What is removed is mostly there: only that moves the others in the list.
+        let there = self.random.index(self.now().len().max(1));
+        let there = self.now().iter().nth(there).filter(|_| !makes).copied();
+        let there = there.and_then(|there| self.names.iter().find(|(_, each)| **each == there));
+        let there = there.map(|(name, _)| String::from_utf8_lossy(name).into_owned());
+        let name = if self.random.one_in(5) { name } else { there.unwrap_or(name) };
         let path = format!("{LIST}/{name}");
         let fits = path.len() <= PATH_MAX;
         let kind = if makes { Kind::Write } else { Kind::Rm };
@@ -300,10 +306,15 @@ impl Run {
         let mut got = Names::new();
         for name in listing.bytes.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
             let Some(number) = self.names.get(name) else {
-                return Err(format!("a list has {}, which never was", name.escape_ascii()));
+                let (len, end) =
+                    (name.len(), name.get(name.len().saturating_sub(12)..).unwrap_or(name));
+                return Err(format!(
+                    "a list has a name of {len} bytes that never was: ...{}",
+                    end.escape_ascii()
+                ));
             };
             if !got.insert(*number) {
-                return Err(format!("a list has {} twice", name.escape_ascii()));
+                return Err(format!("a list has a name of {} bytes twice", name.len()));
             }
         }
         let changes = &self.actors[actor].changes;
