@@ -123,6 +123,10 @@ impl Store {
                 transactions = transactions.saturating_add(1);
                 bytes = bytes.saturating_add(tx.bytes);
             }
+            // Those that are over are not counted any more, but hold memory until they have come to their end.
+            for (_, tx) in self.transactions.of(state.ending) {
+                bytes = bytes.saturating_add(tx.bytes);
+            }
         }
         budget.spend(WATCH_WORK.saturating_mul(watches as u64));
         let mut expect = |what: Quota, real: usize| {

@@ -215,6 +215,18 @@ fn a_check_in_slices_finds_what_is_wrong() {
 }
 
 #[test]
+fn a_check_in_slices_knows_of_transactions_that_end() {
+    let mut w = World::new();
+    let t = w.start(A);
+    for n in 0..20 {
+        w.write(A, t, &format!("x/{n}"), "in a transaction").unwrap();
+    }
+    let end = w.store.end_transaction(A, TxId(t), false, &mut Budget::new(1), &mut Nobody);
+    assert_eq!(end, Ok(Progress::More));
+    assert_eq!(inspected(&w.store), [""; 0]);
+}
+
+#[test]
 fn values_and_directories() {
     let mut w = World::new();
     w.write(DOM0, 0, "/a/b/c", "1").unwrap();
