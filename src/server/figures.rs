@@ -22,7 +22,7 @@ use crate::proto::ring::RingPage;
 use crate::proto::stream::{OutOfRoom, Sink};
 use crate::proto::wire::PAYLOAD_MAX;
 use crate::store::Store;
-use crate::store::quota::Quota;
+use crate::store::quota::{Quota, Quotas};
 use core::fmt::{self, Display, Formatter, Write};
 
 /// The word that asks for this form.
@@ -30,6 +30,9 @@ pub(super) const VALUES: &[u8] = b"--values";
 
 /// The version of this form. It changes if a reader of before would misunderstand what it reads.
 const FORMAT: u32 = 1;
+
+/// Rows in an answer, so that it takes no more than a turn: some 1,500 instructions each (docs/administration.md).
+const ROWS_MAX: usize = 50;
 
 /// Room that the rows leave for the last line.
 const LAST_LINE: usize = 16;
@@ -100,56 +103,89 @@ pub(super) struct Listed<'a, P: Platform> {
     pub(super) connection: Option<&'a Connection<P::Ring>>,
 }
 
-/// A row: the cells that the columns name, without those that are empty at its end.
-struct Row<'a, R> {
-    domid: DomId,
-    connection: Option<&'a Connection<R>>,
-    store: &'a Store,
-}
+/// The most that a row takes: a dozen and a half numbers.
+type Line = heapless::String<400>;
 
-impl<R: RingPage> Row<'_, R> {
-    /// How much a domain uses of something, and its limit if that is not the initial one.
-    fn usage(&self, quota: Quota) -> (u64, Option<u64>) {
-        let used = self.store.usage(self.domid, quota).map_or(0, |(used, _)| used);
-        let limit = self.store.quota(Some(self.domid), quota);
-        let own = limit.filter(|limit| Some(*limit) != self.store.quota(None, quota));
-        (u64::from(used), own.map(u64::from))
-    }
-}
-
-impl<R: RingPage> Display for Row<'_, R> {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let state = match self.connection.map(state) {
-            Some("connected") => "",
-            Some(other) => other,
-            None => "absent",
-        };
-        write!(f, "row={},{state}", self.domid)?;
-        let (figures, refused, waiting) = self
-            .connection
-            .map_or_else(Default::default, |c| (c.figures, c.told.refused, c.queue.len() as u64));
-        let [nodes, watches, transactions, outstanding, memory] =
-            [Quota::Nodes, Quota::Watches, Quota::Transactions, Quota::Outstanding, Quota::Memory]
-                .map(|quota| self.usage(quota));
-        let stock = [nodes, watches, transactions, outstanding, memory];
-        let cells = [figures.requests, figures.events, figures.dropped_events, refused, waiting]
-            .into_iter()
-            .chain(stock.map(|(used, _)| used))
-            .chain([figures.bytes_in, figures.bytes_out])
-            .map(|number| Some(number).filter(|number| *number != 0));
-        let limits = stock.map(|(_, limit)| limit);
-        let mut commas = 0_usize;
-        for cell in cells.chain(limits) {
-            commas = commas.saturating_add(1);
-            let Some(number) = cell else { continue };
-            for _ in 0..core::mem::take(&mut commas) {
-                f.write_char(',')?;
-            }
-            write!(f, "{number}")?;
+/// Appends a number.
+fn decimal(line: &mut Line, number: u64) -> fmt::Result {
+    let mut digits = [0; 20];
+    let mut first = digits.len();
+    let mut rest = number;
+    for (at, digit) in digits.iter_mut().enumerate().rev() {
+        *digit = b'0'.wrapping_add(u8::try_from(rest.wrapping_rem(10)).unwrap_or(0));
+        first = at;
+        rest = rest.wrapping_div(10);
+        if rest == 0 {
+            break;
         }
-        Ok(())
     }
+    let text = digits.get(first..).and_then(|digits| core::str::from_utf8(digits).ok());
+    line.write_str(text.unwrap_or("0"))
 }
+
+/// Writes a row: the cells that the columns name, without those that are empty at its end.
+fn write_row<R: RingPage>(
+    line: &mut Line,
+    domid: DomId,
+    connection: Option<&Connection<R>>,
+    store: &Store,
+    initial: &Quotas,
+) -> fmt::Result {
+    line.write_str("row=")?;
+    decimal(line, u64::from(domid.0))?;
+    line.write_char(',')?;
+    line.write_str(match connection.map(state) {
+        Some("connected") => "",
+        Some(other) => other,
+        None => "absent",
+    })?;
+    let (figures, refused, waiting) = connection.map_or_else(Default::default, |connection| {
+        (connection.figures, connection.told.refused, connection.queue.len() as u64)
+    });
+    let accounts = store.accounts(domid);
+    let (limits, _, used) = accounts.unwrap_or((*initial, Quotas::ZERO, Quotas::ZERO));
+    let own = |quota| {
+        let limit = limits.get(quota);
+        // One without a limit where others have one: an empty cell would say that it has theirs.
+        (limit != initial.get(quota)).then_some(u64::from(limit))
+    };
+    let [nodes, watches, transactions, outstanding, memory] = STOCK;
+    let used = |quota| u64::from(used.get(quota));
+    let cells = [
+        Some(figures.requests).filter(|number| *number != 0),
+        Some(figures.events).filter(|number| *number != 0),
+        Some(figures.dropped_events).filter(|number| *number != 0),
+        Some(refused).filter(|number| *number != 0),
+        Some(waiting).filter(|number| *number != 0),
+        Some(used(nodes)).filter(|number| *number != 0),
+        Some(used(watches)).filter(|number| *number != 0),
+        Some(used(transactions)).filter(|number| *number != 0),
+        Some(used(outstanding)).filter(|number| *number != 0),
+        Some(used(memory)).filter(|number| *number != 0),
+        Some(figures.bytes_in).filter(|number| *number != 0),
+        Some(figures.bytes_out).filter(|number| *number != 0),
+        own(nodes),
+        own(watches),
+        own(transactions),
+        own(outstanding),
+        own(memory),
+    ];
+    let mut commas = 0_usize;
+    for cell in cells {
+        commas = commas.saturating_add(1);
+        let Some(number) = cell else { continue };
+        line.write_str(COMMAS.get(..core::mem::take(&mut commas)).unwrap_or(COMMAS))?;
+        decimal(line, number)?;
+    }
+    Ok(())
+}
+
+/// As many commas as there can be side by side.
+const COMMAS: &str = ",,,,,,,,,,,,,,,,,";
+
+/// The quotas of which a row says how much is used.
+const STOCK: [Quota; 5] =
+    [Quota::Nodes, Quota::Watches, Quota::Transactions, Quota::Outstanding, Quota::Memory];
 
 /// How many requests took how long: `BELOW:COUNT`, a bound in microseconds each, `-` for what has none.
 struct Buckets(Latency);
@@ -168,21 +204,6 @@ impl Display for Buckets {
         }
         Ok(())
     }
-}
-
-/// The length of a text.
-fn len(text: &impl Display) -> usize {
-    struct Count(usize);
-    impl Write for Count {
-        fn write_str(&mut self, text: &str) -> fmt::Result {
-            self.0 = self.0.saturating_add(text.len());
-            Ok(())
-        }
-    }
-    let mut count = Count(0);
-    // Counting does not fail.
-    let _ = write!(count, "{text}");
-    count.0
 }
 
 impl<P: Platform> Server<P> {
@@ -204,15 +225,20 @@ impl<P: Platform> Server<P> {
             self.list_stock(&mut text);
         }
         text.line(format_args!("columns={COLUMNS}"));
-        let mut next = Some(from.unwrap_or(DomId(0)));
+        let (mut next, mut rows) = (Some(from.unwrap_or(DomId(0))), 0_usize);
+        let (initial, mut line) = (self.store.initial_quotas(), Line::new());
         while let Some(Listed { domid, connection }) = next.and_then(|from| self.next_listed(from))
         {
-            let row = Row { domid, connection, store: &self.store };
-            if text.len().saturating_add(len(&row)).saturating_add(LAST_LINE) > PAYLOAD_MAX {
+            line.clear();
+            // It has room for all that a row can be.
+            let _ = write_row(&mut line, domid, connection, &self.store, &initial);
+            let end = text.len().saturating_add(line.len()).saturating_add(LAST_LINE);
+            if rows == ROWS_MAX || end > PAYLOAD_MAX {
                 text.line(format_args!("next={domid}"));
                 break;
             }
-            text.line(format_args!("{row}"));
+            text.line(format_args!("{line}"));
+            rows = rows.saturating_add(1);
             next = domid.0.checked_add(1).map(DomId);
         }
         text.reply()
@@ -299,7 +325,12 @@ mod tests {
         let text = format!("{}", Buckets(latency));
         assert!(text.starts_with("1:1,2:0,4:1,8:0,"), "{text}");
         assert!(text.ends_with(",65536:0,-:1"), "{text}");
-        assert_eq!(len(&text), text.len());
+        let mut line = Line::new();
+        for number in [0, 7, 10, 65_535, u64::MAX] {
+            line.clear();
+            decimal(&mut line, number).unwrap();
+            assert_eq!(line.as_str(), format!("{number}"));
+        }
     }
 
     #[test]

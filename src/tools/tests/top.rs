@@ -127,7 +127,7 @@ fn four_thousand_domains_cost_one_control_request_a_look() {
         collector.step(&mut store).unwrap();
         looks += 1;
         assert_eq!(store.controls, looks);
-        assert!(looks < 100, "no end of it");
+        assert!(looks < 120, "no end of it");
     }
     assert_eq!(collector.snapshot.domains.len(), 4001);
     // Names are read once, not with each look.
@@ -139,7 +139,7 @@ fn four_thousand_domains_cost_one_control_request_a_look() {
         store.simulation.world.destroy(xenstore_stubdom::proto::id::DomId(domid));
     }
     store.simulation.settle();
-    for _ in 0..2 * looks {
+    for _ in 0..looks / 4 + 2 {
         let before = collector.snapshot.server.number("now_ms");
         for _ in 0..4 {
             store.simulation.sleep(1000);
