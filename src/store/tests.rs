@@ -227,6 +227,24 @@ fn a_check_in_slices_knows_of_transactions_that_end() {
 }
 
 #[test]
+fn a_check_in_slices_knows_of_domains_that_die() {
+    let mut w = World::new();
+    for n in 0..20 {
+        w.write(A, 0, &format!("x/{n}"), "").unwrap();
+        w.write(DOM0, 0, &format!("/local/domain/1/x/{n}/below"), "").unwrap();
+    }
+    w.store.forget(DomId(1));
+    for n in 0.. {
+        let deaths = w.store.go_on_deaths(&mut Budget::new(1), &mut Nobody);
+        assert_eq!(inspected(&w.store), [""; 0], "after {n} steps");
+        if deaths == Progress::Done {
+            assert!(n > 20, "all at once");
+            break;
+        }
+    }
+}
+
+#[test]
 fn values_and_directories() {
     let mut w = World::new();
     w.write(DOM0, 0, "/a/b/c", "1").unwrap();
