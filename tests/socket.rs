@@ -574,3 +574,22 @@ with pyxs.Client(unix_socket_path=sys.argv[1]) as c:
     output(python.arg("-c").arg(script).arg(server.socket()));
     server.check();
 }
+
+#[test]
+fn who_finds_no_room_waits_and_the_log_says_so() {
+    let server = Server::start("");
+    let mut clients = (0..256).map(|_| server.client()).collect::<Vec<_>>();
+    let deadline = Instant::now() + PATIENCE;
+    while !server.log().contains("256 clients are connected") {
+        assert!(Instant::now() < deadline, "{}", server.log());
+        sleep(Duration::from_millis(2));
+    }
+    let late = spawn({
+        let mut late = server.client();
+        move || late.ask(Kind::GetDomainPath, "7\0")
+    });
+    sleep(Duration::from_millis(50));
+    assert!(!late.is_finished());
+    clients.pop();
+    assert_eq!(late.join().unwrap(), "/local/domain/7\0");
+}

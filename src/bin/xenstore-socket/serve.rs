@@ -10,7 +10,7 @@ use crate::page::Page;
 use alloc::collections::BTreeMap;
 use core::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::net::UnixListener;
 use std::time::Instant;
 use xenstore_stubdom::proto::id::EvtchnPort;
@@ -31,6 +31,8 @@ pub(crate) struct Service {
     clients: BTreeMap<EvtchnPort, Client>,
     /// Until then nobody is accepted.
     paused_until: Option<Instant>,
+    /// It was said that no more are accepted.
+    is_full: bool,
 }
 
 impl Service {
@@ -42,7 +44,15 @@ impl Service {
         let command_line = format!("--event {} {options}", world.new_port().0);
         let mut server = Server::new(Host::new(world.clone()), &command_line);
         server.start();
-        Self { listener, world, server, start, clients: BTreeMap::new(), paused_until: None }
+        Self {
+            listener,
+            world,
+            server,
+            start,
+            clients: BTreeMap::new(),
+            paused_until: None,
+            is_full: false,
+        }
     }
 
     /// Serves until the operating system refuses to go on.
@@ -54,6 +64,7 @@ impl Service {
             }
             // Whoever takes part of what waits for it may be read again.
             self.close_the_closed();
+            self.tell_if_full();
             if let Err(error) = self.wait(deadline_ms) {
                 return error;
             }
@@ -89,6 +100,19 @@ impl Service {
             }
             !client.is_closed
         });
+    }
+
+    /// Says once that who comes now has to wait, until there is room again.
+    fn tell_if_full(&mut self) {
+        let is_full = self.clients.len() >= CLIENTS_MAX;
+        if is_full && !self.is_full {
+            // Nobody may be there to read it.
+            drop(writeln!(
+                io::stderr(),
+                "{CLIENTS_MAX} clients are connected: others wait until one of them leaves"
+            ));
+        }
+        self.is_full = is_full;
     }
 
     /// Sleeps until something happens, and takes what has come.
