@@ -505,4 +505,48 @@ mod tests {
         (0..places).for_each(|_| arena.withdraw());
         assert_eq!((arena.places, arena.promised), (Arena::<u64>::PLACES_U32, 0));
     }
+
+    /// Free places in all chunks, and how many chunks of the lists have some.
+    fn free_places<T>(arena: &Arena<T>) -> u32 {
+        let chunks = arena.pages.iter().flat_map(|page| page.iter()).take(arena.chunks as usize);
+        let slots = chunks.flat_map(|chunk| chunk.slots.iter());
+        slots.filter(|slot| matches!(slot, Slot::Free(_))).count().try_into().unwrap()
+    }
+
+    #[test]
+    fn places_are_counted_whatever_happens() {
+        let mut arena = Arena::<[u64; 60]>::new();
+        let mut handles = Vec::new();
+        let mut random = 1_u64;
+        let mut next = |below: u64| {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) % below
+        };
+        let mut phase = 0;
+        for round in 0..200_000 {
+            if round % 500 == 0 {
+                phase = next(3);
+            }
+            match next(10) {
+                0 => arena.promise().unwrap(),
+                1 if arena.promised > 0 => arena.withdraw(),
+                2 if arena.promised > 0 => handles.push(arena.insert_promised([round; 60])),
+                3..=6 if phase != 1 || next(4) == 0 => {
+                    handles.push(arena.insert([round; 60]).unwrap())
+                }
+                _ if !handles.is_empty() && (phase != 0 || next(4) == 0) => {
+                    let at = usize::try_from(next(handles.len() as u64)).unwrap();
+                    let handle = handles.swap_remove(at);
+                    assert!(arena.remove(handle).is_some(), "round {round}");
+                }
+                _ => {}
+            }
+            assert!(handles.last() != Some(&NIL), "round {round}: no place");
+            assert_eq!(arena.places, free_places(&arena), "round {round}");
+            assert!(arena.places >= arena.promised, "round {round}");
+            assert_eq!(arena.len() as usize, handles.len());
+        }
+    }
 }

@@ -271,6 +271,11 @@ pub(super) unsafe fn refine(
         }
         memory.set_entry(pd, area, table as u64 | PRESENT | WRITE);
     }
+    // `find` has mapped all that there might be. What is left of that is no table: whoever took it for one would write the
+    // entries of later memory into the first frame of its area.
+    for area in memory.populated.div_ceil(ENTRIES)..ENTRIES {
+        memory.set_entry(pd, area, 0);
+    }
     for frame in ENTRIES * ENTRIES..memory.populated {
         if !own.holds(frame) && !memory.absent.contains(frame) {
             memory.map(DIRECT + frame * PAGE_SIZE, frame).ok_or(OUT_OF_FRAMES)?;
