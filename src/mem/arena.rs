@@ -534,7 +534,7 @@ mod tests {
                 1 if arena.promised > 0 => arena.withdraw(),
                 2 if arena.promised > 0 => handles.push(arena.insert_promised([round; 60])),
                 3..=6 if phase != 1 || next(4) == 0 => {
-                    handles.push(arena.insert([round; 60]).unwrap())
+                    handles.push(arena.insert([round; 60]).unwrap());
                 }
                 _ if !handles.is_empty() && (phase != 0 || next(4) == 0) => {
                     let at = usize::try_from(next(handles.len() as u64)).unwrap();
