@@ -49,6 +49,10 @@ use alloc::vec::Vec;
 /// How many passes a server may take over what lies before it. More means that it runs in circles.
 const PASSES_MAX: usize = 100_000;
 
+/// How long a client waits before it looks for room in its ring again, in milliseconds, and how often it does.
+const WAIT_MS: u64 = 500;
+const WAITS_MAX: usize = 120;
+
 /// A server in its world.
 #[derive(Debug)]
 pub struct Simulation {
@@ -123,6 +127,9 @@ impl Simulation {
     }
 
     /// Sends a request, however often the server has to make room for it, and reads everything that comes.
+    ///
+    /// # Panics
+    /// If the server does not take the whole request, however long it has time.
     pub fn ask(
         &mut self,
         client: &mut Client,
@@ -132,9 +139,18 @@ impl Simulation {
     ) -> Vec<Message> {
         let (bytes, _) = client.request(kind.number(), tx_id, payload);
         let mut rest = &bytes[..];
+        let mut waits = 0;
         while !rest.is_empty() {
-            rest = &rest[client.write(rest)..];
-            let _ = self.settle();
+            let written = client.write(rest);
+            rest = &rest[written..];
+            if written == 0 {
+                // A connection that has used up its share of the time is read again later.
+                waits += 1;
+                assert!(waits <= WAITS_MAX, "the server does not read a request to its end");
+                self.sleep(WAIT_MS);
+            } else {
+                let _ = self.settle();
+            }
         }
         self.drain(client)
     }
