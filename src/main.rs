@@ -101,18 +101,34 @@ mod image {
         server.run()
     }
 
-    /// What `--trial-fault` asks for: a test of what happens to an image that is not fit.
+    /// What `--trial-fault` asks for: a test of what happens to an image that is not fit, wherever it fails.
     fn fail_on_purpose(fault: &str) {
         match fault {
             "panic" => provoke(Fault::Panic),
             "page-fault" => provoke(Fault::Null),
-            "hang" => loop {
-                hint::spin_loop();
-            },
+            "overflow" => provoke(Fault::StackOverflow),
+            "hang" => provoke(Fault::Hang),
+            "panic-in-frames" => memory::fail_holding_frames(Fault::Panic),
+            "hang-in-frames" => memory::fail_holding_frames(Fault::Hang),
+            "panic-in-heap" => memory::fail_in_growth(Fault::Panic),
+            "overflow-in-heap" => memory::fail_in_growth(Fault::StackOverflow),
+            "panic-in-log" => console::fail_in_line(Fault::Panic),
+            // Its text fails while it is written.
+            "panic-in-reason" => panic!("{}", Unspeakable),
             "memory" => {
                 hint::black_box(alloc::vec![0_u8; usize::MAX / 4]);
             }
             _ => {}
+        }
+    }
+
+    /// What cannot be told without failing.
+    struct Unspeakable;
+
+    impl core::fmt::Display for Unspeakable {
+        fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+            f.write_str("as far as this")?;
+            panic!("while the reason is written")
         }
     }
 }

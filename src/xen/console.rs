@@ -6,6 +6,7 @@
 
 use super::abi::{console as abi, event_channel};
 use super::shared_page::SharedPage;
+use super::traps::{self, Fault};
 use super::{cpu, hypercall};
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU8, Ordering};
@@ -137,6 +138,12 @@ pub fn try_line(line: fmt::Arguments<'_>) -> bool {
 /// Takes what somebody has typed, as much as fits; says how many bytes.
 pub fn read(into: &mut [u8]) -> usize {
     CONSOLE.try_lock().map_or(0, |mut console| console.ring.as_mut().map_or(0, |r| r.read(into)))
+}
+
+/// Fails in the middle of a line, for a test of the way back.
+pub fn fail_in_line(fault: Fault) -> ! {
+    let _held = CONSOLE.lock();
+    traps::provoke(fault)
 }
 
 /// The port of the PV console.

@@ -34,7 +34,7 @@ use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 use core::ops::RangeInclusive;
 use core::ptr::{NonNull, null_mut};
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 /// First word of the bridge.
 const MAGIC: u64 = u64::from_le_bytes(*b"XSbridge");
@@ -628,38 +628,57 @@ pub(super) unsafe fn find(module: &Occupied) -> Option<Facts> {
     Some(bridge.facts)
 }
 
+/// Whether this image is on its way back. A failure on that way must not begin it again.
+static LEAVING: AtomicBool = AtomicBool::new(false);
+
 /// Goes back to the old image with a reason, if this image is on trial; else returns.
+///
+/// It may be called from anywhere, even where a lock is held and its data are half changed. So it takes no lock and
+/// allocates nothing.
 pub(super) fn abandon_if_on_trial(reason: core::fmt::Arguments<'_>) {
     use core::fmt::Write;
-    struct Reason {
-        bridge: usize,
-        len: usize,
-    }
-    impl Write for Reason {
-        fn write_str(&mut self, text: &str) -> core::fmt::Result {
-            let taken = text.len().min(REASON_MAX - self.len);
-            memory::write_frame(self.bridge, REASON + self.len, &text.as_bytes()[..taken]);
-            self.len += taken;
-            Ok(())
-        }
-    }
     let bridge = TRIAL.load(Ordering::Relaxed);
-    let Ok(frame) = usize::try_from(bridge / PAGE_SIZE as u64) else { return };
     if bridge == 0 {
         return;
     }
-    let mut text = Reason { bridge: frame, len: 0 };
-    // Never fails: what does not fit is dropped.
-    let _ = text.write_fmt(reason);
-    memory::write_frame(frame, REASON_LEN, &(text.len as u64).to_le_bytes());
-    let mut head = [0; 24];
-    if memory::copy_physical(bridge, &mut head) {
-        let back = u64::from_le_bytes(head[16..].try_into().unwrap_or_default());
-        // SAFETY: the old image has put the address of `bridge_back` there; the bridge is mapped at its
-        // physical address for as long as `TRIAL` says so. The old image is whole.
-        unsafe {
-            asm!("cli", "jmp rax", in("rax") back, in("rdi") bridge, options(noreturn));
+    let page = memory::bridge_page(bridge);
+    if !LEAVING.swap(true, Ordering::Relaxed) {
+        // Never fails: what does not fit is dropped.
+        let _ = Reason { page, len: 0 }.write_fmt(reason);
+    }
+    let back = page.as_ptr().wrapping_add(offset_of!(Bridge, back));
+    // SAFETY: inside the page, which is mapped for as long as `TRIAL` says so, and aligned.
+    let back = unsafe { back.cast::<u64>().read_volatile() };
+    // SAFETY: the old image has put the address of `bridge_back` there; the bridge is mapped at its
+    // physical address for as long as `TRIAL` says so. The old image is whole.
+    unsafe {
+        asm!("cli", "jmp rax", in("rax") back, in("rdi") bridge, options(noreturn));
+    }
+}
+
+/// The reason for going back, as it is written on the bridge.
+struct Reason {
+    /// The bridge's page.
+    page: NonNull<u8>,
+    len: usize,
+}
+
+impl core::fmt::Write for Reason {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        for &byte in text.as_bytes() {
+            if self.len == REASON_MAX {
+                break;
+            }
+            let place = self.page.as_ptr().wrapping_add(REASON + self.len);
+            // SAFETY: inside the page, which is this image's to write for as long as it is on trial.
+            unsafe { place.write_volatile(byte) };
+            self.len += 1;
         }
+        // After each piece, so that the reason is told as far as it got.
+        let place = self.page.as_ptr().wrapping_add(REASON_LEN).cast::<u64>();
+        // SAFETY: as above, and aligned.
+        unsafe { place.write_volatile(self.len as u64) };
+        Ok(())
     }
 }
 

@@ -46,8 +46,10 @@ const EXCEPTION_NAMES: [&str; 22] = [
     "virtualization exception",
     "control protection",
 ];
+const NMI: usize = 2;
 const DOUBLE_FAULT: usize = 8;
 const PAGE_FAULT: usize = 14;
+const MACHINE_CHECK: usize = 18;
 
 /// Bytes of a task state segment.
 const TSS_SIZE: u8 = 104;
@@ -194,7 +196,8 @@ pub(super) unsafe fn init() {
     for (vector, slot) in tables.idt[..EXCEPTIONS].iter_mut().enumerate() {
         let ist = match vector {
             PAGE_FAULT => 1,
-            DOUBLE_FAULT => 2,
+            // These come at any moment, the stack may be what is broken, and none of them is returned from.
+            NMI | DOUBLE_FAULT | MACHINE_CHECK => 2,
             _ => 0,
         };
         *slot = gate(stubs + 16 * vector as u64, ist);
@@ -378,6 +381,8 @@ pub enum Fault {
     StackOverflow,
     /// A read at address 0.
     Null,
+    /// A loop without end.
+    Hang,
 }
 
 /// Makes a mistake on purpose, so that a test can see the report and the end of the domain.
@@ -395,6 +400,9 @@ pub fn provoke(fault: Fault) -> ! {
         Fault::StackOverflow => unsafe { asm!("2: push 0", "jmp 2b") },
         // SAFETY: as above.
         Fault::Null => unsafe { asm!("mov al, [0]", out("al") _) },
+        Fault::Hang => loop {
+            core::hint::spin_loop();
+        },
     }
     panic!("{fault:?} went unnoticed")
 }

@@ -101,15 +101,17 @@ change 18 '\0267'
 refused "an image for ARM" "not for x86-64" /run/changed
 
 step "what fails on trial goes back"
-for fault in panic page-fault memory checksum record digest hang; do
+for fault in panic page-fault memory checksum record digest hang overflow panic-in-frames hang-in-frames panic-in-heap \
+    overflow-in-heap panic-in-log panic-in-reason; do
     case $fault in
-    panic) text="panicked" ;;
-    page-fault) text="page fault" ;;
+    panic-in-reason) text="as far as this" ;;
+    panic*) text="panicked" ;;
+    page-fault | overflow*) text="page fault" ;;
     memory) text="memory" ;;
     checksum) text="damaged" ;;
     record) text="record\|stream" ;;
     digest) text="digest" ;;
-    hang) text="not done in time" ;;
+    hang*) text="not done in time" ;;
     esac
     refused "trial: $fault" "$text" -t 3 -c "--trial-fault $fault" /nested/image
     sed 's/^/        /' /run/update.log

@@ -4,6 +4,7 @@ use super::{DIRECT, HEAP, MEMORY, frame_address};
 use crate::server::platform::HeapStats;
 use crate::xen::heap::{Heap, Pages, stays};
 use crate::xen::layout::PAGE_SIZE;
+use crate::xen::traps::Fault;
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{null_mut, with_exposed_provenance_mut};
 use spin::Mutex;
@@ -87,6 +88,12 @@ pub(in crate::xen) fn reserve(bytes: usize) -> bool {
 /// had not refused.
 pub(in crate::xen) fn forget_refusal() -> bool {
     core::mem::take(&mut MEMORY.lock().refused)
+}
+
+/// Fails while the heap and the frames are locked, as when the heap grows, for a test of the way back.
+pub fn fail_in_growth(fault: Fault) -> ! {
+    let _held = THE_HEAP.lock();
+    super::fail_holding_frames(fault)
 }
 
 /// The heap's figures.

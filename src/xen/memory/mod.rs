@@ -18,12 +18,13 @@
 mod allocator;
 mod update;
 
-pub use allocator::heap;
+pub use allocator::{fail_in_growth, heap};
 pub(super) use allocator::{forget_refusal, reserve};
+pub use update::fail_holding_frames;
 pub(super) use update::{
-    Inherited, Predecessor, begin, commit, fill, give_frame, inherit, inheritance, map_bridge,
-    map_bridge_early, map_region, prepare, take_frame, take_slot, unmap_bridge, want_free,
-    write_frame,
+    Inherited, Predecessor, begin, bridge_page, commit, fill, give_frame, inherit, inheritance,
+    map_bridge, map_bridge_early, map_region, prepare, take_frame, take_slot, unmap_bridge,
+    want_free, write_frame,
 };
 
 use super::abi::memory::{

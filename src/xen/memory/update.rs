@@ -11,6 +11,7 @@ use crate::xen::abi::xen::errno;
 use crate::xen::cpu;
 use crate::xen::frames::PER_WORD;
 use crate::xen::layout::PAGE_SIZE;
+use crate::xen::traps::{self, Fault};
 use core::ptr::{NonNull, with_exposed_provenance_mut};
 
 /// What a replacement image takes over of the domain's memory, in frames, in the layout of the bridge.
@@ -164,6 +165,18 @@ pub(in crate::xen) fn write_frame(frame: usize, offset: usize, bytes: &[u8]) {
 /// Maps the bridge at its physical address, to be read and executed.
 pub(in crate::xen) fn map_bridge(frame: usize) -> Result<(), PlatformError> {
     MEMORY.lock().map_as(frame * PAGE_SIZE, frame, 0).ok_or(OUT_OF_FRAMES)
+}
+
+/// The bridge's page in the direct map, by its physical address. It takes no lock: the way back needs it, and the code
+/// that has failed may hold that.
+pub(in crate::xen) fn bridge_page(address: u64) -> NonNull<u8> {
+    frame_address(usize::try_from(address).unwrap_or(0) / PAGE_SIZE)
+}
+
+/// Fails while the frames are locked, for a test of the way back.
+pub fn fail_holding_frames(fault: Fault) -> ! {
+    let _held = MEMORY.lock();
+    traps::provoke(fault)
 }
 
 /// Undoes [`map_bridge`].
