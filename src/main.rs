@@ -15,7 +15,7 @@ mod image {
     use xenstore_stubdom::xen::platform::XenPlatform;
     use xenstore_stubdom::xen::start::Machine;
     use xenstore_stubdom::xen::traps::{Fault, provoke};
-    use xenstore_stubdom::xen::{console, memory};
+    use xenstore_stubdom::xen::{console, memory, restart};
 
     xenstore_stubdom::xen_entry!(main);
     xenstore_stubdom::handover_note!();
@@ -54,7 +54,7 @@ mod image {
                 server
             }
         };
-        server.run()
+        restart::guard(&mut server, Server::run, Server::restart)
     }
 
     /// The server that takes over from another one, if it understands everything.
@@ -76,6 +76,8 @@ mod image {
                 Ok(digest) if digest == handover.digest() && fault != "digest" => {
                     return Ok(server);
                 }
+                // After a failure it is as good as it can be.
+                Ok(_) if server.is_repair() => return Ok(server),
                 Ok(_) => Sentence::from(
                     "the new image did not understand everything: the digest of its state differs",
                 ),
@@ -98,7 +100,7 @@ mod image {
             abandon(format_args!("{why}"))
         });
         server.take_over();
-        server.run()
+        restart::guard(&mut server, Server::run, Server::restart)
     }
 
     /// What `--trial-fault` asks for: a test of what happens to an image that is not fit, wherever it fails.

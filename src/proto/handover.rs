@@ -21,7 +21,8 @@ use core::ops::RangeInclusive;
 ///
 /// 1: the first. 2: also how many requests are left until the next one is measured. 3: also the sum of request times, how
 /// often the server was replaced and restarted, what was refused and told, and each kind of lines has a ration. 4: nodes in the tail; other
-/// prices, so the memory that a domain is said to use by an older version is counted anew.
+/// prices, so the memory that a domain is said to use by an older version is counted anew; the
+/// failures of the last minute.
 pub const HANDOVER: RangeInclusive<u32> = 1..=NEWEST;
 
 /// With the feature `handover-1` the image is one of the time before version 2, as far as anybody can tell who hands
@@ -30,6 +31,9 @@ const NEWEST: u32 = if cfg!(feature = "handover-1") { 1 } else { 4 };
 
 /// The first version that has a tail.
 pub const TAIL_SINCE: u32 = 4;
+
+/// The first version that tells of failures.
+pub const FAILURES_SINCE: u32 = 4;
 
 /// The first version with the prices of today.
 pub const PRICES_SINCE: u32 = 4;

@@ -115,6 +115,9 @@ impl<P: Platform> Server<P> {
         match (command, words.get(..count).unwrap_or(&words)) {
             (b"check", []) => self.control_check(asker),
             (b"dump", arguments) => self.control_dump(arguments),
+            (b"fail", [what]) if self.options.is_test && self.platform.fail(what) => {
+                Ok(Reply::Done)
+            }
             (b"help", []) => help(),
             (b"log", arguments) => self.control_log(arguments),
             (b"memreport", []) => self.control_memreport(),

@@ -234,7 +234,7 @@ fn is_write(request: &Request<'_>) -> bool {
 }
 
 /// The payload of an ERROR message, which needs no memory.
-fn error_payload(error: XsError) -> &'static [u8] {
+pub(super) fn error_payload(error: XsError) -> &'static [u8] {
     match error {
         XsError::EINVAL => b"EINVAL\0",
         XsError::EACCES => b"EACCES\0",
@@ -270,6 +270,7 @@ impl<P: Platform> Server<P> {
         let is_again = core::mem::take(&mut connection.waits);
         let mut waits = false;
         if let Some((header, payload)) = assembler.complete() {
+            self.doing.header = Some(header);
             if !is_again {
                 connection.figures.received(payload.len());
             }
@@ -292,6 +293,7 @@ impl<P: Platform> Server<P> {
                 self.trace_answer(id, header, &answer);
                 self.queue_answer(id, header, answer, asked);
             }
+            self.doing.header = None;
         }
         if !waits {
             assembler.clear();

@@ -10,7 +10,7 @@
 //! * `domains`: introduction, shutdown and death of domains. `local`: clients that come another way.
 //! * `control`, `stats`, `figures`, `dump`: what administrators ask.
 //! * `accounts`, `memory`, `rate`: who pays for what waits, and what is refused.
-//! * `update`, `save`, `restore`: live update. `revive`: a start from another server's stream.
+//! * `update`, `save`, `restore`: live update. `failure`: going on after a failure. `revive`: a start from another server's stream.
 //! * `options`: the command line. `log`, `refusals`: what goes to the console.
 #![forbid(unsafe_code)]
 // Nothing that a client sends may reach a panic: whoever wants one here has to say why.
@@ -37,6 +37,7 @@ mod control;
 mod dispatch;
 mod domains;
 mod dump;
+mod failure;
 mod figures;
 mod handlers;
 mod local;
@@ -71,6 +72,7 @@ use connections::Connections;
 use core::fmt::{self, Write};
 use domains::{Domain, Scan};
 use dump::Dump;
+use failure::{Doing, Failures};
 use figures::History;
 use log::{LineBudget, Repeated, Switches};
 use options::Options;
@@ -147,6 +149,9 @@ pub struct Server<P: Platform> {
     past: Figures,
     /// What became of the server itself.
     history: History,
+    /// What it is doing, and when it has failed.
+    doing: Doing,
+    failures: Failures,
     warned_of_unknown_states: bool,
     /// Events that the store had dropped when that was last reported.
     dropped_before: u64,
@@ -238,6 +243,8 @@ impl<P: Platform> Server<P> {
             unmeasured: 0,
             past: Figures::default(),
             history: History::default(),
+            doing: Doing::default(),
+            failures: Failures::default(),
             warned_of_unknown_states: false,
             dropped_before: 0,
             next_drop_line_ms: now_ms,

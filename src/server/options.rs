@@ -37,6 +37,8 @@ pub struct Options {
     pub quotas: Quotas,
     /// How long an event may wait for an unprivileged reader; `None` for ever.
     pub watch_event_timeout_ms: Option<u64>,
+    /// Failures may be provoked, and as many as one likes: for tests of what comes after them.
+    pub is_test: bool,
     /// What was wrong with the command line, one clear line each.
     pub complaints: Vec<String>,
 }
@@ -49,6 +51,7 @@ impl Default for Options {
             privileged: None,
             quotas: Quotas::default(),
             watch_event_timeout_ms: Some(WATCH_EVENT_TIMEOUT_MS),
+            is_test: false,
             complaints: Vec::new(),
         }
     }
@@ -69,6 +72,8 @@ enum Meaning {
     Timeout,
     /// For tests of live update: the image looks at it (`src/main.rs`).
     TrialFault,
+    /// For tests of what comes after a failure.
+    TestFailures,
     /// An option of the C server that has no meaning here; whether a value follows, and why not.
     Pointless(Takes, &'static str),
 }
@@ -84,7 +89,7 @@ const NO_FILES: &str = "a stub domain has no files";
 const NO_DAEMON: &str = "a stub domain is no daemon";
 
 /// Short name or NUL, long name, meaning.
-const TABLE: [(char, &str, Meaning); 30] = [
+const TABLE: [(char, &str, Meaning); 31] = [
     ('\0', "event", Meaning::Event),
     ('\0', "master-domid", Meaning::FirstDomain),
     ('\0', "priv-domid", Meaning::Privileged),
@@ -115,6 +120,7 @@ const TABLE: [(char, &str, Meaning); 30] = [
     ('\0', "quota-transaction-nodes", Meaning::Limit(Quota::TransactionNodes)),
     ('\0', "path-size", Meaning::Limit(Quota::PathMax)),
     ('\0', "trial-fault", Meaning::TrialFault),
+    ('\0', "test-failures", Meaning::TestFailures),
 ];
 
 /// An option as found on the command line.
@@ -142,8 +148,13 @@ impl Options {
                 options.complain(format!("option {word} is unknown, ignored"));
                 continue;
             };
-            let takes =
-                if let Meaning::Pointless(takes, _) = found.meaning { takes } else { Takes::Value };
+            let takes = if let Meaning::Pointless(takes, _) = found.meaning {
+                takes
+            } else if found.meaning == Meaning::TestFailures {
+                Takes::Nothing
+            } else {
+                Takes::Value
+            };
             let value = match (takes, found.attached) {
                 (Takes::Nothing, _) => None,
                 (Takes::Value, Some(value)) => Some(value),
@@ -164,6 +175,10 @@ impl Options {
         let word = found.word;
         if let Meaning::Pointless(_, why) = found.meaning {
             self.complain(format!("option {word} has no effect here: {why}"));
+            return;
+        }
+        if found.meaning == Meaning::TestFailures {
+            self.is_test = true;
             return;
         }
         let Some(value) = value else {
@@ -190,7 +205,7 @@ impl Options {
                     self.watch_event_timeout_ms = if ms == 0 { None } else { Some(ms) };
                 })
                 .is_some(),
-            Meaning::Pointless(..) | Meaning::TrialFault => true,
+            Meaning::Pointless(..) | Meaning::TrialFault | Meaning::TestFailures => true,
         };
         if !done {
             self.complain(format!("option {word}: value {value} is not valid, ignored"));

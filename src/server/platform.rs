@@ -230,6 +230,22 @@ pub trait Platform {
         deadline_ms: u64,
     ) -> Sentence;
 
+    /// As [`replace`](Self::replace), with a fresh copy of this instance's own image, after a failure.
+    fn restart(
+        &mut self,
+        _command_line: &str,
+        _region: Self::Region,
+        _stream_len: usize,
+        _deadline_ms: u64,
+    ) -> Sentence {
+        Sentence::from("there is no fresh copy of this program")
+    }
+
+    /// Makes a mistake on purpose, for a test of what comes after it; `false` if it knows none of that name.
+    fn fail(&mut self, _what: &[u8]) -> bool {
+        false
+    }
+
     /// The trial of this instance is over: what its predecessor had is its own, and there is no way back.
     fn commit(&mut self) {}
 }

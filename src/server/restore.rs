@@ -9,6 +9,7 @@ use super::accounts::Cause;
 use super::connection::{Connection, Figures};
 use super::connections::List;
 use super::domains::Domain;
+use super::failure::Failures;
 use super::figures::History;
 use super::log::{self, LineBudget};
 use super::platform::{Identity, Platform};
@@ -18,7 +19,7 @@ use super::update::{Passage, Requester};
 use crate::mem::{Map, NoMemory, TryVec, try_with_capacity};
 use crate::proto::assemble::{Assembler, Obstacle};
 use crate::proto::handover::{
-    FieldReader, HANDOVER, PRICES_SINCE, Short, Source, TAIL_SINCE, Tail,
+    FAILURES_SINCE, FieldReader, HANDOVER, PRICES_SINCE, Short, Source, TAIL_SINCE, Tail,
 };
 use crate::proto::id::{ConnId, DomId, EvtchnPort, TxId};
 use crate::proto::sentence::{Sentence, sentence};
@@ -193,10 +194,14 @@ impl<P: Platform> Server<P> {
         }
         self.store = new.finish(Some(head.generation), head.dropped)?;
         self.count_causes()?;
-        let same_prices = handover >= PRICES_SINCE;
-        self.compare(&accounts, same_prices)?;
-        if !same_prices {
-            self.said = accounts;
+        if self.failures.is_repair {
+            self.count_anew(&accounts)?;
+        } else {
+            let same_prices = handover >= PRICES_SINCE;
+            self.compare(&accounts, same_prices)?;
+            if !same_prices {
+                self.said = accounts;
+            }
         }
         if seen.last.is_some_and(|last| last.0 >= self.next_connection) {
             return Err(Sentence::from("the number of the next connection is in use"));
@@ -284,6 +289,9 @@ impl<P: Platform> Server<P> {
         }
         if handover >= 3 {
             self.history = History::read(fields)?;
+        }
+        if handover >= FAILURES_SINCE {
+            self.failures = Failures::read(fields)?;
         }
         self.past = Figures::read(fields)?;
         self.warned_of_unknown_states = fields.flag()?;
@@ -452,6 +460,21 @@ impl<P: Platform> Server<P> {
 
     /// Whether everything that was counted while it was restored is what the predecessor had counted; the memory only
     /// if that went by the same prices.
+    /// After a failure what was said may be half changed: what came is what counts.
+    fn count_anew(&mut self, accounts: &[Account]) -> Result<(), Refusal> {
+        for Account { domid, peak, .. } in accounts {
+            let used = self.store.accounts(*domid).map_or(Quotas::ZERO, |(_, _, used)| used);
+            let mut peak = *peak;
+            for quota in Quota::ALL {
+                peak.set(quota, peak.get(quota).max(used.get(quota)));
+            }
+            if !self.store.set_peak(*domid, peak) {
+                return Err(sentence!("domain {domid} uses more than it ever did"));
+            }
+        }
+        Ok(())
+    }
+
     fn compare(&mut self, accounts: &[Account], same_prices: bool) -> Result<(), Refusal> {
         for Account { domid, peak, used } in accounts {
             let found = self.store.accounts(*domid).map_or(Quotas::ZERO, |(_, _, used)| used);

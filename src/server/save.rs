@@ -17,7 +17,7 @@ use super::log::{self, LineBudget};
 use super::platform::{Identity, Platform};
 use super::update::Passage;
 use crate::mem::{NoMemory, TryVec, try_with_capacity};
-use crate::proto::handover::{Digest, FieldWriter, HANDOVER, TAIL_SINCE};
+use crate::proto::handover::{Digest, FAILURES_SINCE, FieldWriter, HANDOVER, TAIL_SINCE};
 use crate::proto::id::{ConnId, DomId, EvtchnPort};
 use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{
@@ -193,7 +193,7 @@ impl<P: Platform> Server<P> {
         }
         self.store.write_touched_fields(self.connections.iter().map(|(id, _)| id), fields)?;
         let mut tail = Counted { sink: &mut *fields.0, count: 0 };
-        self.store.write_tree(&mut FieldWriter(&mut tail))?;
+        self.store.write_tree(self.failures.is_repair, &mut FieldWriter(&mut tail))?;
         let len = tail.count;
         fields.u64(len)
     }
@@ -227,6 +227,9 @@ impl<P: Platform> Server<P> {
         }
         if handover >= 3 {
             self.history.write(fields)?;
+        }
+        if handover >= FAILURES_SINCE {
+            self.failures.write(fields)?;
         }
         self.past.write(fields)?;
         fields.flag(self.warned_of_unknown_states)?;

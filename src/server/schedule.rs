@@ -17,6 +17,7 @@ use super::Server;
 use super::connection::{Busy, Connection, Fault, Suspension, Verdict};
 use super::connections::List;
 use super::dispatch::Reply;
+use super::failure::Doing;
 use super::memory;
 use super::platform::{Event, Platform};
 use super::queue::Done;
@@ -333,6 +334,7 @@ impl<P: Platform> Server<P> {
     /// Serves one connection within its budget.
     fn serve(&mut self, id: ConnId) {
         self.budget.spend(SERVE_WORK);
+        self.doing = Doing { conn: Some(id), header: None };
         let now_ms = self.now_ms;
         let Some(connection) = self.connections.get_mut(id) else { return };
         let mut is_fine = false;
@@ -346,6 +348,7 @@ impl<P: Platform> Server<P> {
             }
         }
         self.conclude(id, is_fine);
+        self.doing = Doing::default();
     }
 
     /// Drops events that nobody has read in time.
@@ -618,7 +621,7 @@ impl<P: Platform> Server<P> {
     }
 
     /// Gives a ring up: nothing of its domain is served any more until it is released.
-    fn ignore(&mut self, id: ConnId, why: RingError) {
+    pub(super) fn ignore(&mut self, id: ConnId, why: RingError) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         connection.ignore(why, &mut self.messages, &mut self.trash);
         if let Some(port) = connection.port.take() {

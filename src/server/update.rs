@@ -412,7 +412,8 @@ impl<P: Platform> Server<P> {
         self.said = Vec::new();
         self.now_ms = self.platform.now_ms();
         let passage = self.passage.take();
-        self.history.begin(passage.is_some());
+        let is_repair = core::mem::take(&mut self.failures.is_repair);
+        self.history.begin(passage.is_some() && !is_repair);
         if let Some(requester) = passage.and_then(|passage| passage.requester) {
             self.answer_requester(requester, Ok(Reply::Done));
         }
@@ -424,6 +425,9 @@ impl<P: Platform> Server<P> {
         let pause_us =
             passage.map(|passage| self.platform.now_us().saturating_sub(passage.stopped_us));
         self.report_takeover(pause_us);
+        if is_repair {
+            self.conclude_failure();
+        }
         self.look_at_domains(Look::Check);
     }
 

@@ -188,6 +188,26 @@ impl Simulation {
         })
     }
 
+    /// The server has failed somewhere in its code, which is caught: it goes on in a successor.
+    ///
+    /// # Errors
+    /// Why that cannot go on; for a domain that would be the end.
+    pub fn go_on(&mut self) -> Result<(), Sentence> {
+        let world = self.world.clone();
+        world.serve(|| {
+            let offer = self.server.leave_failed()?;
+            let (stream, private) = offer.region.bytes.split_at(offer.stream_len);
+            let line = self.server.successor_line();
+            let new = Server::restore(self.world.successor(), line, stream, private)?;
+            outside(|| new.check().map_err(|findings| Sentence::from(findings.as_str())))?;
+            // What has failed may not even be dropped.
+            core::mem::forget(core::mem::replace(&mut self.server, new));
+            outside(|| self.world.journal().note(|| Seen::Look));
+            self.server.take_over();
+            Ok(())
+        })
+    }
+
     /// A live update that fails at the last moment: the old server goes on.
     ///
     /// # Errors

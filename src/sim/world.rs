@@ -78,6 +78,8 @@ struct State {
     pages: BTreeMap<PageId, WeakPage>,
     /// The most bytes that a region takes.
     region_max: usize,
+    /// The server fails when it has called the world so often.
+    calls_left: Option<u32>,
     journal: Journal,
     console: Vec<String>,
 }
@@ -113,6 +115,7 @@ impl Default for World {
             next_page: 0,
             pages: BTreeMap::new(),
             region_max: usize::MAX,
+            calls_left: None,
             journal: Journal::default(),
             console: Vec::new(),
         })))
@@ -207,6 +210,29 @@ impl World {
     /// Refuses memory once in so many times although there is some; 0 for never.
     pub fn set_refusals(&self, one_in: u32) {
         self.state().refusals = one_in;
+    }
+
+    /// Has the server panic when it has called the world so many times more, wherever that is; `None` for never. The
+    /// calls that count are those in the middle of its work: memory, signals, lines.
+    pub fn set_failure(&self, calls: Option<u32>) {
+        self.state().calls_left = calls;
+    }
+
+    /// Whether the failure that was set has not happened yet.
+    #[must_use]
+    pub fn has_failure(&self) -> bool {
+        self.state().calls_left.is_some()
+    }
+
+    /// A call that counts for [`set_failure`](Self::set_failure).
+    fn count_call(&self) {
+        let is_over = {
+            let mut state = self.state();
+            let left = state.calls_left;
+            state.calls_left = left.and_then(|left| left.checked_sub(1));
+            left == Some(0)
+        };
+        assert!(!is_over, "the server fails on purpose");
     }
 
     /// Loses one in so many signals, in both directions; 0 for none.
@@ -527,6 +553,7 @@ impl Platform for SimPlatform {
     }
 
     fn notify(&mut self, port: EvtchnPort) {
+        self.0.count_call();
         outside(|| {
             let mut state = self.0.state();
             if let Some((domid, _)) = state.ports.get(&port).copied() {
@@ -571,6 +598,7 @@ impl Platform for SimPlatform {
     }
 
     fn reserve(&mut self, bytes: usize) -> bool {
+        self.0.count_call();
         outside(|| {
             let mut state = self.0.state();
             let refused = state.refusals;
@@ -584,6 +612,7 @@ impl Platform for SimPlatform {
     }
 
     fn heap(&self) -> HeapStats {
+        self.0.count_call();
         outside(|| {
             let state = self.0.state();
             let free = state.heap_free;
@@ -596,6 +625,7 @@ impl Platform for SimPlatform {
     }
 
     fn log(&mut self, line: fmt::Arguments<'_>) {
+        self.0.count_call();
         outside(|| {
             self.0.state().console.push(line.to_string());
         });

@@ -47,9 +47,19 @@ impl Store {
     ///
     /// # Errors
     /// The sink is full, or a name or a value is longer than can be.
-    pub fn write_tree<S: Sink>(&self, fields: &mut FieldWriter<'_, S>) -> Result<(), OutOfRoom> {
+    pub fn write_tree<S: Sink>(
+        &self,
+        in_doubt: bool,
+        fields: &mut FieldWriter<'_, S>,
+    ) -> Result<(), OutOfRoom> {
         let tree = &self.tree;
-        fields.count(tree.len())?;
+        let count = if in_doubt {
+            let specials = tree.special.into_iter().filter(|handle| tree.node(*handle).is_some());
+            tree.below(ROOT).count().saturating_add(specials.count()).saturating_add(1)
+        } else {
+            tree.len()
+        };
+        fields.count(count)?;
         let Some(root) = tree.node(ROOT) else { return Ok(()) };
         put_node(tree, root, 0, false, fields.0)?;
         let mut before = Before { list: root.list, parent: ROOT, handle: ROOT };

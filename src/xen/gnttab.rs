@@ -25,6 +25,11 @@ struct Window {
     next: usize,
 }
 
+/// Whether the window is being changed.
+pub(super) fn is_locked() -> bool {
+    WINDOW.is_locked()
+}
+
 static WINDOW: Mutex<Window> = Mutex::new(Window { free: Vec::new(), next: SHARED_INFO_PAGE + 1 });
 
 /// Maps `struct shared_info`.

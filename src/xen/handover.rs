@@ -24,9 +24,9 @@ use super::abi::xen::{SharedInfo, errno};
 use super::layout::PAGE_SIZE;
 use super::memory::{self, Inherited, Occupied, Plain, Predecessor};
 use super::time::{self, NS_PER_MS};
-use super::{cpu, gnttab, hypercall, traps};
+use super::{cpu, gnttab, hypercall, restart, traps};
 use crate::proto::handover::Digest;
-use crate::proto::image::{BRIDGE_LAYOUT, Image, SLOT_SIZE};
+use crate::proto::image::{BRIDGE_LAYOUT, Image, SLOT_SIZE, Segment};
 use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{OutOfRoom, Sink};
 use crate::server::platform::PlatformError;
@@ -381,15 +381,18 @@ struct Slot {
 
 impl Slot {
     /// Loads an image.
-    fn load(image: &Image<'_>) -> Result<Self, PlatformError> {
-        let pages = image.size().div_ceil(PAGE_SIZE);
+    fn load<'a>(
+        size: usize,
+        segments: impl Iterator<Item = Segment<'a>>,
+    ) -> Result<Self, PlatformError> {
+        let pages = size.div_ceil(PAGE_SIZE);
         let first = memory::take_slot(pages)
             .ok_or(error("a free slot of memory for the new image", errno::ENOMEM))?;
         let slot = Self { first, pages };
         for frame in first..first + pages {
             memory::write_frame(frame, 0, &[0; PAGE_SIZE]);
         }
-        for segment in image.segments() {
+        for segment in segments {
             let mut at = segment.offset;
             let mut rest = segment.bytes;
             while !rest.is_empty() {
@@ -425,10 +428,49 @@ pub(super) struct Ports {
     pub(super) changes: Option<u32>,
 }
 
+/// The image that takes over.
+#[derive(Debug)]
+pub(super) enum Successor<'a> {
+    /// A checked one that was uploaded.
+    Uploaded(Image<'a>),
+    /// A fresh copy of this one.
+    Own,
+}
+
+impl Successor<'_> {
+    /// The highest layout of the bridge that it knows.
+    fn bridge_layout(&self) -> u32 {
+        match self {
+            Self::Uploaded(image) => image.bridge_layout(),
+            Self::Own => BRIDGE_LAYOUT,
+        }
+    }
+
+    /// Offset of its entry from its start.
+    fn entry(&self) -> usize {
+        match self {
+            Self::Uploaded(image) => image.entry(),
+            // `linker.ld` sees to it.
+            Self::Own => 0,
+        }
+    }
+
+    /// Puts it into a free slot.
+    fn load(&self) -> Result<Slot, PlatformError> {
+        match self {
+            Self::Uploaded(image) => Slot::load(image.size(), image.segments()),
+            Self::Own => {
+                let (segments, size) = restart::own_image();
+                Slot::load(size, segments.into_iter())
+            }
+        }
+    }
+}
+
 /// A hand-over that is to be made.
 #[derive(Debug)]
 pub(super) struct Request<'a> {
-    pub(super) image: Image<'a>,
+    pub(super) image: Successor<'a>,
     pub(super) command_line: &'a str,
     pub(super) region: &'a Region,
     /// How much of the region is the record stream.
@@ -482,7 +524,7 @@ fn try_cross(request: &Request<'_>, timer: u32) -> Result<Sentence, PlatformErro
              Xen has not got that any more"
         ));
     }
-    let slot = Slot::load(image)?;
+    let slot = image.load()?;
     let (mut bridge, mut start) = (Frame::take()?, Frame::take()?);
     let needed = TRIAL_PAGES + region.pages() + memory::heap().used.div_ceil(PAGE_SIZE);
     if !memory::want_free(needed) {

@@ -72,6 +72,8 @@ pub mod memory;
 #[cfg(target_os = "none")]
 pub mod platform;
 #[cfg(target_os = "none")]
+pub mod restart;
+#[cfg(target_os = "none")]
 pub mod start;
 pub mod surplus;
 #[cfg(any(test, target_os = "none"))]

@@ -7,14 +7,16 @@ use super::abi::xen::VIRQ_DOM_EXC;
 use super::channels::{self, Channels};
 use super::domctl::{self, Domctls, Hypervisor, Question};
 use super::gnttab::GrantedPage;
-use super::handover::{self, Region, Request};
+use super::handover::{self, Region, Request, Successor};
 use super::start::Machine;
+use super::traps::{self, Fault};
 use super::{console, cpu, hypercall, memory};
 use crate::proto::handover::HANDOVER;
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::proto::image::Image;
 use crate::proto::sentence::{Sentence, sentence};
 use crate::server::platform::{Change, DomainState, Event, HeapStats, Platform, PlatformError};
+use core::cell::Cell;
 use core::fmt;
 
 /// The world of a xenstore domain.
@@ -30,6 +32,8 @@ pub struct XenPlatform {
     own_domid: Option<DomId>,
     /// The moment when Xen was last asked again for memory that it had refused.
     asked_again_ms: u64,
+    /// For tests: after so many looks at the memory that is left it fails.
+    looks_left: Cell<Option<u32>>,
 }
 
 /// After so long Xen is asked again for memory that it has refused.
@@ -46,7 +50,16 @@ impl XenPlatform {
         let own_domid = super::start::own_domid();
         let domctls = Domctls::probe(&mut Xen);
         let channels = domctls.is_denied().then(|| Channels::new(own_domid));
-        Self { machine, domctls, channels, changes, seed: seed(), own_domid, asked_again_ms: 0 }
+        Self {
+            machine,
+            domctls,
+            channels,
+            changes,
+            seed: seed(),
+            own_domid,
+            asked_again_ms: 0,
+            looks_left: Cell::new(None),
+        }
     }
 
     /// Whether Xen has refused memory, and that is so long ago that it may be asked again.
@@ -198,6 +211,10 @@ impl Platform for XenPlatform {
     }
 
     fn heap(&self) -> HeapStats {
+        if let Some(looks) = self.looks_left.get() {
+            self.looks_left.set(looks.checked_sub(1));
+            assert!(looks > 0, "on purpose, in the middle of a request");
+        }
         memory::heap()
     }
 
@@ -240,7 +257,7 @@ impl Platform for XenPlatform {
     ) -> Sentence {
         match Image::parse(image) {
             Ok(image) => self.machine.hand_over(&Request {
-                image,
+                image: Successor::Uploaded(image),
                 command_line,
                 region: &region,
                 stream_len,
@@ -248,6 +265,44 @@ impl Platform for XenPlatform {
                 deadline_ms,
             }),
             Err(error) => sentence!("{error}"),
+        }
+    }
+
+    fn restart(
+        &mut self,
+        command_line: &str,
+        region: Region,
+        stream_len: usize,
+        deadline_ms: u64,
+    ) -> Sentence {
+        self.machine.hand_over(&Request {
+            image: Successor::Own,
+            command_line,
+            region: &region,
+            stream_len,
+            changes: self.changes.map(|port| port.0),
+            deadline_ms,
+        })
+    }
+
+    fn fail(&mut self, what: &[u8]) -> bool {
+        match what {
+            b"panic" => traps::provoke(Fault::Panic),
+            b"page-fault" => traps::provoke(Fault::Null),
+            b"overflow" => traps::provoke(Fault::StackOverflow),
+            b"hang" => traps::provoke(Fault::Hang),
+            b"frames" => memory::fail_holding_frames(Fault::Panic),
+            b"memory" => {
+                core::hint::black_box(alloc::vec![0_u8; usize::MAX / 4]);
+                false
+            }
+            // In the middle of a later request: at the so-manieth look at the memory that is left.
+            _ => core::str::from_utf8(what).ok().and_then(|text| text.parse().ok()).is_some_and(
+                |looks| {
+                    self.looks_left.set(Some(looks));
+                    true
+                },
+            ),
         }
     }
 

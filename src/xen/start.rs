@@ -15,7 +15,7 @@ use super::layout::PAGE_SIZE;
 use super::memory::{self, Occupied};
 use super::shared_page::SharedPage;
 use super::time::{self, NS_PER_MS, NS_PER_US};
-use super::{DOMID_SELF, console, cpu, gnttab, hypercall, traps};
+use super::{DOMID_SELF, console, cpu, gnttab, hypercall, restart, traps};
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::proto::sentence::{Sentence, sentence};
 use crate::server::platform::PlatformError;
@@ -77,6 +77,8 @@ const COMMAND_LINE_MAX: usize = 4096;
 /// The first Rust function.
 extern "C" fn rust_entry(start_info: u64, image_base: usize) -> ! {
     // SAFETY: called once, by `boot/head.S`, before all else.
+    unsafe { restart::keep_data() };
+    // SAFETY: as above, and nothing but that comes before.
     unsafe { traps::init() };
     hypercall::choose_instruction();
     if xen_leaf().is_none() {

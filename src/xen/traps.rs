@@ -1,11 +1,11 @@
 //! Faults and panics: a report on both consoles, then the end of the domain.
 //!
-//! A fault of the server is never survived: whatever it was doing, its state is in doubt. What this
-//! file sees to is that it is never silent either. Page faults and double faults have a stack of
+//! Whatever fails is reported first. Then the program goes on if it can ([`restart`](super::restart)), else the domain
+//! ends, but never in silence. Page faults and double faults have a stack of
 //! their own, so that running over the end of the normal one is reported like anything else.
 
 use super::abi::sched::SHUTDOWN_CRASH;
-use super::{console, cpu, handover, hypercall};
+use super::{console, cpu, handover, hypercall, restart};
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 use core::fmt;
@@ -242,7 +242,7 @@ extern "C" fn report_fault(frame: &Frame) -> ! {
     ));
     let mut report = Report::begin();
     report.line(format_args!(
-        "fatal: {name} (vector {}, error {:#x}) at {place}, address {:#x}",
+        "failure: {name} (vector {}, error {:#x}) at {place}, address {:#x}",
         frame.vector,
         frame.error,
         cpu::fault_address()
@@ -269,7 +269,7 @@ extern "C" fn report_fault(frame: &Frame) -> ! {
         ));
     }
     report_stack(&mut report, frame.rsp);
-    crash()
+    report.end()
 }
 
 /// Rows of four words of the stack that are shown.
@@ -341,10 +341,24 @@ impl Report {
         Self
     }
 
+    /// The program goes on, or the domain ends.
+    fn end(mut self) -> ! {
+        REPORTING.store(false, Ordering::Relaxed);
+        let Err(why) = restart::resume();
+        self.line(format_args!("fatal: it cannot go on: {why}"));
+        crash()
+    }
+
     #[expect(clippy::unused_self, reason = "only a holder may print")]
     fn line(&mut self, line: fmt::Arguments<'_>) {
         console::emergency(line);
     }
+}
+
+/// The last word of a program that cannot go on.
+pub(super) fn give_up(why: fmt::Arguments<'_>) -> ! {
+    console::emergency(why);
+    crash()
 }
 
 /// Tells the toolstack that this domain has crashed.
@@ -362,10 +376,10 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     let mut report = Report::begin();
     let message = info.message();
     match info.location() {
-        Some(place) => report.line(format_args!("fatal: panic at {place}: {message}")),
-        None => report.line(format_args!("fatal: panic: {message}")),
+        Some(place) => report.line(format_args!("failure: panic at {place}: {message}")),
+        None => report.line(format_args!("failure: panic: {message}")),
     }
-    crash()
+    report.end()
 }
 
 /// Mistakes that [`provoke`] makes.

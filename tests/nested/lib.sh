@@ -98,7 +98,7 @@ server_domid() { xenstore-read /tool/xenstored/domid 2>/dev/null; }
 # What the stub domain has printed so far.
 server_console() { tr -d '\r' <$logs/guest-Xenstore.log; }
 
-no_panic() { [ -s $logs/guest-Xenstore.log ] && ! grep -qiE '^(panic|fatal)' $logs/guest-Xenstore.log; }
+no_panic() { [ -s $logs/guest-Xenstore.log ] && ! grep -qiE '^(panic|fatal|failure)' $logs/guest-Xenstore.log; }
 
 server_ports() { lsevtchn "$(server_domid)" | wc -l; }
 

@@ -365,6 +365,8 @@ impl Touched {
     pub(super) fn is_intact(&self, tree: &Tree) -> bool {
         let same = |base: Base| {
             tree.node(base.node).is_some_and(|node| node.generation() == base.generation)
+                // After a failure what was being removed may still be there.
+                && (!tree.has_detached() || tree.is_in_place(base.node))
         };
         self.base.is_some_and(same)
     }

@@ -3,7 +3,7 @@
 //! So what may be refused for want of memory is done first, what everybody sees changes at once and cannot fail, and
 //! what takes long is done afterwards, in slices.
 
-use super::{ASIDE, Family, NODE_BYTES, Node, Tree, Value};
+use super::{ASIDE, Family, NODE_BYTES, Node, ROOT, Tree, Value};
 use crate::mem::{Budget, NIL, NoMemory, Progress};
 
 /// Units of work that freeing a node takes.
@@ -206,6 +206,18 @@ impl Tree {
         self.leaving > 0
     }
 
+    /// Whether a node is in the tree, and so is all that is above it.
+    pub(in crate::store) fn is_in_place(&self, handle: u32) -> bool {
+        let mut at = handle;
+        while at != ROOT && !self.special.contains(&at) {
+            match self.node(at) {
+                Some(node) => at = node.parent,
+                None => return false,
+            }
+        }
+        true
+    }
+
     /// Whether a node is in no tree itself; those below it do not say so.
     #[cfg_attr(not(test), expect(dead_code, reason = "for transactions, soon"))]
     pub(in crate::store) fn is_detached(&self, handle: u32) -> bool {
@@ -345,7 +357,7 @@ mod tests {
     use crate::store::domain::Accounts;
     use crate::store::perms::{Access, Entry};
     use crate::store::quota::{Quota, Quotas};
-    use crate::store::tree::{Found, ROOT};
+    use crate::store::tree::Found;
     use alloc::vec::Vec;
 
     const GUEST: DomId = DomId(5);

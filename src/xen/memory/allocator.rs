@@ -44,6 +44,11 @@ struct Allocator;
 
 static THE_HEAP: Mutex<Heap<DomainPages>> = Mutex::new(Heap::new(DomainPages));
 
+/// Whether the heap or the frames are being changed.
+pub(in crate::xen) fn is_locked() -> bool {
+    THE_HEAP.is_locked() || MEMORY.is_locked()
+}
+
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 

@@ -19,7 +19,7 @@ mod allocator;
 mod update;
 
 pub use allocator::{fail_in_growth, heap};
-pub(super) use allocator::{forget_refusal, reserve};
+pub(super) use allocator::{forget_refusal, is_locked, reserve};
 pub use update::fail_holding_frames;
 pub(super) use update::{
     Inherited, Predecessor, begin, bridge_page, commit, fill, give_frame, inherit, inheritance,

@@ -1,0 +1,244 @@
+//! The server goes on after a failure of its own: a panic, a fault, a stack that was too small.
+//!
+//! Whatever failed, the memory of the domain is still there. So the failed instance does what a live update does: it
+//! writes its state into a region and hands that over to a fresh copy of its own image. Two things differ. The request
+//! that was being handled is answered with EIO, for nobody knows how far it got. And the state may be half changed, so the
+//! successor counts what everybody holds anew instead of comparing it with what was said.
+//!
+//! A guest that finds a way to make the server fail must not gain by it: the second time within [`WINDOW_MS`] its
+//! connection is given up, and after [`FAILURES_MAX`] failures in that time nobody goes on here. Then the domain ends, and
+//! the toolstack sees that.
+
+use super::Server;
+use super::connection::Busy;
+use super::connections::List;
+use super::dispatch::error_payload;
+use super::platform::Platform;
+use super::update::Offer;
+use crate::proto::error::XsError;
+use crate::proto::handover::{FieldReader, FieldWriter, Short};
+use crate::proto::id::ConnId;
+use crate::proto::ring::RingError;
+use crate::proto::sentence::{Sentence, sentence};
+use crate::proto::stream::{OutOfRoom, Sink};
+use crate::proto::wire::{Header, Kind};
+use crate::store::Special;
+
+/// How long a failure is remembered.
+const WINDOW_MS: u64 = 60_000;
+
+/// As many failures are gone on from in that time.
+const FAILURES_MAX: usize = 4;
+
+/// What the server is doing, for the case that it fails.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Doing {
+    /// The connection that is served.
+    pub(super) conn: Option<ConnId>,
+    /// The request of it that is handled.
+    pub(super) header: Option<Header>,
+}
+
+/// A failure.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Failure {
+    at_ms: u64,
+    /// Who was served then.
+    conn: Option<ConnId>,
+}
+
+/// The failures of the last minute, over all instances.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(super) struct Failures {
+    recent: heapless::Vec<Failure, FAILURES_MAX>,
+    /// This instance goes on after one, and has not begun to serve.
+    pub(super) is_repair: bool,
+}
+
+impl Failures {
+    /// Takes notice of a failure; `false` if there were too many.
+    fn add(&mut self, at_ms: u64, conn: Option<ConnId>) -> bool {
+        self.recent.retain(|failure| at_ms.saturating_sub(failure.at_ms) < WINDOW_MS);
+        self.is_repair = true;
+        self.recent.push(Failure { at_ms, conn }).is_ok()
+    }
+
+    /// Who was served at the last failure, and whether at an earlier one, too.
+    fn last(&self) -> (Option<ConnId>, bool) {
+        let Some((last, earlier)) = self.recent.split_last() else { return (None, false) };
+        (last.conn, last.conn.is_some() && earlier.iter().any(|other| other.conn == last.conn))
+    }
+
+    /// Writes them for a successor.
+    pub(super) fn write<S: Sink>(&self, fields: &mut FieldWriter<'_, S>) -> Result<(), OutOfRoom> {
+        fields.flag(self.is_repair)?;
+        fields.count(self.recent.len())?;
+        for Failure { at_ms, conn } in &self.recent {
+            fields.u64(*at_ms)?;
+            fields.maybe_u32(conn.map(|conn| conn.0))?;
+        }
+        Ok(())
+    }
+
+    /// Reads them.
+    pub(super) fn read(fields: &mut FieldReader<'_>) -> Result<Self, Short> {
+        let mut new = Self { is_repair: fields.flag()?, ..Self::default() };
+        for _ in 0..fields.count(FAILURE_FIELDS)? {
+            let at_ms = fields.u64()?;
+            let conn = fields.maybe_u32()?.map(ConnId);
+            // More than an instance keeps are no reason to fail: the first ones count.
+            let _is_kept = new.recent.push(Failure { at_ms, conn });
+        }
+        Ok(new)
+    }
+}
+
+/// The fewest bytes that a failure takes in the private part.
+const FAILURE_FIELDS: usize = 9;
+
+impl<P: Platform> Server<P> {
+    /// The server has failed, at any place of its code: answers the request that was being handled, and writes
+    /// everything into a region, as [`leave`](Self::leave) does. It must not serve after that.
+    ///
+    /// # Errors
+    /// Why it cannot go on, as a sentence; then the domain has to end.
+    pub fn leave_failed(&mut self) -> Result<Offer<P::Region>, Sentence> {
+        let doing = core::mem::take(&mut self.doing);
+        let now_ms = self.platform.now_ms();
+        if !self.failures.add(now_ms, doing.conn) && !self.options.is_test {
+            return Err(sentence!(
+                "{} failures within {} seconds",
+                FAILURES_MAX.saturating_add(1),
+                WINDOW_MS.wrapping_div(1000)
+            ));
+        }
+        self.asked = None;
+        // Not handed over; the next piece of it is told so.
+        self.upload = None;
+        if let Some(requester) = self.passage.take().and_then(|passage| passage.requester) {
+            let (kind, tx_id) = (Kind::Control.number(), requester.tx.0);
+            let header = Header { kind, req_id: requester.req_id, tx_id, len: 0 };
+            self.answer_failed(requester.conn, Some(header));
+        }
+        if let Some(id) = doing.conn {
+            self.answer_failed(id, doing.header);
+        }
+        self.mend();
+        self.leave()
+    }
+
+    /// Brings to its end what may have been broken off between two books.
+    fn mend(&mut self) {
+        for domid in self.store.domids() {
+            if domid != self.privileged && !self.domains.contains(domid) {
+                self.store.forget(domid);
+                self.announce(Special::ReleaseDomain, domid, true);
+            }
+        }
+        let mut next = self.connections.first(List::All);
+        while let Some(id) = next {
+            next = self.connections.next(List::All, id);
+            let Some(connection) = self.connections.get(id) else { continue };
+            if connection.is_local || self.connection_of(connection.domid) == Some(id) {
+                continue;
+            }
+            if let Some(port) = self.detach(id).and_then(|connection| connection.port) {
+                self.platform.unbind(port);
+            }
+        }
+    }
+
+    /// Goes on after a failure, in a fresh copy of this image. Returns only if that is not possible, with the reason; then
+    /// the domain has to end.
+    pub fn restart(&mut self) -> Sentence {
+        match self.leave_failed() {
+            Ok(Offer { region, stream_len, deadline_ms }) => {
+                self.platform.restart(&self.command_line, region, stream_len, deadline_ms)
+            }
+            Err(why) => why,
+        }
+    }
+
+    /// The reply to a request in whose handling the server has failed. It takes no memory, for that may be what was
+    /// missing.
+    fn answer_failed(&mut self, id: ConnId, handled: Option<Header>) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let busy = connection.busy.take();
+        let header = handled.or(match busy {
+            Some(Busy::Reply { header, .. }) => Some(header),
+            Some(Busy::StartOver | Busy::Check) | None => None,
+        });
+        let Some(header) = header else {
+            connection.busy = busy;
+            return;
+        };
+        connection.waits = false;
+        let payload = error_payload(XsError::EIO);
+        let len = u32::try_from(payload.len()).unwrap_or(0);
+        let reply = Header { kind: Kind::Error.number(), len, ..header };
+        if connection.queue.can_reply() {
+            self.messages.push_kept(&mut connection.queue, reply, payload);
+        }
+    }
+
+    /// Whether this instance goes on after a failure, so that its state need not be what was said to the last byte.
+    #[must_use]
+    pub fn is_repair(&self) -> bool {
+        self.failures.is_repair
+    }
+
+    /// The last step of going on: tells what has happened, and gives up the connection that has made the server fail
+    /// twice.
+    pub(super) fn conclude_failure(&mut self) {
+        let (conn, is_again) = self.failures.last();
+        let who = conn.and_then(|id| self.connections.get(id).map(|c| (id, c.domid, c.privileged)));
+        let Some((id, domid, privileged)) = who else {
+            self.platform.log(format_args!("went on after a failure; nobody was being served"));
+            return;
+        };
+        self.platform.log(format_args!("went on after a failure while domain {domid} was served"));
+        if is_again && !privileged && !self.options.is_test {
+            self.ignore(id, RingError::Comm);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_fails_the_server_twice_in_a_minute_is_known() {
+        let mut failures = Failures::default();
+        assert_eq!(failures.last(), (None, false));
+        assert!(failures.add(0, Some(ConnId(3))));
+        assert_eq!(failures.last(), (Some(ConnId(3)), false));
+        assert!(failures.add(10, None));
+        assert!(failures.add(20, Some(ConnId(3))));
+        assert_eq!(failures.last(), (Some(ConnId(3)), true));
+        assert!(failures.add(WINDOW_MS + 15, Some(ConnId(3))));
+        assert_eq!(failures.recent.len(), 2);
+        assert!(failures.add(2 * WINDOW_MS + 15, Some(ConnId(3))));
+        assert_eq!(failures.last(), (Some(ConnId(3)), false));
+    }
+
+    #[test]
+    fn too_many_are_the_end() {
+        let mut failures = Failures::default();
+        for n in 0..FAILURES_MAX {
+            assert!(failures.add(n as u64, None));
+        }
+        assert!(!failures.add(50, None));
+        assert!(failures.add(WINDOW_MS + 50, None));
+    }
+
+    #[test]
+    fn a_successor_reads_what_was_written() {
+        let mut failures = Failures::default();
+        failures.add(7, Some(ConnId(1)));
+        failures.add(8, None);
+        let mut bytes = alloc::vec::Vec::new();
+        failures.write(&mut FieldWriter(&mut bytes)).unwrap();
+        assert_eq!(Failures::read(&mut FieldReader::new(&bytes)), Ok(failures));
+    }
+}

@@ -1,0 +1,84 @@
+# The server fails in every way that can be provoked, while dom0 and guests use it: each time it goes on, one request
+# gets EIO, and nothing else is lost.
+# nested-xen: --memory 8 --param --test-failures --timeout 900
+. /lib/nested.sh
+
+[ "$server" = ours ] || {
+    skip "a failure of a stub domain (not with $server)"
+    finish
+}
+
+tree() { xenstore-ls -fp / | grep -v '^/local/domain/[1-9][0-9]*/data\|^/load'; }
+restarts() { xenstore-control stats --values | sed -n 's/^restarts=//p'; }
+
+# Each panic that was reported is one that was asked for.
+no_panic() { [ "$(server_console | grep -c 'went on after a failure')" = $failures ]; }
+
+# went_on WHAT: the server has gone on after one more failure, and is as it was.
+went_on() {
+    failures=$((failures + 1))
+    check "$1: the store answers" wait_for 20 eval '[ "$(xenstore-read /test/value)" = here ]'
+    equal "$1: restarts" $failures "$(restarts)"
+    tree >/run/tree.after
+    check "$1: the same tree" cmp /run/tree.before /run/tree.after
+    equal "$1: check" OK "$(xenstore-control check)"
+}
+
+start_steady() {
+    make_guest "$1" 16 "kernel='/guest/test-guest'" "ramdisk=''" "cmdline='role=steady'" "on_poweroff='preserve'"
+    check "$1: xl create" xl create -q "/run/guests/$1.cfg"
+}
+
+stop_steady() {
+    check "$1 is told to stop" xenstore-write "/local/domain/$(guest_domid "$1")/data/stop" 1
+    wait_for 60 eval "guest_log '$1' | grep -q '^verdict: '"
+    guest_log "$1" | grep '^verdict: ' | sed "s/^/        $1: /"
+    equal "$1 noticed nothing" "verdict: pass" "$(guest_log "$1" | grep -o '^verdict: [a-z]*')"
+}
+
+failures=0
+xenstore-write /test/value here /test/deep/er/still there
+xenstore-chmod /test/deep r0 b5 n7
+start_steady steady-a
+make_guest linux
+check "a Linux guest" start_guest linux
+domid=$(guest_domid linux)
+xenstore-watch -n 2 /test/watched >/run/watch.log 2>&1 &
+watcher=$!
+sleep 1
+tree >/run/tree.before
+
+step "a request that fails"
+for fault in panic page-fault overflow memory; do
+    xenstore-control fail $fault >/run/fail.log 2>&1
+    sed 's/^/        /' /run/fail.log
+    went_on "$fault"
+done
+
+stop_steady steady-a
+
+step "in the middle of a change"
+for looks in 1 2 3 4 5 6; do
+    equal "armed" OK "$(xenstore-control fail $looks)"
+    # One of these gets EIO, the others what they ask for.
+    for n in 1 2 3 4; do xenstore-write /test/value here >/dev/null 2>&1; done
+    for n in 1 2 3 4; do xenstore-write "/load/$looks/$n" x >/dev/null 2>&1 && xenstore-rm "/load/$looks" >/dev/null 2>&1; done
+    xenstore-rm /load >/dev/null 2>&1
+    went_on "look $looks"
+done
+
+step "from outside"
+check "xl trigger nmi" xl trigger "$(server_domid)" nmi
+went_on "NMI"
+
+step "nobody else noticed"
+check "a live update works" xenstore-control live-update /nested/image
+refuse "a failure after that, too" xenstore-control fail panic
+went_on "after a live update"
+xenstore-write /test/watched 1
+check "the watch is still there" wait_for 20 no_process $watcher
+check "the Linux guest writes" guest_run linux 'xenstore-write data/x 1'
+check "a guest's end is seen" xl destroy linux
+refuse "its nodes are gone" xenstore-exists "/local/domain/$domid"
+server_console | grep 'went on\|took over' | sed 's/^/        /' | tail -n 40
+finish

@@ -1,0 +1,187 @@
+//! The server fails at every place where it calls the world, in the middle of every kind of request: it goes on, the
+//! request is answered, and the state is the one before the request or the one after it.
+
+extern crate alloc;
+
+use alloc::collections::BTreeMap;
+use core::panic::AssertUnwindSafe;
+use std::panic::catch_unwind;
+use xenstore_stubdom::proto::id::DomId;
+use xenstore_stubdom::proto::wire::Kind;
+use xenstore_stubdom::sim::{Client, Simulation};
+
+/// More calls than any of the requests below makes.
+const CALLS_MAX: u32 = 400;
+
+struct Scene {
+    simulation: Simulation,
+    dom0: Client,
+    guest: Client,
+}
+
+impl Scene {
+    /// A host with a guest, nodes, watches and an open transaction, number 1 of the guest.
+    fn new() -> Self {
+        let (mut simulation, mut dom0) = Simulation::start("--test-failures");
+        for domid in [7, 8] {
+            let port = simulation.world.create(DomId(domid));
+            let introduced = simulation.ask(
+                &mut dom0,
+                Kind::Introduce,
+                0,
+                format!("{domid}\x001\0{port}\0").as_bytes(),
+            );
+            assert_eq!(introduced.last().unwrap().payload, b"OK\0");
+        }
+        let guest = simulation.client(DomId(7));
+        let mut scene = Self { simulation, dom0, guest };
+        for (kind, tx, payload) in [
+            (Kind::Mkdir, 0, "/guest\0"),
+            (Kind::SetPerms, 0, "/guest\0n7\0r8\0"),
+            (Kind::Write, 0, "/tree/a/b\0value"),
+            (Kind::Write, 0, "/tree/a/c\0value"),
+            (Kind::Watch, 0, "/tree\0of-dom0\0"),
+            (Kind::Watch, 0, "@releaseDomain\0gone\0"),
+        ] {
+            scene.must(false, kind, tx, payload);
+        }
+        for (kind, tx, payload) in [
+            (Kind::Write, 0, "/guest/x/y\0mine"),
+            (Kind::Watch, 0, "/guest\0of-guest\0"),
+            (Kind::Watch, 0, "/guest/x\0of-guest\0"),
+            (Kind::TransactionStart, 0, "\0"),
+            (Kind::Write, 1, "/guest/in/tx\0new"),
+            (Kind::Rm, 1, "/guest/x\0"),
+        ] {
+            scene.must(true, kind, tx, payload);
+        }
+        scene
+    }
+
+    fn ask(&mut self, by_guest: bool, kind: Kind, tx: u32, payload: &str) -> Vec<u8> {
+        let client = if by_guest { &mut self.guest } else { &mut self.dom0 };
+        let messages = self.simulation.ask(client, kind, tx, payload.as_bytes());
+        reply(messages).expect("a reply")
+    }
+
+    fn must(&mut self, by_guest: bool, kind: Kind, tx: u32, payload: &str) {
+        let reply = self.ask(by_guest, kind, tx, payload);
+        assert!(!reply.starts_with(b"E"), "{kind:?}: {}", reply.escape_ascii());
+    }
+
+    /// All nodes, with their values and permissions.
+    fn tree(&mut self) -> BTreeMap<String, (Vec<u8>, Vec<u8>)> {
+        let mut tree = BTreeMap::new();
+        let mut open = vec!["/".to_owned()];
+        while let Some(path) = open.pop() {
+            let names = self.ask(false, Kind::Directory, 0, &format!("{path}\0"));
+            let value = self.ask(false, Kind::Read, 0, &format!("{path}\0"));
+            let perms = self.ask(false, Kind::GetPerms, 0, &format!("{path}\0"));
+            for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+                let name = String::from_utf8_lossy(name);
+                open.push(format!("{}/{name}", path.trim_end_matches('/')));
+            }
+            tree.insert(path, (value, perms));
+        }
+        tree
+    }
+}
+
+/// The reply among messages; events are watched for elsewhere.
+fn reply(messages: Vec<xenstore_stubdom::sim::Message>) -> Option<Vec<u8>> {
+    let is_event = |kind| kind == Kind::WatchEvent.number();
+    messages.into_iter().rev().find(|m| !is_event(m.header.kind)).map(|m| m.payload)
+}
+
+/// Who asks for what: whether it is the guest, the type, the transaction, the payload.
+const REQUESTS: [(bool, Kind, u32, &str); 24] = [
+    (true, Kind::Write, 0, "/guest/one\0value"),
+    (true, Kind::Write, 0, "/guest/a/b/c/d/e\0value"),
+    (true, Kind::Write, 0, "/guest/x/y\0another"),
+    (true, Kind::Mkdir, 0, "/guest/new/dir\0"),
+    (true, Kind::Rm, 0, "/guest/x\0"),
+    (true, Kind::SetPerms, 0, "/guest/x\0n7\0b8\0"),
+    (true, Kind::Read, 0, "/guest/x/y\0"),
+    (true, Kind::Directory, 0, "/guest\0"),
+    (true, Kind::GetPerms, 0, "/guest\0"),
+    (true, Kind::Watch, 0, "/guest/x/y\0more\0"),
+    (true, Kind::Unwatch, 0, "/guest\0of-guest\0"),
+    (true, Kind::TransactionStart, 0, "\0"),
+    (true, Kind::Write, 1, "/guest/in/more\0value"),
+    (true, Kind::Rm, 1, "/guest/in\0"),
+    (true, Kind::TransactionEnd, 1, "T\0"),
+    (true, Kind::TransactionEnd, 1, "F\0"),
+    (true, Kind::Write, 0, "/tree/not/mine\0value"),
+    (false, Kind::Rm, 0, "/tree\0"),
+    (false, Kind::Write, 0, "/tree/a/b\0another"),
+    (false, Kind::Release, 0, "7\0"),
+    (false, Kind::Release, 0, "8\0"),
+    (false, Kind::SetTarget, 0, "8\x007\0"),
+    (false, Kind::Control, 0, "check\0"),
+    (false, Kind::Control, 0, "stats\0"),
+];
+
+/// Fails at each call of one request; says at how many.
+fn fail_everywhere(request: (bool, Kind, u32, &str)) -> u32 {
+    let (by_guest, kind, tx, payload) = request;
+    let mut scene = Scene::new();
+    let before = scene.tree();
+    let good = scene.ask(by_guest, kind, tx, payload);
+    let after = scene.tree();
+    for calls in 0..CALLS_MAX {
+        let mut scene = Scene::new();
+        scene.simulation.world.set_failure(Some(calls));
+        let Scene { simulation, dom0, guest } = &mut scene;
+        let client = if by_guest { guest } else { dom0 };
+        let asked = catch_unwind(AssertUnwindSafe(|| {
+            reply(simulation.ask(client, kind, tx, payload.as_bytes()))
+        }));
+        let place = format!("{kind:?} {payload:?}, failure at call {calls}");
+        let answer = match asked {
+            Ok(answer) => {
+                assert!(simulation.world.has_failure(), "{place}: it was lost");
+                simulation.world.set_failure(None);
+                assert!(payload == "stats\0" || answer.as_ref() == Some(&good), "{place}");
+                assert!(calls > 0, "{place}: nothing was tried");
+                return calls;
+            }
+            Err(_) => {
+                simulation.go_on().unwrap_or_else(|why| panic!("{place}: {why}"));
+                reply(simulation.drain(client))
+            }
+        };
+        if kind != Kind::Release || payload != "7\0" {
+            let answer = answer.unwrap_or_else(|| panic!("{place}: no reply"));
+            let shown = answer.escape_ascii();
+            let is_good = answer == good || payload == "stats\0" && answer.starts_with(b"image");
+            assert!(is_good || answer == b"EIO\0", "{place}: the reply {shown}");
+        }
+        let now = scene.tree();
+        assert!(now == before || now == after, "{place}: neither before nor after: {now:#?}");
+        scene.simulation.server.check().unwrap_or_else(|findings| panic!("{place}: {findings}"));
+        // It goes on for everybody.
+        scene.must(false, Kind::Write, 0, "/afterwards\0works");
+        let answer = scene.ask(by_guest, kind, tx, payload);
+        assert_ne!(answer, b"EIO\0", "{place}");
+        scene.simulation.hand_over().unwrap_or_else(|why| panic!("{place}: {why}"));
+    }
+    panic!("{kind:?} {payload:?} makes more than {CALLS_MAX} calls");
+}
+
+#[test]
+fn a_failure_costs_the_request_that_was_handled_and_nothing_else() {
+    std::panic::set_hook(Box::new(|_| {}));
+    let places: Vec<_> =
+        REQUESTS.iter().map(|request| catch_unwind(|| fail_everywhere(*request))).collect();
+    drop(std::panic::take_hook());
+    let mut count = 0;
+    let mut findings = Vec::new();
+    for place in places {
+        match place {
+            Ok(places) => count += places,
+            Err(why) => findings.push(why.downcast_ref::<String>().cloned().unwrap_or_default()),
+        }
+    }
+    assert!(findings.is_empty(), "{}", findings.join("\n"));
+    assert!(count > 60, "only {count} places");
+}
