@@ -22,7 +22,11 @@ struct Scene {
 impl Scene {
     /// A host with a guest, nodes, watches and an open transaction, number 1 of the guest.
     fn new() -> Self {
-        let (mut simulation, mut dom0) = Simulation::start("--test-failures");
+        Self::with("--test-failures")
+    }
+
+    fn with(options: &str) -> Self {
+        let (mut simulation, mut dom0) = Simulation::start(options);
         for domid in [7, 8] {
             let port = simulation.world.create(DomId(domid));
             let introduced = simulation.ask(
@@ -184,4 +188,92 @@ fn a_failure_costs_the_request_that_was_handled_and_nothing_else() {
     }
     assert!(findings.is_empty(), "{}", findings.join("\n"));
     assert!(count > 60, "only {count} places");
+}
+
+/// Whether the server goes on after it has failed in the middle of a request of the guest.
+fn goes_on_after_a_request(scene: &mut Scene) -> bool {
+    scene.simulation.world.set_failure(Some(3));
+    let Scene { simulation, guest, .. } = scene;
+    let asked = catch_unwind(AssertUnwindSafe(|| {
+        reply(simulation.ask(guest, Kind::Write, 0, b"/guest/one\0value"))
+    }));
+    assert!(asked.is_err(), "it has not failed");
+    simulation.go_on().is_ok()
+}
+
+/// A guest that makes the server fail gains nothing: the second time it loses its connection, and others keep theirs.
+#[test]
+fn who_makes_the_server_fail_again_and_again_is_given_up() {
+    let mut scene = Scene::with("");
+    assert!(goes_on_after_a_request(&mut scene));
+    scene.must(true, Kind::Read, 0, "/guest\0");
+    scene.simulation.sleep(61_000);
+    assert!(goes_on_after_a_request(&mut scene), "that was long ago");
+    scene.must(true, Kind::Read, 0, "/guest\0");
+    assert!(goes_on_after_a_request(&mut scene));
+    let asked = scene.simulation.ask(&mut scene.guest, Kind::Read, 0, b"/guest\0");
+    assert!(asked.is_empty() || asked[0].payload == b"EIO\0", "it is still served: {asked:?}");
+    scene.must(false, Kind::Write, 0, "/afterwards\0works");
+    scene.simulation.server.check().unwrap();
+}
+
+/// Nobody goes on for ever: the fifth failure within a minute is the end.
+#[test]
+fn too_many_failures_are_the_end() {
+    let mut scene = Scene::with("");
+    for n in 0..5 {
+        scene.simulation.world.set_failure(Some(1));
+        let Scene { simulation, dom0, .. } = &mut scene;
+        let asked = catch_unwind(AssertUnwindSafe(|| {
+            reply(simulation.ask(dom0, Kind::Write, 0, b"/one\0value"))
+        }));
+        assert!(asked.is_err());
+        assert_eq!(simulation.go_on().is_ok(), n < 4, "failure {n}");
+    }
+}
+
+/// A guest dies, and the server fails at each place where that makes it call the world.
+#[test]
+fn a_death_that_a_failure_meets_is_brought_to_its_end() {
+    std::panic::set_hook(Box::new(|_| {}));
+    let all = catch_unwind(|| {
+        for calls in 0..CALLS_MAX {
+            let mut scene = Scene::new();
+            scene.simulation.world.destroy(DomId(7));
+            scene.simulation.world.set_failure(Some(calls));
+            let Scene { simulation, dom0, .. } = &mut scene;
+            let died = catch_unwind(AssertUnwindSafe(|| simulation.drain(dom0)));
+            let mut messages = match died {
+                Ok(messages) => {
+                    assert!(simulation.world.has_failure(), "it was lost");
+                    simulation.world.set_failure(None);
+                    if calls == 0 {
+                        panic!("nothing was tried");
+                    }
+                    messages
+                }
+                Err(_) => {
+                    simulation.go_on().unwrap_or_else(|why| panic!("call {calls}: {why}"));
+                    Vec::new()
+                }
+            };
+            let is_over = !messages.is_empty();
+            messages.extend(simulation.drain(dom0));
+            let is_told = messages.iter().any(|m| m.payload.starts_with(b"@releaseDomain\0"));
+            assert!(is_told, "call {calls}: nobody was told");
+            scene.simulation.server.check().unwrap_or_else(|why| panic!("call {calls}: {why}"));
+            let read = scene.ask(false, Kind::Read, 0, "/guest/x/y\0");
+            assert_eq!(read, b"ENOENT\0", "call {calls}");
+            scene.must(false, Kind::Write, 0, "/afterwards\0works");
+            if is_over {
+                return calls;
+            }
+        }
+        panic!("more than {CALLS_MAX} calls");
+    });
+    drop(std::panic::take_hook());
+    match all {
+        Ok(places) => assert!(places > 2, "only {places} places"),
+        Err(why) => panic!("{}", why.downcast_ref::<String>().cloned().unwrap_or_default()),
+    }
 }
