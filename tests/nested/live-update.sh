@@ -51,7 +51,7 @@ sed 's/^/        /' /run/update.log
 equal "one update" 1 "$(updates)"
 tree >/run/tree.after
 check "the same tree" cmp /run/tree.before /run/tree.after
-check "check" xenstore-control check
+sound "check"
 server_console | grep 'took over' | sed 's/^/        /'
 check "another one, with a command line" live_update -c "--nonsense" /nested/image
 check "that is the one" wait_for 20 eval "server_console | grep -q -- --nonsense"
@@ -76,7 +76,7 @@ check "dom0's test-xenstore ends" wait_for 120 no_process $tester
 wait $tester
 equal "dom0's test-xenstore noticed nothing" 0 $?
 tail -n 3 /run/test-xenstore.log | sed 's/^/        /'
-check "check" xenstore-control check
+sound "check"
 
 step "what is not fit is refused"
 size=$(wc -c </nested/image)
@@ -134,6 +134,6 @@ echo "        $(xenstore-read "/local/domain/$domid/data/rounds") rounds"
 refuse "no round went wrong" xenstore-read "/local/domain/$domid/data/bad"
 stop_steady steady-a
 stop_steady steady-b
-check "check" xenstore-control check
+sound "check"
 xenstore-control memreport | sed 's/^/        /'
 finish

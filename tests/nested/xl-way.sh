@@ -19,7 +19,7 @@ equal "with permissions" "(n0,r$xenstore)" "$(permissions "/local/domain/$xensto
 check "what the toolstack keeps, too" xenstore-exists "/libxl/$xenstore"
 check "xenconsoled logs its console" wait_for 20 grep -q . $logs/guest-Xenstore.log
 check "the console says what this domain may not ask" grep -q "no right to ask" $logs/guest-Xenstore.log
-check "the store is sound" xenstore-control check
+sound "the store is sound"
 refuse "a second start is refused" start-with-xl
 equal "the file that names the domain is there" "domid:$xenstore" "$(cat /run/xen/xenstored.pid)"
 
@@ -184,7 +184,7 @@ check "since the domain does as if it had not heard" grep -q "guest didn't ackno
 equal "and goes on" "Xenstore $xenstore" "$(xl list | awk '$1 == "Xenstore" && $5 !~ /[psc]/ { print $1, $2 }')"
 
 step "afterwards"
-check "the store is sound" xenstore-control check
+sound "the store is sound"
 # The port of the last guest was only muted, and is closed with the next news.
 make_test_guest last role=remote
 check "one more guest comes" timeout 120 xl create -q -e /run/guests/last.cfg
