@@ -14,6 +14,9 @@ use xenstore_stubdom::proto::wire::Kind;
 /// How many pages of domains come between two looks at the server's own figures.
 const PAGES_BETWEEN: u32 = 3;
 
+/// So many bytes of a name are kept: more than anybody shows.
+const NAME_MAX: usize = 256;
+
 /// The name of a domain is read again after this time.
 const NAME_AGE: Duration = Duration::from_secs(60);
 
@@ -216,6 +219,7 @@ impl Collector {
             let name = store.ask(Kind::Read, path.as_bytes()).context("reading a domain's name")?;
             // One without a name has none.
             domain.name = name.unwrap_or_default();
+            domain.name.truncate(NAME_MAX);
         }
         Ok(())
     }

@@ -5,7 +5,7 @@
 
 use crate::collect::{Collector, Domain, QUOTAS, Snapshot};
 use crate::link::Link;
-use crate::text::printable;
+use crate::text::{cut, printable};
 use crate::top::PAUSE;
 use anyhow::{Context as _, Result, anyhow};
 use std::fmt::Write as _;
@@ -23,9 +23,12 @@ struct Labels {
     name: String,
 }
 
+/// The longest name of a domain in a label. It stands in every sample of the domain, so a long one costs most of a scrape.
+const NAME_MAX: usize = 64;
+
 /// A label's value.
 fn label(bytes: &[u8]) -> String {
-    printable(bytes).replace('\\', "\\\\").replace('"', "\\\"")
+    cut(&printable(bytes), NAME_MAX).replace('\\', "\\\\").replace('"', "\\\"")
 }
 
 /// Text in the making.

@@ -13,6 +13,15 @@ use xenstore_stubdom::proto::wire::Kind;
 /// How often a directory is read from its beginning, if it changes while it is read in parts.
 const TRIES: u32 = 20;
 
+/// How many watches are shown at one node.
+const WATCHERS_MAX: usize = 20;
+
+/// So many bytes of a state come in a piece at least, but in the last one.
+const PIECE_MIN: usize = 1024;
+
+/// The longest state that is fetched. No store has that much.
+const STATE_MAX: usize = 1 << 30;
+
 /// What the command line says.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -250,8 +259,12 @@ fn watchers(watchers: &[Watcher]) -> String {
         let depth = watcher.depth.map_or(String::new(), |depth| format!(", depth {depth}"));
         format!("{} ({}{depth})", watcher.domain, cut(&printable(&watcher.token), 24))
     });
-    let text = each.collect::<Vec<_>>().join(", ");
-    if text.is_empty() { text } else { format!("; watched by {text}") }
+    let text = each.take(WATCHERS_MAX).collect::<Vec<_>>().join(", ");
+    match watchers.len().saturating_sub(WATCHERS_MAX) {
+        _ if text.is_empty() => text,
+        0 => format!("; watched by {text}"),
+        more => format!("; watched by {text} and {more} more"),
+    }
 }
 
 /// A node that is still to be shown.
@@ -345,6 +358,10 @@ fn end(_nobody_reads: std::io::Result<()>) -> Result<()> {
 
 /// Fetches the state of a store as a stream, by CONTROL dump.
 ///
+/// Unlike `top`, this asks as fast as it is answered: somebody waits for it, it ends, and at one piece a second it would
+/// take minutes, in which the store had to keep a copy of its state. There is one request at a time, so all others have
+/// their turn between two pieces, and as many requests as the state has pieces, and two.
+///
 /// # Errors
 /// The store has none to give, for example for want of memory.
 pub fn fetch(store: &mut impl Ask) -> Result<Vec<u8>> {
@@ -356,14 +373,19 @@ pub fn fetch(store: &mut impl Ask) -> Result<Vec<u8>> {
     let words = begun.split(' ').collect::<Vec<_>>();
     let ["dump", number, "has", size, "bytes"] = words.as_slice() else { bail!("{begun}") };
     let size = size.parse::<usize>().context("CONTROL dump")?;
+    if size > STATE_MAX {
+        bail!("CONTROL dump: {size} bytes are too many to fetch");
+    }
     let mut stream = Vec::new();
     while stream.len() < size {
         let piece = text(store.control(&["dump", number, &stream.len().to_string()])?)?;
         let coded = piece.split_whitespace().collect::<String>();
         let bytes =
             data_encoding::BASE64.decode(coded.as_bytes()).map_err(|_| anyhow!("{piece}"))?;
-        if bytes.is_empty() {
-            bail!("CONTROL dump: nothing came from byte {} of {size} on", stream.len());
+        let (at, left) = (stream.len(), size.saturating_sub(stream.len()));
+        // What comes in crumbs would take as many requests as there are bytes.
+        if bytes.len() < left.min(PIECE_MIN) || bytes.len() > left {
+            bail!("CONTROL dump: {} bytes came from byte {at} of {size} on", bytes.len());
         }
         stream.extend(bytes);
     }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::Store;
+use common::{Store, hostile, is_plain};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
@@ -89,6 +89,28 @@ fn text_is_as_wide_as_a_terminal_and_has_no_blank_in_a_cell() {
     for line in table {
         assert_eq!(line.split_whitespace().count(), 10, "{line}");
     }
+}
+
+#[test]
+fn no_name_breaks_the_screen_or_the_text() {
+    let names = hostile();
+    let mut store = Store::start("", u16::try_from(names.len()).unwrap());
+    for (domid, name) in (1..).zip(&names) {
+        let path = format!("/local/domain/{domid}/name\0");
+        store.must(Kind::Write, &[path.as_bytes(), name].concat());
+    }
+    let mut collector = Collector::default();
+    collector.step(&mut store).unwrap();
+    let mut view = View::new(Sort::Name, false);
+    view.snapshot = collector.snapshot.clone();
+    let text = view.text();
+    assert!(is_plain(&text), "{text}");
+    let table = text.lines().skip_while(|line| !line.starts_with("DOMID")).skip(1);
+    let rows = table.map(|line| line.split_whitespace().count()).collect::<Vec<_>>();
+    assert_eq!(rows, vec![10; names.len() + 1], "{text}");
+    assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+    let shown = screen(&view, 80, 24).join("\n") + "\n";
+    assert!(is_plain(&shown), "{shown}");
 }
 
 #[test]

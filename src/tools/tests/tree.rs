@@ -2,8 +2,9 @@
 
 mod common;
 
-use common::Store;
+use common::{Store, hostile, is_plain};
 use xenstore_stubdom::proto::wire::Kind;
+use xenstore_tools::link::{Answer, Ask};
 use xenstore_tools::tree::{self, Live, Options, Saved, draw, draw_other_watches};
 
 fn options(path: &str) -> Options {
@@ -88,6 +89,123 @@ fn a_directory_that_needs_parts_is_whole_and_names_are_harmless() {
     assert!(got.bytes().all(|byte| byte == b'\n' || (b' '..=b'~').contains(&byte)));
     let again = saved(&mut store, &Options { limit: 10_000, ..options("/big") });
     assert!(again.starts_with(&got), "{again}");
+}
+
+#[test]
+fn nothing_that_guests_write_breaks_a_picture() {
+    let mut store = Store::start("", 20);
+    for (n, value) in hostile().into_iter().enumerate() {
+        let path = format!("/local/domain/1/data/v{n}\0");
+        store.must(Kind::Write, &[path.as_bytes(), &value].concat());
+        // A token has no NUL in it.
+        let token = value.iter().copied().filter(|byte| *byte != 0).collect::<Vec<_>>();
+        store.say(n, Kind::Watch, &[b"/local/domain/1/data\0", &token[..], b"\0"].concat());
+    }
+    let got = live(&mut store, &options("/"));
+    assert!(is_plain(&got), "{got}");
+    assert!(got.lines().all(|line| line.len() < 200), "{got}");
+    let got = saved(&mut store, &options("/"));
+    assert!(is_plain(&got), "{got}");
+    assert!(got.contains("; watched by 1 ("), "{got}");
+    assert!(got.lines().all(|line| line.len() < 2000), "{got}");
+}
+
+#[test]
+fn a_saved_stream_may_be_anybodys() {
+    let mut store = Store::start("", 2);
+    store.must(Kind::Write, b"/local/domain/1/evilname/below\0evilname");
+    store.say(0, Kind::Watch, b"evilname\0evilname\0");
+    let stream = tree::fetch(&mut store).unwrap();
+    let places = |bytes: &[u8]| {
+        (0..bytes.len()).filter(|at| bytes[*at..].starts_with(b"evilname")).collect::<Vec<_>>()
+    };
+    let found = places(&stream);
+    assert!(found.len() >= 4, "{found:?}");
+    // Names that no store would take, which a file may have.
+    let evil: [&[u8; 8]; 4] = [
+        b"\x1b[2J\x07\r\n\"",
+        b"\"\\\"\\\"\\\"\\",
+        b"\xff\xfe\xc3\x28\xe2\x80\xae\x9b",
+        b"`-- root",
+    ];
+    for evil in evil {
+        let mut other = stream.clone();
+        for at in &found {
+            other[*at..*at + 8].copy_from_slice(evil);
+        }
+        let mut saved = Saved::read(&other).unwrap();
+        let mut out = Vec::new();
+        draw(&mut saved, &options("/"), &mut out).unwrap();
+        draw_other_watches(&saved, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(is_plain(&text), "{text}");
+        assert!(text.contains("below = "), "{text}");
+    }
+    // What is damaged is an error or another store, and never the end of the program.
+    for at in 0..stream.len() {
+        let mut other = stream.clone();
+        other[at] ^= 0x55;
+        let Ok(mut saved) = Saved::read(&other) else { continue };
+        let mut out = Vec::new();
+        let _ = draw(&mut saved, &options("/"), &mut out);
+        draw_other_watches(&saved, &mut out).unwrap();
+        assert!(out.is_empty() || is_plain(&String::from_utf8(out).unwrap()));
+        assert!(Saved::read(&stream[..at]).is_err() || at == stream.len(), "{at}");
+    }
+}
+
+#[test]
+fn four_thousand_domains_are_one_picture() {
+    let mut store = Store::start("", 4000);
+    for guest in 0..4000 {
+        store.say(guest, Kind::Watch, b"/local/domain\0token\0");
+    }
+    let whole = Options { limit: 100_000, ..options("/local/domain") };
+    let got = live(&mut store, &whole);
+    assert_eq!(got.lines().count(), 1 + 2 * 4000 + 1);
+    let again = saved(&mut store, &whole);
+    assert!(
+        again.contains("1 (token), ") && again.contains(" and 3980 more)"),
+        "{}",
+        &again[..2000]
+    );
+    assert!(again.lines().all(|line| line.len() < 2000));
+}
+
+#[test]
+fn the_state_takes_as_many_requests_as_it_has_pieces() {
+    let mut store = Store::start("", 100);
+    let before = store.controls;
+    let stream = tree::fetch(&mut store).unwrap();
+    // 52 lines of 57 bytes each; the beginning, and the end.
+    assert_eq!(store.controls - before, stream.len().div_ceil(52 * 57) + 2);
+    assert!(stream.len() > 10_000);
+}
+
+/// A store that answers what it likes.
+struct Liar(Vec<&'static [u8]>, usize);
+
+impl Ask for Liar {
+    fn ask(&mut self, _: Kind, _: &[u8]) -> anyhow::Result<Answer> {
+        self.1 += 1;
+        assert!(self.1 < 10, "no end of it");
+        let answer = if self.0.len() > 1 { self.0.remove(0) } else { self.0[0] };
+        Ok(Ok(answer.to_vec()))
+    }
+}
+
+#[test]
+fn a_store_that_says_nonsense_is_not_asked_without_end() {
+    for answers in [
+        vec![&b"dump 1 has 18446744073709551615 bytes\n\0"[..], b"AAAA\n\0"],
+        vec![b"dump 1 has 1073741824 bytes\n\0", b"AAAA\n\0"],
+        vec![b"dump 1 has 5000 bytes\n\0", b"\0"],
+        vec![b"dump 1 has 2 bytes\n\0", b"AAAA\n\0"],
+        vec![b"dump 1 has 5000 bytes\n\0", b"gone\x1b\0"],
+        vec![b"there is not enough memory\n\0"],
+    ] {
+        assert!(tree::fetch(&mut Liar(answers, 0)).is_err());
+    }
 }
 
 #[test]

@@ -6,6 +6,34 @@ use xenstore_stubdom::proto::wire::Kind;
 use xenstore_stubdom::sim::{Client, Simulation};
 use xenstore_tools::link::{Answer, Ask};
 
+/// What a guest could call itself, or write, to spoil what people see: control bytes, the ends of lines, quotes, escapes,
+/// what is no UTF-8, letters that turn the direction of writing, the syntax of the outputs, and nothing but length.
+pub(crate) fn hostile() -> Vec<Vec<u8>> {
+    let all = (0..=u8::MAX).collect::<Vec<_>>();
+    let some: [&[u8]; 12] = [
+        b"\"",
+        b"\\",
+        b"\\\"",
+        b"a\nb 1",
+        b"\r\n# TYPE x gauge\nx 1",
+        b"\x1b[2J\x07\0\x7f",
+        b"\xff\xfe\xc3",
+        "\u{202e}evil\u{200b}\u{0301}".as_bytes(),
+        b"\",domid=\"0",
+        b"} 1",
+        b"a b\tc",
+        b"",
+    ];
+    let mut names = some.map(<[u8]>::to_vec).to_vec();
+    names.extend([all, vec![b'x'; 3000], vec![0xff; 3000]]);
+    names
+}
+
+/// Whether a text is printable ASCII in whole lines.
+pub(crate) fn is_plain(text: &str) -> bool {
+    text.ends_with('\n') && text.bytes().all(|byte| byte == b'\n' || (b' '..=b'~').contains(&byte))
+}
+
 /// Dom0 asks, in the simulated world.
 pub(crate) struct Store {
     pub(crate) simulation: Simulation,
