@@ -217,6 +217,30 @@ fn who_makes_the_server_fail_again_and_again_is_given_up() {
     scene.simulation.server.check().unwrap();
 }
 
+/// What is handed over does not grow with the number of failures.
+#[test]
+fn nothing_piles_up() {
+    let mut scene = Scene::new();
+    let mut sizes = Vec::new();
+    for n in 0..60 {
+        scene.simulation.world.set_failure(Some(n % 6));
+        let Scene { simulation, guest, .. } = &mut scene;
+        let asked = catch_unwind(AssertUnwindSafe(|| {
+            simulation.ask(guest, Kind::Write, 0, b"/guest/one\0value")
+        }));
+        if asked.is_err() {
+            simulation.go_on().unwrap();
+        }
+        simulation.world.set_failure(None);
+        drop(simulation.drain(guest));
+        let mut region = Vec::new();
+        let version = xenstore_stubdom::proto::stream::Version::Two;
+        simulation.server.save(version, 4, &mut region).unwrap();
+        sizes.push(region.len());
+    }
+    assert_eq!(sizes[20], sizes[56], "{sizes:?}");
+}
+
 /// Nobody goes on for ever: the fifth failure within a minute is the end.
 #[test]
 fn too_many_failures_are_the_end() {
