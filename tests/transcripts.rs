@@ -23,6 +23,12 @@ fn transcripts_hold_with_a_live_update_after_every_line() {
     play_all(Delivery::Updated);
 }
 
+/// What a failure does to requests is in `tests/restart.rs`; here it must do nothing to anything else.
+#[test]
+fn transcripts_hold_with_a_failure_after_every_line() {
+    play_all(Delivery::Failed);
+}
+
 fn play_all(delivery: Delivery) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
     let mut files = std::fs::read_dir(folder)
@@ -52,12 +58,22 @@ fn play(conversation: &Conversation, delivery: Delivery) -> Result<(), Stop> {
     let keeps = |line: &str| {
         !line.contains("CONTROL live-update -b") && !line.contains("CONTROL dump begin")
     };
-    if matches!(delivery, Delivery::Updated)
+    if matches!(delivery, Delivery::Updated | Delivery::Failed)
         && (!conversation.lines().all(keeps) || conversation.title == LOOKED_AT_AGAIN)
     {
         // An upload is not handed over, since the successor is there already, nor is a dump.
         return Ok(());
     }
-    let mut stage = Stage::new(conversation.options(), delivery);
+    if matches!(delivery, Delivery::Failed)
+        && conversation.lines().any(|l| l.starts_with("memory "))
+    {
+        // Without memory nobody goes on.
+        return Ok(());
+    }
+    let mut options = conversation.options().to_owned();
+    if matches!(delivery, Delivery::Failed) {
+        options += " --test-failures";
+    }
+    let mut stage = Stage::new(&options, delivery);
     transcript::play(conversation, &mut stage).map(drop)
 }

@@ -20,6 +20,8 @@ pub enum Delivery {
     Cut(u64),
     /// As much as fits at once, with a live update after every line.
     Updated,
+    /// As much as fits at once, and the server fails after every line, while it does nothing.
+    Failed,
 }
 
 type Outcome = Result<(), Stop>;
@@ -61,7 +63,7 @@ impl Stage {
 
     fn on((simulation, client): (Simulation, Client), delivery: Delivery) -> Self {
         let random = match delivery {
-            Delivery::Whole | Delivery::Updated => 1,
+            Delivery::Whole | Delivery::Updated | Delivery::Failed => 1,
             Delivery::Cut(seed) => seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
         };
         let actors = BTreeMap::new();
@@ -101,7 +103,7 @@ impl Stage {
     /// A piece's length, from 1 on.
     fn piece(&mut self) -> usize {
         match self.delivery {
-            Delivery::Whole | Delivery::Updated => usize::MAX,
+            Delivery::Whole | Delivery::Updated | Delivery::Failed => usize::MAX,
             Delivery::Cut(_) => {
                 self.random ^= self.random << 13;
                 self.random ^= self.random >> 7;
@@ -161,6 +163,7 @@ impl Stage {
                 Err(why) if !why.contains("memory") => Err(why.into()),
                 Ok(()) | Err(_) => Ok(()),
             },
+            Delivery::Failed => self.simulation.go_on().map_err(Into::into),
         }
     }
 
