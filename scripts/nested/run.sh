@@ -85,7 +85,8 @@ set_pace() {
     pace=$((now > pace * 9 / 10 ? now : pace * 9 / 10))
     lost=$((lost + (pace - 10) * (SECONDS - pace_seen) * 1000 / pace))
     pace_seen=$SECONDS waited_before=$waited
-    echo "pace $pace" >&4
+    # Before it listens, its terminal would say it back.
+    [ -z "$heard" ] || echo "pace $pace" >&4
 }
 
 # From power-on to the first word of dom0, without what others took.

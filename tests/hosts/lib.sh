@@ -46,8 +46,7 @@ went_down_in() {
 # one behind them.
 our_errors() {
     {
-        # libvirt.sh looks at what that says.
-        journalctl -b -p err --no-pager -q | grep -v ' libvirtd\[' | sed 's/^.*\]: //'
+        journalctl -b -p err --no-pager -q | sed 's/^.*\]: //'
         journalctl -b --no-pager -q -o cat -u xen.service -u xendomains.service | grep -iE 'error|fail|warn|cannot|could not'
     } | grep -iE 'xen' | sort -u |
         grep -vE '^libxl: error: .*([Ff]ailed to get (own )?domid|9pfs)|^Host path "/var/lib/xen/xenstore"|about a 9pfs device' >/run/errors
