@@ -21,7 +21,7 @@ went_on() {
     equal "$1: restarts" $failures "$(restarts)"
     tree >/run/tree.after
     check "$1: the same tree" cmp /run/tree.before /run/tree.after
-    equal "$1: check" OK "$(xenstore-control check)"
+    sound "$1: check"
 }
 
 start_steady() {
