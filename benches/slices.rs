@@ -10,7 +10,9 @@
 //! Cases: `commit` (128 watches, a commit of 245 nodes below them), `rm` (of 990 nodes with 128 watches on each),
 //! `chain` (RM in a transaction of a path of 900 levels), `deep` (a WRITE that makes 900 levels), `directory`,
 //! `deaths` (50 in one look, 100 guests with all their watches on `@releaseDomain`), `dom0 N` (a request of the
-//! privileged domain, while N guests remove what they have).
+//! privileged domain, while N guests remove what they have), `control N COMMAND [ARGUMENT]...` (an administrator's
+//! request with N guests, each of which has used the store; the passes have the request and the reply in them),
+//! `control-wide N COMMAND [ARGUMENT]...` (the same, and each guest has limits of its own, as long as there are numbers).
 
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
@@ -104,7 +106,39 @@ fn begin(bench: &mut Bench, guest: &mut Client) -> u32 {
     id.parse().expect("a transaction id")
 }
 
-fn run(case: &str, count: usize) -> Result<(), String> {
+/// A request of an administrator.
+fn control(bench: &mut Bench, count: usize, words: &[&str], wide: bool) -> Result<(), String> {
+    for domid in 1..=u16::try_from(count).map_err(|_| "that many domids there are not")? {
+        let mut guest = bench.guest(domid);
+        bench.watches(&mut guest, "data", 3);
+        bench.tree(&mut guest, 0, 20);
+        for quota in ["nodes", "watches", "transactions", "outstanding", "memory"] {
+            if wide {
+                bench.ask(Kind::SetQuota, &format!("{domid}\0{quota}\02147483647\0"));
+            }
+        }
+        // Of these events it reads none.
+        bench.ask(Kind::Write, &format!("/local/domain/{domid}/data\0x"));
+    }
+    let payload = words.iter().flat_map(|word| word.bytes().chain([0])).collect::<Vec<_>>();
+    let (bytes, _) = bench.dom0.request(Kind::Control.number(), 0, &payload);
+    assert_eq!(bench.dom0.write(&bytes), bytes.len(), "the ring has room for one request");
+    let mut passes = 0;
+    let reply = loop {
+        let _ = measured_slice(&mut bench.simulation);
+        passes += 1;
+        bench.dom0.read(usize::MAX);
+        if let Some(message) = bench.dom0.next_message() {
+            break message;
+        }
+        assert!(passes < 1_000_000, "no reply");
+    };
+    assert_eq!(reply.header.kind, Kind::Control.number(), "{:?}", reply.payload);
+    println!("{passes} passes until the reply of {} bytes", reply.payload.len());
+    Ok(())
+}
+
+fn run(case: &str, count: usize, words: &[&str]) -> Result<(), String> {
     let mut bench = Bench::new();
     if case == "deaths" {
         for domid in 1..=100 {
@@ -138,6 +172,9 @@ fn run(case: &str, count: usize) -> Result<(), String> {
         }
         println!("{passes} passes until the reply");
         return Ok(());
+    }
+    if matches!(case, "control" | "control-wide") {
+        return control(&mut bench, count, words, case == "control-wide");
     }
     let mut guest = bench.guest(1);
     let deep = format!("data{}", "/a".repeat(900));
@@ -177,9 +214,9 @@ fn main() -> ExitCode {
     let words = std::env::args().skip(1).filter(|word| word != "--bench").collect::<Vec<_>>();
     let words = words.iter().map(String::as_str).collect::<Vec<_>>();
     let result = match words[..] {
-        [case] => run(case, 0),
-        [case, count] => {
-            count.parse().map_err(|_| "how many?".to_owned()).and_then(|n| run(case, n))
+        [case] => run(case, 0, &[]),
+        [case, count, ref rest @ ..] => {
+            count.parse().map_err(|_| "how many?".to_owned()).and_then(|n| run(case, n, rest))
         }
         _ => Err("the head of benches/slices.rs says how to call this".to_owned()),
     };

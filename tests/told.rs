@@ -194,6 +194,128 @@ fn figures_of_four_thousand_domains_come_in_pages_that_fit() {
 }
 
 #[test]
+fn sums_are_of_everybody_also_of_those_that_are_gone() {
+    let (mut simulation, mut dom0, mut guests) = start("-E 2 -q memory=0", 30);
+    let sums = |simulation: &mut Simulation, dom0: &mut Client| {
+        let values = ask(simulation, dom0, Kind::Control, "stats\0--values\0");
+        let of = |key: &str| {
+            let line = values.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            line.unwrap_or_else(|| panic!("{key}: {values}")).parse::<u64>().unwrap()
+        };
+        ["requests", "events", "dropped", "refused"].map(of)
+    };
+    let before = sums(&mut simulation, &mut dom0);
+    for guest in &mut guests {
+        ask(&mut simulation, guest, Kind::Watch, "a\0token\0");
+        simulation.drain(guest);
+        ask(&mut simulation, guest, Kind::Write, "a\0");
+        simulation.drain(guest);
+        assert_eq!(ask(&mut simulation, guest, Kind::Write, "b\0"), "ENOSPC\0");
+    }
+    let after = sums(&mut simulation, &mut dom0);
+    // Each: a watch and two writes; the watch's first event and the one of the node; one refusal. And the first look.
+    let more = core::array::from_fn(|at| after[at] - before[at]);
+    assert_eq!(more, [3 * 30 + 1, 2 * 30, 0, 30]);
+    simulation.hand_over().unwrap();
+    for domid in 1..=20 {
+        simulation.world.destroy(DomId(domid));
+    }
+    simulation.settle();
+    let [requests, events, dropped, refused] = sums(&mut simulation, &mut dom0);
+    assert_eq!([requests, events, dropped, refused], [after[0] + 1, after[1], after[2], after[3]]);
+    simulation.check().unwrap();
+}
+
+/// Whoever asks once a second may not make the server look at everybody: there are thousands.
+#[test]
+fn what_administrators_ask_looks_at_so_many_domains_and_no_more() {
+    let mut found = String::new();
+    for file in ["figures", "stats", "control"] {
+        let path = format!("{}/src/server/{file}.rs", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(&path).unwrap();
+        for (number, line) in (1..).zip(text.lines()) {
+            let everybody = [".connections.iter", ".domains.iter", ".domains.range", ".domids("];
+            if everybody.iter().any(|call| line.contains(call)) {
+                let _ = writeln!(found, "{path}:{number}: {line}");
+            }
+        }
+    }
+    assert!(
+        found.is_empty(),
+        "this goes on in turns (src/server/checking.rs) or is kept:\n{found}"
+    );
+}
+
+#[test]
+fn four_thousand_maxima_hold_up_nobody() {
+    let (mut simulation, mut dom0, mut guests) = start("", 4000);
+    for name in 0..30 {
+        ask(&mut simulation, &mut guests[2], Kind::Write, &format!("a{name}\0"));
+    }
+    let (bytes, _) = dom0.request(Kind::Control.number(), 0, b"quota\0max\0");
+    dom0.write(&bytes);
+    // It has begun.
+    for _ in 0..3 {
+        let _ = simulation.server.pass();
+    }
+    let (bytes, _) = guests[100].request(Kind::Read.number(), 0, b"/local/domain/101\0");
+    guests[100].write(&bytes);
+    while guests[100].read(usize::MAX) == 0 {
+        let _ = simulation.server.pass();
+        assert_eq!(dom0.read(usize::MAX), 0, "the whole list came first");
+    }
+    simulation.settle();
+    dom0.read(usize::MAX);
+    let answer = dom0.next_message().expect("the list").payload;
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.contains("\nnodes            :       31\n"), "{answer}");
+    let remove = |simulation: &mut Simulation, guest: &mut Client| {
+        for name in 0..30 {
+            ask(simulation, guest, Kind::Rm, &format!("a{name}\0"));
+        }
+    };
+    remove(&mut simulation, &mut guests[2]);
+    let again = ask(&mut simulation, &mut dom0, Kind::Control, "quota\0max\0");
+    assert!(again.contains("\nnodes            :       31\n"), "{again}");
+    let reset = ask(&mut simulation, &mut dom0, Kind::Control, "quota\0max\0-r\0");
+    assert!(reset.contains("\nnodes            :        1\n"), "{reset}");
+    // Also when an update comes in between.
+    let (bytes, _) = dom0.request(Kind::Control.number(), 0, b"quota\0max\0");
+    dom0.write(&bytes);
+    for _ in 0..3 {
+        let _ = simulation.server.pass();
+    }
+    simulation.hand_over().unwrap();
+    simulation.settle();
+    dom0.read(usize::MAX);
+    let answer = String::from_utf8(dom0.next_message().expect("the list").payload).unwrap();
+    assert!(answer.contains("\nnodes            :        1\n"), "{answer}");
+}
+
+/// What a row takes goes by its length (`benches/slices.rs`).
+#[test]
+fn a_page_has_so_many_bytes_of_rows_and_no_more() {
+    let (mut simulation, mut dom0, _guests) = start("", 300);
+    for domid in 1..=300 {
+        for quota in ["nodes", "watches", "transactions", "outstanding", "memory"] {
+            let payload = format!("{domid}\0{quota}\02147483647\0");
+            assert_eq!(ask(&mut simulation, &mut dom0, Kind::SetQuota, &payload), "OK\0");
+        }
+    }
+    let pages = pages(&mut simulation, &mut dom0);
+    let mut rows = 0;
+    for (page, most) in pages.iter().zip(core::iter::once(1400).chain(core::iter::repeat(1800))) {
+        let of_rows = page.lines().filter(|line| line.starts_with("row=")).collect::<Vec<_>>();
+        rows += of_rows.len();
+        assert!(of_rows.len() <= 50, "{page}");
+        let bytes = of_rows.iter().map(|line| line.len() + 1).sum::<usize>();
+        assert!(bytes <= most + 1, "{bytes}: {page}");
+    }
+    assert_eq!(rows, 301);
+    assert!(pages.len() > 301 / 50 + 2, "{}", pages.len());
+}
+
+#[test]
 fn the_columns_are_what_the_manual_says() {
     let (mut simulation, mut dom0, _guests) = start("", 1);
     let manual =

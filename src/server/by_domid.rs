@@ -82,12 +82,14 @@ impl<T> ByDomid<T> {
     /// The first one from a domid on.
     pub(super) fn next_from(&self, domid: DomId) -> Option<(DomId, &T)> {
         let (first, mut at) = place(domid);
-        for (high, block) in (0..=u8::MAX).zip(&self.blocks).skip(first) {
-            let slots = block.as_ref().map_or(&[][..], |block| &block[..]);
-            let mut rest = (0..=u8::MAX).zip(slots).skip(at);
-            let found = rest.find_map(|(low, slot)| Some((low, slot.as_deref()?)));
-            if let Some((low, value)) = found {
-                return Some((DomId(u16::from_le_bytes([low, high])), value));
+        // Slices, since others are skipped one by one.
+        for (high, block) in self.blocks.iter().enumerate().skip(first) {
+            let slots = block.as_ref().and_then(|block| block.get(at..)).unwrap_or_default();
+            let mut found =
+                slots.iter().enumerate().filter_map(|(n, slot)| Some((n, slot.as_deref()?)));
+            if let Some((n, value)) = found.next() {
+                let domid = high.wrapping_mul(BLOCK).wrapping_add(at).wrapping_add(n);
+                return Some((DomId(u16::try_from(domid).ok()?), value));
             }
             at = 0;
         }

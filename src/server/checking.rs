@@ -1,4 +1,5 @@
-//! CONTROL `check`: in turns, with others in between, and with no memory but that of its reply.
+//! CONTROL `check` and `quota max`, which look at everything: in turns, with others in between, and with no memory but that
+//! of their replies.
 
 use super::Server;
 use super::connection::Busy;
@@ -7,7 +8,9 @@ use super::dispatch::{Answer, Asker, Reply};
 use super::platform::Platform;
 use super::update::Requester;
 use crate::mem::Budget;
+use crate::proto::id::DomId;
 use crate::store::Inspection;
+use crate::store::quota::{Quota, Quotas};
 use core::fmt::Arguments;
 
 /// More findings than this are not told one by one: they have one cause.
@@ -61,22 +64,94 @@ impl<P: Platform> Server<P> {
             findings.text.line(format_args!("and {more} more"));
         }
         let answer = if findings.found == 0 { Ok(Reply::Done) } else { findings.text.reply() };
-        let asker = self.connections.get_mut(checking.requester.conn);
-        // Whoever has started over since does not wait for it any more.
-        if asker
-            .is_some_and(|asker| asker.busy.take_if(|busy| matches!(busy, Busy::Check)).is_some())
-        {
-            self.answer_requester(checking.requester, answer);
+        self.answer_later(checking.requester, answer);
+    }
+
+    /// Ends both at once, since nothing that goes on is handed over.
+    pub(super) fn finish_check(&mut self) {
+        while self.is_checking() {
+            self.budget = Budget::endless();
+            self.check_on();
+            self.maxima_on();
         }
     }
 
-    /// Ends a check at once, since nothing that goes on is handed over.
-    pub(super) fn finish_check(&mut self) {
-        while self.checking.is_some() {
-            self.budget = Budget::endless();
-            self.check_on();
+    /// Whether one of both goes on.
+    pub(super) fn is_checking(&self) -> bool {
+        self.checking.is_some() || self.maxima.is_some()
+    }
+}
+
+/// Work that a look at what a domain has used takes.
+const LOOK_WORK: u64 = 200;
+
+/// The most that any guest ever used, as far as it is known.
+#[derive(Debug)]
+pub(super) struct Maxima {
+    requester: Requester,
+    next: Option<DomId>,
+    most: Quotas,
+    resets: bool,
+}
+
+impl<P: Platform> Server<P> {
+    /// `quota max`: the answer comes when every domain was looked at; `resets` makes what each uses now the most that it
+    /// ever did.
+    pub(super) fn control_maxima(&mut self, asker: Asker, resets: bool) -> Answer {
+        if self.maxima.is_some() {
+            return text(format_args!("somebody else asks that; try again when that has ended"));
+        }
+        let requester = Requester { conn: asker.id, req_id: asker.req_id, tx: asker.tx };
+        let (next, most) = (Some(DomId(0)), Quotas::ZERO);
+        self.maxima = Some(Maxima { requester, next, most, resets });
+        if let Some(connection) = self.connections.get_mut(asker.id) {
+            connection.busy = Some(Busy::Check);
+        }
+        Ok(Reply::Later)
+    }
+
+    /// One turn of that.
+    pub(super) fn maxima_on(&mut self) {
+        let Some(mut maxima) = self.maxima.take() else { return };
+        let privileged = self.store.privileged();
+        while let Some(from) = maxima.next
+            && let Some((domid, _)) = self.domains.next_from(from)
+        {
+            if self.budget.is_over() {
+                self.maxima = Some(maxima);
+                return;
+            }
+            if maxima.resets {
+                self.store.reset_peak(domid);
+            }
+            let peak = self.store.accounts(domid).map_or(Quotas::ZERO, |(_, peak, _)| peak);
+            for quota in Quota::ALL.into_iter().filter(|_| domid != privileged) {
+                maxima.most.set(quota, maxima.most.get(quota).max(peak.get(quota)));
+            }
+            maxima.next = domid.0.checked_add(1).map(DomId);
+            self.budget.spend(LOOK_WORK);
+        }
+        self.answer_later(maxima.requester, list_maxima(&maxima.most));
+    }
+
+    /// Answers whoever has waited for it, and does not if that one has started over since.
+    fn answer_later(&mut self, requester: Requester, answer: Answer) {
+        let asker = self.connections.get_mut(requester.conn);
+        if asker
+            .is_some_and(|asker| asker.busy.take_if(|busy| matches!(busy, Busy::Check)).is_some())
+        {
+            self.answer_requester(requester, answer);
         }
     }
+}
+
+fn list_maxima(most: &Quotas) -> Answer {
+    let mut text = Text::new()?;
+    text.line(format_args!("Max. quotas used by unprivileged domains:"));
+    for quota in Quota::ALL.into_iter().filter(|quota| quota.counts_stock()) {
+        text.line(format_args!("{:<17}: {:>8}", quota.name(), most.get(quota)));
+    }
+    text.reply()
 }
 
 struct Findings {

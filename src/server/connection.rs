@@ -114,11 +114,6 @@ pub(super) struct Figures {
 }
 
 impl Figures {
-    /// Requests, events, dropped events.
-    pub(super) fn sums(self) -> (u64, u64, u64) {
-        (self.requests, self.events, self.dropped_events)
-    }
-
     /// Adds the figures of another connection.
     pub(super) fn add(&mut self, other: Self) {
         self.requests = self.requests.saturating_add(other.requests);
@@ -133,9 +128,8 @@ impl Figures {
         self.bytes_out = self.bytes_out.saturating_add(message_bytes(payload));
     }
 
-    /// Counts a request that is complete.
+    /// Counts the bytes of a request that is complete.
     pub(super) fn received(&mut self, payload: usize) {
-        self.requests = self.requests.saturating_add(1);
         self.bytes_in = self.bytes_in.saturating_add(message_bytes(payload));
     }
 }

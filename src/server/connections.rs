@@ -3,7 +3,7 @@
 //! A list is a chain through the connections themselves. So entering one takes no memory, whoever is gone is in none,
 //! and a list that is long costs nobody anything who takes its first.
 
-use super::connection::Connection;
+use super::connection::{Connection, Figures};
 use crate::mem::{Map, NIL, NoMemory};
 use crate::proto::id::ConnId;
 use core::cell::Cell;
@@ -79,6 +79,45 @@ struct Ends {
     len: usize,
 }
 
+/// What connections have done, counted. For all that are there together it is kept, so that nobody who asks has to look
+/// at each.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct Sums {
+    pub(super) requests: u64,
+    pub(super) events: u64,
+    pub(super) dropped_events: u64,
+    /// What was refused for want of a quota.
+    pub(super) refused: u64,
+}
+
+impl Sums {
+    pub(super) const EVENT: Self = Self { events: 1, ..Self::NONE };
+    pub(super) const REFUSAL: Self = Self { refused: 1, ..Self::NONE };
+    pub(super) const REQUEST: Self = Self { requests: 1, ..Self::NONE };
+    pub(super) const NONE: Self = Self { requests: 0, events: 0, dropped_events: 0, refused: 0 };
+
+    /// Events that their receiver does not get.
+    pub(super) const fn dropped(dropped_events: u64) -> Self {
+        Self { dropped_events, ..Self::NONE }
+    }
+
+    /// Together with `more`, or without it. What was added can be taken back, so it wraps.
+    pub(super) fn with(self, more: Self, change: fn(u64, u64) -> u64) -> Self {
+        Self {
+            requests: change(self.requests, more.requests),
+            events: change(self.events, more.events),
+            dropped_events: change(self.dropped_events, more.dropped_events),
+            refused: change(self.refused, more.refused),
+        }
+    }
+
+    /// What one connection has done.
+    fn of<R>(connection: &Connection<R>) -> Self {
+        let Figures { requests, events, dropped_events, .. } = connection.figures;
+        Self { requests, events, dropped_events, refused: connection.told.refused }
+    }
+}
+
 /// The connections.
 #[derive(Debug)]
 pub(super) struct Connections<R> {
@@ -86,6 +125,8 @@ pub(super) struct Connections<R> {
     /// The one that was looked for last, and its handle: in its turn a connection is looked for again and again.
     last: Cell<(ConnId, u32)>,
     lists: [Ends; LISTS],
+    /// What they have done, all together.
+    sums: Sums,
 }
 
 impl<R> Connections<R> {
@@ -94,6 +135,7 @@ impl<R> Connections<R> {
             map: Map::new(seed),
             last: Cell::new((ConnId(0), NIL)),
             lists: [Ends { first: NIL, last: NIL, len: 0 }; LISTS],
+            sums: Sums::NONE,
         }
     }
 
@@ -135,6 +177,7 @@ impl<R> Connections<R> {
 
     /// Enters one that was [promised](Self::promise). Ids only grow.
     pub(super) fn insert(&mut self, id: ConnId, connection: Connection<R>) {
+        self.sums = self.sums.with(Sums::of(&connection), u64::wrapping_add);
         self.map.insert_promised(id, connection);
         self.push(List::All, id);
     }
@@ -145,7 +188,33 @@ impl<R> Connections<R> {
             self.leave(list, id);
         }
         self.last.set((ConnId(0), NIL));
-        self.map.remove(id)
+        let removed = self.map.remove(id)?;
+        self.sums = self.sums.with(Sums::of(&removed), u64::wrapping_sub);
+        Some(removed)
+    }
+
+    /// Counts something that a connection has done.
+    #[inline]
+    pub(super) fn count(&mut self, id: ConnId, more: Sums) {
+        let Some(connection) = self.get_mut(id) else { return };
+        let Figures { requests, events, dropped_events, .. } = &mut connection.figures;
+        *requests = requests.wrapping_add(more.requests);
+        *events = events.wrapping_add(more.events);
+        *dropped_events = dropped_events.wrapping_add(more.dropped_events);
+        let refused = &mut connection.told.refused;
+        *refused = refused.wrapping_add(more.refused);
+        self.sums = self.sums.with(more, u64::wrapping_add);
+    }
+
+    /// What all that are there have done together.
+    pub(super) fn sums(&self) -> Sums {
+        self.sums
+    }
+
+    /// The same, from one to the other: for checks.
+    pub(super) fn sums_of_each(&self) -> Sums {
+        let add = |sums: Sums, (_, connection)| sums.with(Sums::of(connection), u64::wrapping_add);
+        self.iter().fold(Sums::NONE, add)
     }
 
     /// Every connection, in the order of introduction.
@@ -170,7 +239,7 @@ impl<R> Connections<R> {
     }
 
     /// How many are in a list.
-    pub(super) fn count(&self, list: List) -> usize {
+    pub(super) fn listed(&self, list: List) -> usize {
         self.ends(list).len
     }
 

@@ -20,6 +20,9 @@ use core::fmt::{self, Write};
 /// Arguments that a command looks at.
 const ARGUMENTS_MAX: usize = 8;
 
+/// The most that a line that is not formatted takes: two dozen numbers.
+const LINE_MAX: usize = 512;
+
 /// Name and parameters of each command.
 const COMMANDS: [(&str, &str); 10] = [
     ("check", ""),
@@ -60,6 +63,27 @@ impl Text {
         }
     }
 
+    /// Appends a line that is made already.
+    pub(super) fn made(&mut self, line: &Line) {
+        let (before, line) = (self.lines.len(), line.bytes());
+        let end = before.saturating_add(line.len()).saturating_add(1);
+        // One byte is left for a NUL.
+        let fits = !self.is_full && end < PAYLOAD_MAX;
+        if !fits || self.lines.try_extend(line).and_then(|()| self.lines.try_push(b'\n')).is_err() {
+            self.lines.truncate(before);
+            self.is_full = true;
+        }
+    }
+
+    /// Appends a line of a name and a number.
+    pub(super) fn number(&mut self, name: &str, number: u64) {
+        let mut line = Line::default();
+        line.word(name);
+        line.push(b'=');
+        line.number(number);
+        self.made(&line);
+    }
+
     /// Bytes so far.
     pub(super) fn len(&self) -> usize {
         self.lines.len()
@@ -79,6 +103,54 @@ impl Write for Text {
             return Err(fmt::Error);
         }
         self.lines.try_extend(text.as_bytes()).map_err(|NoMemory| fmt::Error)
+    }
+}
+
+/// A line of words and numbers in the making. It is not formatted: that takes a multiple, and there are many of them.
+#[derive(Default)]
+pub(super) struct Line(heapless::Vec<u8, LINE_MAX>);
+
+impl Line {
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Appends a byte; what does not fit is left out.
+    #[inline]
+    pub(super) fn push(&mut self, byte: u8) {
+        let _fits = self.0.push(byte);
+    }
+
+    /// Appends a word; likewise.
+    #[inline]
+    pub(super) fn word(&mut self, word: &str) {
+        let _fits = self.0.extend_from_slice(word.as_bytes());
+    }
+
+    /// Appends a number; likewise.
+    #[inline]
+    pub(super) fn number(&mut self, number: u64) {
+        if number < 10 {
+            let [digit, ..] = number.to_le_bytes();
+            return self.push(digit.wrapping_add(b'0'));
+        }
+        let mut digits = [0; 20];
+        let (mut rest, mut used) = (number, 0_usize);
+        for slot in digits.iter_mut().rev() {
+            let [digit, ..] = rest.wrapping_rem(10).to_le_bytes();
+            *slot = digit.wrapping_add(b'0');
+            rest = rest.wrapping_div(10);
+            used = used.wrapping_add(1);
+            if rest == 0 {
+                break;
+            }
+        }
+        let first = digits.len().saturating_sub(used);
+        let _fits = self.0.extend_from_slice(digits.get(first..).unwrap_or_default());
     }
 }
 
@@ -126,7 +198,7 @@ impl<P: Platform> Server<P> {
                 self.platform.log(format_args!("{}", line.escape_ascii()));
                 Ok(Reply::Done)
             }
-            (b"quota", arguments) => self.control_quota(arguments),
+            (b"quota", arguments) => self.control_quota(asker, arguments),
             (b"quota-soft", []) => self.list_limits(|quota| quota == Quota::SoftMemory),
             (b"quota-soft", [b"set", b"memory", value]) => {
                 self.store.set_quota(None, Quota::SoftMemory, positive(value)?);
@@ -190,7 +262,7 @@ impl<P: Platform> Server<P> {
     }
 
     /// `quota` in all its forms.
-    fn control_quota(&mut self, arguments: &[&[u8]]) -> Answer {
+    fn control_quota(&mut self, asker: Asker, arguments: &[&[u8]]) -> Answer {
         match arguments {
             [] => self.list_limits(|quota| quota != Quota::SoftMemory),
             [b"set", name, value] => {
@@ -200,11 +272,8 @@ impl<P: Platform> Server<P> {
                 self.store.set_quota(None, quota, positive(value)?);
                 Ok(Reply::Done)
             }
-            [b"max"] => self.list_maxima(),
-            [b"max", b"-r"] => {
-                self.store.reset_peaks();
-                self.list_maxima()
-            }
+            [b"max"] => self.control_maxima(asker, false),
+            [b"max", b"-r"] => self.control_maxima(asker, true),
             [domid] => self.list_usage(text::domid(domid).ok_or(XsError::EINVAL)?),
             _ => Err(XsError::EINVAL),
         }
@@ -234,27 +303,6 @@ impl<P: Platform> Server<P> {
                 let name = quota.name();
                 text.line(format_args!("{name:<17}: {used:>8} (max: {most:>8})"));
             }
-        }
-        text.reply()
-    }
-
-    /// The most that any unprivileged domain ever used.
-    fn list_maxima(&self) -> Answer {
-        let mut text = Text::new()?;
-        text.line(format_args!("Max. quotas used by unprivileged domains:"));
-        let privileged = self.store.privileged();
-        for quota in Quota::ALL.into_iter().filter(|quota| quota.counts_stock()) {
-            let most = self
-                .domains
-                .iter()
-                .map(|(domid, _)| domid)
-                .filter(|domid| *domid != privileged)
-                .filter_map(|domid| self.store.usage(domid, quota))
-                .map(|(_, most)| most)
-                .max()
-                .unwrap_or(0);
-            let name = quota.name();
-            text.line(format_args!("{name:<17}: {most:>8}"));
         }
         text.reply()
     }

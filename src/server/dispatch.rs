@@ -10,7 +10,7 @@
 use super::Server;
 use super::accounts::{Asked, Cause, Causes, hold_cause};
 use super::connection::{Busy, Lost};
-use super::connections::{Connections, List};
+use super::connections::{Connections, List, Sums};
 use super::log::Repeated;
 use super::memory::{self, Share};
 use super::platform::Platform;
@@ -102,8 +102,8 @@ impl<P: Platform> Mail<'_, P> {
             self.forget_cause(accounts, cause);
             return Err(no_memory(error));
         }
-        connection.figures.events = connection.figures.events.saturating_add(1);
         connection.figures.queued(payload.len());
+        self.connections.count(id, Sums::EVENT);
         if let Some(domid) = payer {
             accounts.charge(domid, Quota::Memory, cost);
         }
@@ -113,14 +113,13 @@ impl<P: Platform> Mail<'_, P> {
 
     /// Takes notice of an event that is lost, and of why if the administrator may be told.
     fn lose(&mut self, id: ConnId, lost: Option<Lost>) {
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        connection.figures.dropped_events = connection.figures.dropped_events.saturating_add(1);
-        if lost.is_none() {
+        self.connections.count(id, Sums::dropped(1));
+        let Some(connection) = self.connections.get_mut(id).filter(|_| lost.is_some()) else {
             return;
-        }
+        };
         let is_told = lost == Some(Lost::Quota) && connection.told.knows(Quota::Memory);
         if connection.lost.is_some() || is_told {
-            connection.told.refused = connection.told.refused.saturating_add(1);
+            self.connections.count(id, Sums::REFUSAL);
         } else {
             connection.lost = lost;
             self.connections.push(List::Lost, id);
@@ -282,6 +281,9 @@ impl<P: Platform> Server<P> {
                 privileged: connection.privileged,
                 features: connection.features,
             };
+            if !is_again {
+                self.connections.count(id, Sums::REQUEST);
+            }
             let asked = self.name_cause(asker);
             self.asked = asked;
             let answer = self.answer(asker, header.kind, payload);
@@ -496,10 +498,10 @@ impl<P: Platform> Server<P> {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let cost = self.messages.append(&mut connection.queue, event);
         connection.figures.queued(cost.saturating_sub(message_cost(0)));
-        connection.figures.events = connection.figures.events.saturating_add(1);
         if let Some(domid) = connection.payer() {
             self.store.charge(domid, Quota::Memory, cost);
         }
+        self.connections.count(id, Sums::EVENT);
         self.mark_ready(id);
     }
 

@@ -547,7 +547,7 @@ impl<P: Platform> Server<P> {
         self.report_drops();
         self.empty_trash();
         // There is memory again for those that wait for it.
-        self.short_left = self.connections.count(List::Short);
+        self.short_left = self.connections.listed(List::Short);
     }
 
     /// Whether another domain has this domid now.
@@ -606,6 +606,9 @@ impl<P: Platform> Server<P> {
             claim(listed, "its port is not listed", domid);
             let known = self.store.party(id).is_some() == connection.is_connected();
             claim(known, "the store does not agree on its connection", domid);
+        }
+        if self.connections.sums() != self.connections.sums_of_each() {
+            report(format_args!("the sums of all connections are not what each has done"));
         }
     }
 

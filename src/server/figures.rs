@@ -9,8 +9,9 @@
 //! a guest chooses stands in it but numbers.
 
 use super::Server;
-use super::connection::{Connection, Suspension};
-use super::control::Text;
+use super::connection::{Connection, Figures, Suspension};
+use super::connections::Sums;
+use super::control::{Line, Text};
 use super::dispatch::Answer;
 use super::domains::Domain;
 use super::platform::Platform;
@@ -23,7 +24,7 @@ use crate::proto::stream::{OutOfRoom, Sink};
 use crate::proto::wire::PAYLOAD_MAX;
 use crate::store::Store;
 use crate::store::quota::{Quota, Quotas};
-use core::fmt::{self, Display, Formatter, Write};
+use core::fmt::{self, Display, Formatter};
 
 /// The word that asks for this form.
 pub(super) const VALUES: &[u8] = b"--values";
@@ -31,8 +32,14 @@ pub(super) const VALUES: &[u8] = b"--values";
 /// The version of this form. It changes if a reader of before would misunderstand what it reads.
 const FORMAT: u32 = 1;
 
-/// Rows in an answer, so that it takes no more than a turn: some 1,500 instructions each (docs/administration.md).
+/// Rows in an answer, and bytes of them: what a row takes goes by its length, some 45 instructions a byte. So no answer takes
+/// more than 100,000 instructions, its request and its reply included, whatever there is and whatever guests do
+/// (`benches/slices.rs` counts).
 const ROWS_MAX: usize = 50;
+const ROWS_BYTES_MAX: usize = 1800;
+
+/// The same where the figures of the server come first.
+const FIRST_BYTES_MAX: usize = 1400;
 
 /// Room that the rows leave for the last line.
 const LAST_LINE: usize = 16;
@@ -103,26 +110,6 @@ pub(super) struct Listed<'a, P: Platform> {
     pub(super) connection: Option<&'a Connection<P::Ring>>,
 }
 
-/// The most that a row takes: a dozen and a half numbers.
-type Line = heapless::String<400>;
-
-/// Appends a number.
-fn decimal(line: &mut Line, number: u64) -> fmt::Result {
-    let mut digits = [0; 20];
-    let mut first = digits.len();
-    let mut rest = number;
-    for (at, digit) in digits.iter_mut().enumerate().rev() {
-        *digit = b'0'.wrapping_add(u8::try_from(rest.wrapping_rem(10)).unwrap_or(0));
-        first = at;
-        rest = rest.wrapping_div(10);
-        if rest == 0 {
-            break;
-        }
-    }
-    let text = digits.get(first..).and_then(|digits| core::str::from_utf8(digits).ok());
-    line.write_str(text.unwrap_or("0"))
-}
-
 /// Writes a row: the cells that the columns name, without those that are empty at its end.
 fn write_row<R: RingPage>(
     line: &mut Line,
@@ -130,15 +117,15 @@ fn write_row<R: RingPage>(
     connection: Option<&Connection<R>>,
     store: &Store,
     initial: &Quotas,
-) -> fmt::Result {
-    line.write_str("row=")?;
-    decimal(line, u64::from(domid.0))?;
-    line.write_char(',')?;
-    line.write_str(match connection.map(state) {
+) {
+    line.word("row=");
+    line.number(u64::from(domid.0));
+    line.push(b',');
+    line.word(match connection.map(state) {
         Some("connected") => "",
         Some(other) => other,
         None => "absent",
-    })?;
+    });
     let (figures, refused, waiting) = connection.map_or_else(Default::default, |connection| {
         (connection.figures, connection.told.refused, connection.queue.len() as u64)
     });
@@ -174,14 +161,10 @@ fn write_row<R: RingPage>(
     for cell in cells {
         commas = commas.saturating_add(1);
         let Some(number) = cell else { continue };
-        line.write_str(COMMAS.get(..core::mem::take(&mut commas)).unwrap_or(COMMAS))?;
-        decimal(line, number)?;
+        (0..core::mem::take(&mut commas)).for_each(|_| line.push(b','));
+        line.number(number);
     }
-    Ok(())
 }
-
-/// As many commas as there can be side by side.
-const COMMAS: &str = ",,,,,,,,,,,,,,,,,";
 
 /// The quotas of which a row says how much is used.
 const STOCK: [Quota; 5] =
@@ -190,19 +173,20 @@ const STOCK: [Quota; 5] =
 /// How many requests took how long: `BELOW:COUNT`, a bound in microseconds each, `-` for what has none.
 struct Buckets(Latency);
 
-impl Display for Buckets {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let mut separator = "";
+impl Buckets {
+    fn write(&self, line: &mut Line) {
         for (power, count) in (0_u32..).zip(self.0.0) {
-            f.write_str(separator)?;
-            separator = ",";
-            if usize::try_from(power).unwrap_or(0).saturating_add(1) == BUCKETS {
-                write!(f, "-:{count}")?;
-            } else {
-                write!(f, "{}:{count}", 1_u64.wrapping_shl(power))?;
+            if power > 0 {
+                line.push(b',');
             }
+            if usize::try_from(power).unwrap_or(0).saturating_add(1) == BUCKETS {
+                line.push(b'-');
+            } else {
+                line.number(1_u64.wrapping_shl(power));
+            }
+            line.push(b':');
+            line.number(count);
         }
-        Ok(())
     }
 }
 
@@ -215,6 +199,13 @@ impl<P: Platform> Server<P> {
         Some(Listed { domid, connection })
     }
 
+    /// What all connections have done, those that are gone, too.
+    pub(super) fn sums(&self) -> Sums {
+        let Figures { requests, events, dropped_events, .. } = self.past;
+        let past = Sums { requests, events, dropped_events, refused: self.history.refused };
+        past.with(self.connections.sums(), u64::saturating_add)
+    }
+
     /// `stats --values`: with a domid, the rows from there on; else figures of the server before them.
     pub(super) fn control_values(&self, from: Option<DomId>) -> Answer {
         let mut text = Text::new()?;
@@ -224,20 +215,23 @@ impl<P: Platform> Server<P> {
             self.list_memory(&mut text);
             self.list_stock(&mut text);
         }
-        text.line(format_args!("columns={COLUMNS}"));
+        let mut line = Line::default();
+        line.word("columns=");
+        line.word(COLUMNS);
+        text.made(&line);
         let (mut next, mut rows) = (Some(from.unwrap_or(DomId(0))), 0_usize);
-        let (initial, mut line) = (self.store.initial_quotas(), Line::new());
+        let initial = self.store.initial_quotas();
+        let most = if from.is_none() { FIRST_BYTES_MAX } else { ROWS_BYTES_MAX };
+        let most = text.len().saturating_add(most).min(PAYLOAD_MAX.saturating_sub(LAST_LINE));
         while let Some(Listed { domid, connection }) = next.and_then(|from| self.next_listed(from))
         {
             line.clear();
-            // It has room for all that a row can be.
-            let _ = write_row(&mut line, domid, connection, &self.store, &initial);
-            let end = text.len().saturating_add(line.len()).saturating_add(LAST_LINE);
-            if rows == ROWS_MAX || end > PAYLOAD_MAX {
-                text.line(format_args!("next={domid}"));
+            write_row(&mut line, domid, connection, &self.store, &initial);
+            if rows == ROWS_MAX || text.len().saturating_add(line.bytes().len()) > most {
+                text.number("next", u64::from(domid.0));
                 break;
             }
-            text.line(format_args!("{line}"));
+            text.made(&line);
             rows = rows.saturating_add(1);
             next = domid.0.checked_add(1).map(DomId);
         }
@@ -250,64 +244,67 @@ impl<P: Platform> Server<P> {
         self.list_head(&mut text);
         self.list_memory(&mut text);
         self.list_stock(&mut text);
-        text.line(format_args!("ports={}", self.ports.len()));
-        text.line(format_args!("unfinished_requests={}", self.causes.len()));
+        text.number("ports", self.ports.len() as u64);
+        text.number("unfinished_requests", self.causes.len() as u64);
         text.reply()
     }
 
     fn list_head(&self, text: &mut Text) {
-        let uptime_ms = self.now_ms.saturating_sub(self.started_ms);
-        text.line(format_args!("format={FORMAT}"));
-        text.line(format_args!("image={}", crate::VERSION));
-        text.line(format_args!("now_ms={}", self.now_ms));
-        text.line(format_args!("uptime_ms={uptime_ms}"));
-        text.line(format_args!("live_updates={}", self.history.live_updates));
-        text.line(format_args!("restarts={}", self.history.restarts));
+        let History { live_updates, restarts, .. } = self.history;
+        text.number("format", u64::from(FORMAT));
+        let mut line = Line::default();
+        line.word("image=");
+        line.word(crate::VERSION);
+        text.made(&line);
+        text.number("now_ms", self.now_ms);
+        text.number("uptime_ms", self.now_ms.saturating_sub(self.started_ms));
+        text.number("live_updates", u64::from(live_updates));
+        text.number("restarts", u64::from(restarts));
     }
 
     fn list_counters(&self, text: &mut Text) {
-        let (mut requests, mut events, mut dropped) = self.past.sums();
-        let mut refused = self.history.refused;
-        for (_, connection) in self.connections.iter() {
-            requests = requests.saturating_add(connection.figures.requests);
-            events = events.saturating_add(connection.figures.events);
-            dropped = dropped.saturating_add(connection.figures.dropped_events);
-            refused = refused.saturating_add(connection.told.refused);
-        }
-        text.line(format_args!("privileged={}", self.privileged));
-        text.line(format_args!("hypercalls={}", self.platform.hypercalls()));
-        text.line(format_args!("requests={requests}"));
-        text.line(format_args!("events={events}"));
-        text.line(format_args!("dropped={dropped}"));
-        text.line(format_args!("refused={refused}"));
+        let Sums { requests, events, dropped_events, refused } = self.sums();
+        text.number("privileged", u64::from(self.privileged.0));
+        text.number("hypercalls", self.platform.hypercalls());
+        text.number("requests", requests);
+        text.number("events", events);
+        text.number("dropped", dropped_events);
+        text.number("refused", refused);
         text.line(format_args!("write_reserve={}", self.reserve.writes()));
-        text.line(format_args!("request_us={}", Buckets(self.latency)));
-        text.line(format_args!("request_us_sum={}", self.history.measured_us));
-        text.line(format_args!("request_us_one_of={MEASURED_OF}"));
+        let mut line = Line::default();
+        line.word("request_us=");
+        Buckets(self.latency).write(&mut line);
+        text.made(&line);
+        text.number("request_us_sum", self.history.measured_us);
+        text.number("request_us_one_of", u64::from(MEASURED_OF));
         for quota in Quota::ALL {
-            let name = quota.name();
             let limit = self.store.quota(None, quota).unwrap_or(0);
-            text.line(format_args!("limit.{name}={limit}"));
+            line.clear();
+            line.word("limit.");
+            line.word(quota.name());
+            line.push(b'=');
+            line.number(u64::from(limit));
+            text.made(&line);
         }
     }
 
     fn list_memory(&self, text: &mut Text) {
         let heap = self.platform.heap();
-        text.line(format_args!("heap_used={}", heap.used));
-        text.line(format_args!("heap_size={}", heap.size));
+        text.number("heap_used", heap.used as u64);
+        text.number("heap_size", heap.size as u64);
         // What has no limit has no line.
         if heap.limit != usize::MAX {
-            text.line(format_args!("heap_limit={}", heap.limit));
-            text.line(format_args!("heap_free={}", heap.free));
+            text.number("heap_limit", heap.limit as u64);
+            text.number("heap_free", heap.free as u64);
         }
     }
 
     fn list_stock(&self, text: &mut Text) {
-        text.line(format_args!("nodes={}", self.store.node_count()));
-        text.line(format_args!("watches={}", self.store.watch_count()));
-        text.line(format_args!("transactions={}", self.store.open_transactions()));
-        text.line(format_args!("connections={}", self.connections.len()));
-        text.line(format_args!("domains={}", self.domains.len()));
+        text.number("nodes", self.store.node_count() as u64);
+        text.number("watches", self.store.watch_count() as u64);
+        text.number("transactions", self.store.open_transactions() as u64);
+        text.number("connections", self.connections.len() as u64);
+        text.number("domains", self.domains.len() as u64);
     }
 }
 
@@ -322,14 +319,15 @@ mod tests {
         for us in [0, 3, u64::MAX] {
             latency.add(us);
         }
-        let text = format!("{}", Buckets(latency));
+        let mut line = Line::default();
+        Buckets(latency).write(&mut line);
+        let text = core::str::from_utf8(line.bytes()).unwrap();
         assert!(text.starts_with("1:1,2:0,4:1,8:0,"), "{text}");
         assert!(text.ends_with(",65536:0,-:1"), "{text}");
-        let mut line = Line::new();
-        for number in [0, 7, 10, 65_535, u64::MAX] {
+        for number in [0, 7, 9, 10, 65_535, u64::MAX] {
             line.clear();
-            decimal(&mut line, number).unwrap();
-            assert_eq!(line.as_str(), format!("{number}"));
+            line.number(number);
+            assert_eq!(line.bytes(), format!("{number}").as_bytes());
         }
     }
 

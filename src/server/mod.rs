@@ -66,7 +66,7 @@ use crate::store::Store;
 use accounts::{Asked, Causes};
 use alloc::vec::Vec;
 use by_domid::ByDomid;
-use checking::Checking;
+use checking::{Checking, Maxima};
 use connection::Figures;
 use connections::Connections;
 use core::fmt::{self, Write};
@@ -170,6 +170,8 @@ pub struct Server<P: Platform> {
     said: Vec<Account>,
     /// A check that an administrator has asked for.
     checking: Option<Checking>,
+    /// What guests used at most, which one has asked for.
+    maxima: Option<Maxima>,
     /// The hand-over that is due, or that made this instance.
     passage: Option<Passage>,
 }
@@ -255,6 +257,7 @@ impl<P: Platform> Server<P> {
             dump: None,
             last_dump: 0,
             checking: None,
+            maxima: None,
             said: Vec::new(),
             passage: None,
         })

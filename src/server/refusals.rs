@@ -7,6 +7,7 @@
 
 use super::Server;
 use super::connection::Suspension;
+use super::connections::Sums;
 use super::log::Repeated;
 use super::platform::Platform;
 use crate::proto::error::XsError;
@@ -103,13 +104,14 @@ impl<P: Platform> Server<P> {
         if connection.privileged {
             return;
         }
+        let (is_first, domid) = (connection.told.is_first(quota), connection.domid);
         if what != Refused::Reading {
-            connection.told.refused = connection.told.refused.saturating_add(1);
+            self.connections.count(id, Sums::REFUSAL);
         }
-        if !connection.told.is_first(quota) {
+        if !is_first {
             return;
         }
-        let limit = self.store.quota(Some(connection.domid), quota).unwrap_or(0);
+        let limit = self.store.quota(Some(domid), quota).unwrap_or(0);
         let name = quota.name();
         match what {
             Refused::Request(kind) => {

@@ -15,7 +15,7 @@
 
 use super::Server;
 use super::connection::{Busy, Connection, Fault, Suspension, Verdict};
-use super::connections::List;
+use super::connections::{List, Sums};
 use super::dispatch::Reply;
 use super::failure::Doing;
 use super::memory;
@@ -123,7 +123,7 @@ impl<P: Platform> Server<P> {
         }
         if core::mem::take(&mut self.slept) {
             // There may be memory again.
-            self.short_left = self.connections.count(List::Short);
+            self.short_left = self.connections.listed(List::Short);
         }
         self.collect_events();
         self.collect_timers();
@@ -167,13 +167,13 @@ impl<P: Platform> Server<P> {
     }
 
     fn has_clearing(&self) -> bool {
-        self.has_burials() || self.checking.is_some()
+        self.has_burials() || self.is_checking()
     }
 
     /// Gives turns until about one turn's work is done.
     fn give_turns(&mut self) {
         // Those that become ready meanwhile wait for the next pass.
-        let mut others = self.connections.count(List::Ready);
+        let mut others = self.connections.listed(List::Ready);
         let mut pass = Budget::new(TURN);
         while let Some(stage) = self.next_stage(others) {
             self.stage = stage.next();
@@ -182,7 +182,8 @@ impl<P: Platform> Server<P> {
             match stage {
                 Stage::Scan => self.scan_on(),
                 Stage::Bury if self.has_burials() => self.bury(),
-                Stage::Bury => self.check_on(),
+                Stage::Bury if self.checking.is_some() => self.check_on(),
+                Stage::Bury => self.maxima_on(),
                 Stage::Privileged => {
                     if let Some(id) = self.connection_of(self.privileged) {
                         self.connections.leave(List::Ready, id);
@@ -312,7 +313,7 @@ impl<P: Platform> Server<P> {
     fn look_again(&mut self) {
         for _ in 0..LOOKS_PER_PASS {
             let Some(id) = self.connections.pop(List::Served) else { break };
-            self.short_left = self.connections.count(List::Short);
+            self.short_left = self.connections.listed(List::Short);
             if self.connections.get(id).is_some_and(Connection::has_work) {
                 self.mark_ready(id);
             }
@@ -357,8 +358,7 @@ impl<P: Platform> Server<P> {
         let (messages, mut done) = (&mut self.messages, Done::NONE);
         let expire = connection.queue.expire(messages, self.now_ms, EVENTS_PER_TURN, &mut done);
         let (dropped, has_more) = expire;
-        let figures = &mut connection.figures;
-        figures.dropped_events = figures.dropped_events.saturating_add(dropped as u64);
+        self.connections.count(id, Sums::dropped(dropped as u64));
         self.settle_done(&mut done);
         if has_more {
             self.mark_ready(id);

@@ -1,12 +1,15 @@
 //! `CONTROL stats`: how busy the server and each connection are.
 
 use super::Server;
-use super::control::Text;
+use super::connection::{Connection, Figures};
+use super::connections::Sums;
+use super::control::{Line, Text};
 use super::dispatch::Answer;
 use super::figures::{Limit, Listed, state};
 use super::platform::Platform;
 use super::schedule::MEASURED_OF;
 use crate::proto::id::DomId;
+use crate::proto::ring::RingPage;
 use crate::proto::wire::PAYLOAD_MAX;
 use core::fmt::Write;
 
@@ -16,8 +19,11 @@ pub(super) const BUCKETS: usize = 18;
 /// Room that a list of connections leaves for its last line.
 const LAST_LINE: usize = 32;
 
-/// A line of figures.
-type Line = heapless::String<512>;
+/// Domains that one answer looks at, so that it takes no longer than a turn or two however many there are.
+const LOOKS_MAX: usize = 50;
+
+/// A line of the histogram.
+type Histogram = heapless::String<512>;
 
 /// How long requests took, from the complete message to the queued reply.
 #[derive(Clone, Copy, Default, Debug)]
@@ -34,8 +40,8 @@ impl Latency {
     }
 
     /// Every bucket that is not empty, as `<BOUND us: COUNT`.
-    fn text(self) -> Line {
-        let mut text = Line::new();
+    fn text(self) -> Histogram {
+        let mut text = Histogram::new();
         for (power, count) in (0_u32..).zip(self.0).filter(|(_, count)| *count > 0) {
             let bound = 1_u64.wrapping_shl(power);
             let is_last = usize::try_from(power).unwrap_or(0) == BUCKETS.saturating_sub(1);
@@ -50,6 +56,19 @@ impl Latency {
     }
 }
 
+/// What is said of one connection.
+fn write_line<R: RingPage>(line: &mut Line, domid: DomId, connection: &Connection<R>) {
+    let Figures { requests, events, dropped_events, bytes_in, bytes_out } = connection.figures;
+    let waiting = connection.queue.len() as u64;
+    line.number(u64::from(domid.0));
+    for number in [requests, events, dropped_events, bytes_in, bytes_out, waiting] {
+        line.push(b' ');
+        line.number(number);
+    }
+    line.push(b' ');
+    line.word(state(connection));
+}
+
 impl<P: Platform> Server<P> {
     /// `stats`: figures of the server, then one line for each connection, from a domid on; if they do
     /// not fit into one message, the last line says how to go on.
@@ -59,30 +78,23 @@ impl<P: Platform> Server<P> {
             self.list_figures(&mut text);
         }
         text.line(format_args!("domid requests events dropped bytes-in bytes-out waiting state"));
-        let mut next = Some(from);
+        let (mut next, mut looks, mut line) = (Some(from), 0_usize, Line::default());
         while let Some(Listed { domid, connection }) = next.and_then(|from| self.next_listed(from))
         {
-            next = domid.0.checked_add(1).map(DomId);
-            let Some(connection) = connection else { continue };
-            let figures = connection.figures;
-            let mut line = Line::new();
-            // What does not fit is left out.
-            let _ = write!(
-                line,
-                "{domid} {} {} {} {} {} {} {}",
-                figures.requests,
-                figures.events,
-                figures.dropped_events,
-                figures.bytes_in,
-                figures.bytes_out,
-                connection.queue.len(),
-                state(connection)
-            );
-            if text.len().saturating_add(line.len()).saturating_add(LAST_LINE) > PAYLOAD_MAX {
+            line.clear();
+            if let Some(connection) = connection {
+                write_line(&mut line, domid, connection);
+            }
+            let end = text.len().saturating_add(line.bytes().len()).saturating_add(LAST_LINE);
+            if looks == LOOKS_MAX || end > PAYLOAD_MAX {
                 text.line(format_args!("more: stats {domid}"));
                 break;
             }
-            text.line(format_args!("{line}"));
+            if connection.is_some() {
+                text.made(&line);
+            }
+            looks = looks.saturating_add(1);
+            next = domid.0.checked_add(1).map(DomId);
         }
         text.reply()
     }
@@ -90,12 +102,7 @@ impl<P: Platform> Server<P> {
     fn list_figures(&self, text: &mut Text) {
         let uptime_ms = self.now_ms.saturating_sub(self.started_ms);
         let heap = self.platform.heap();
-        let (mut requests, mut events, mut dropped) = self.past.sums();
-        for (_, connection) in self.connections.iter() {
-            requests = requests.saturating_add(connection.figures.requests);
-            events = events.saturating_add(connection.figures.events);
-            dropped = dropped.saturating_add(connection.figures.dropped_events);
-        }
+        let Sums { requests, events, dropped_events: dropped, .. } = self.sums();
         text.line(format_args!("image: {}", crate::VERSION));
         text.line(format_args!("uptime: {} s", uptime_ms.wrapping_div(1000)));
         text.line(format_args!(

@@ -173,12 +173,6 @@ impl Accounts {
         ids
     }
 
-    /// Every tracked domain.
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Domain> {
-        let pages = self.pages.iter_mut().flatten();
-        pages.flat_map(|page| page.iter_mut().flatten().map(|domain| &mut **domain))
-    }
-
     /// Whether a domain is tracked and not gone.
     pub(super) fn knows(&self, domid: DomId) -> bool {
         self.get(domid).is_some_and(|domain| !domain.affairs.forget)

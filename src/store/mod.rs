@@ -199,9 +199,9 @@ impl Store {
         Some((domain.used.get(quota), domain.peak.get(quota)))
     }
 
-    /// Forgets the most that every domain ever used: from now on it is what it uses now.
-    pub fn reset_peaks(&mut self) {
-        for domain in self.tree.domains.iter_mut() {
+    /// Forgets the most that a domain ever used: from now on it is what it uses now.
+    pub fn reset_peak(&mut self, domid: DomId) {
+        if let Some(domain) = self.tree.domains.get_mut(domid) {
             domain.peak = domain.used;
         }
     }
