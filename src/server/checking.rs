@@ -5,6 +5,7 @@ use super::Server;
 use super::connection::Busy;
 use super::control::{Text, text};
 use super::dispatch::{Answer, Asker, Reply};
+use super::failure::Doing;
 use super::platform::Platform;
 use super::update::Requester;
 use crate::mem::Budget;
@@ -44,7 +45,15 @@ impl<P: Platform> Server<P> {
 
     /// One turn of the check.
     pub(super) fn check_on(&mut self) {
-        let Some(mut checking) = self.checking.take() else { return };
+        let Some(checking) = self.checking.take() else { return };
+        let requester = checking.requester;
+        self.doing = Doing { conn: Some(requester.conn), header: Some(requester.header()) };
+        self.check_part(checking);
+        self.doing = Doing::default();
+    }
+
+    /// A turn of it, and if that was the last one, the answer.
+    fn check_part(&mut self, mut checking: Checking) {
         let (store, platform) = (&self.store, &mut self.platform);
         let mut report = |finding: Arguments<'_>| {
             checking.found = checking.found.saturating_add(1);

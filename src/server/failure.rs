@@ -116,9 +116,7 @@ impl<P: Platform> Server<P> {
         // Not handed over; the next piece of it is told so.
         self.upload = None;
         if let Some(requester) = self.passage.take().and_then(|passage| passage.requester) {
-            let (kind, tx_id) = (Kind::Control.number(), requester.tx.0);
-            let header = Header { kind, req_id: requester.req_id, tx_id, len: 0 };
-            self.answer_failed(requester.conn, Some(header));
+            self.answer_failed(requester.conn, Some(requester.header()));
         }
         if let Some(id) = doing.conn {
             self.answer_failed(id, doing.header);

@@ -79,6 +79,14 @@ pub(super) struct Requester {
     pub(super) tx: TxId,
 }
 
+impl Requester {
+    /// The header of the request, and of its answer.
+    pub(super) fn header(self) -> Header {
+        let Self { req_id, tx: TxId(tx_id), .. } = self;
+        Header { kind: Kind::Control.number(), req_id, tx_id, len: 0 }
+    }
+}
+
 /// A way from one instance to the next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Passage {
@@ -399,10 +407,8 @@ impl<P: Platform> Server<P> {
     }
 
     pub(super) fn answer_requester(&mut self, requester: Requester, answer: Answer) {
-        let Requester { conn, req_id, tx: TxId(tx_id) } = requester;
-        let header = Header { kind: Kind::Control.number(), req_id, tx_id, len: 0 };
-        self.queue_answer(conn, header, answer, None);
-        self.mark_ready(conn);
+        self.queue_answer(requester.conn, requester.header(), answer, None);
+        self.mark_ready(requester.conn);
     }
 
     /// Begins to serve, after [`restore`](Self::restore) and the decision that there is no way back: answers who
