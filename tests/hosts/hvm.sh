@@ -1,5 +1,5 @@
 # HVM guests on a real host with the stub domain as its xenstore: hvmloader, QEMU as device model in dom0, SeaBIOS, then OVMF.
-# debian-host: --timeout 5400
+# debian-host: --enabled --timeout 5400
 . /host/lib.sh
 
 # hvm_guest NAME LINE...
@@ -18,12 +18,6 @@ follow_serial() {
 
 case $boot in
 1)
-    check "dpkg -i" run dpkg -i /host/xenstore-stubdom.deb
-    check "enable" run xenstore-stubdom enable
-    echo 'XENCONSOLED_ARGS="--log=all"' >>/etc/default/xen
-    reboot_host
-    ;;
-2)
     stub_domain "first boot"
     for firmware in seabios ovmf; do
         step "$firmware"

@@ -1,8 +1,8 @@
 # libvirt on a real host whose xenstore is the stub domain, as an administrator uses it: virsh -c xen:///system.
-# debian-host: --timeout 3600
+# debian-host: --enabled --timeout 3600
 . /host/lib.sh
-v() { virsh -q -c xen:///system "$@"; }
-virsh_answers() { timeout 120 virsh -c xen:///system version; }
+v() { timeout 120 virsh -q -c xen:///system "$@"; }
+virsh_answers() { timeout 60 virsh -c xen:///system version; }
 state() { v domstate "$1" 2>&1 | head -n 1; }
 has_state() { [ "$(state "$1")" = "$2" ]; }
 
@@ -10,22 +10,17 @@ libvirt_logs() { run journalctl -b --no-pager -o short-monotonic -u libvirtd.ser
 
 case $boot in
 1)
-    step "with the daemon, to compare"
-    daemon_serves "before"
-    run timeout 240 virsh -c xen:///system version
-    echo "        virsh version with the daemon as xenstore: status $?"
-    libvirt_logs
-    check "dpkg -i" run dpkg -i /host/xenstore-stubdom.deb
-    check "enable" run xenstore-stubdom enable
-    echo 'XENCONSOLED_ARGS="--log=all"' >>/etc/default/xen
-    reboot_host
-    ;;
-2)
     stub_domain "first boot"
     step "libvirtd"
     run systemctl --no-pager -l status libvirtd.service libvirtd.socket virtxend.socket
-    check "version" run virsh_answers
-    libvirt_logs
+    if ! run virsh_answers; then
+        # Where libvirt does not know the processor, or for another reason has no use for this Xen, no xenstore helps.
+        libvirt_logs
+        check "disable" run xenstore-stubdom disable
+        touch /var/lib/host-run/compare
+        reboot_host
+    fi
+    pass "version"
     check "list" run v list --all
     step "a PVH guest"
     cat >/root/guest.xml <<'END'
@@ -43,7 +38,7 @@ case $boot in
 </domain>
 END
     check "define" run v define /root/guest.xml
-    check "start" run timeout 240 virsh -q -c xen:///system start virtual
+    check "start" run v start virtual
     check "it runs" has_state virtual running
     check "it comes up" wait_for 240 more_ready virtual 1
     equal "it reads its name" virtual "$(guest_run virtual 'xenstore-read name')"
@@ -58,15 +53,26 @@ END
     check "it is off" wait_for 240 has_state virtual 'shut off'
     check "domrename" run v domrename virtual renamed
     check "autostart" run v autostart renamed
-    check "start" run timeout 240 virsh -q -c xen:///system start renamed
+    check "start" run v start renamed
     check "destroy" run v destroy renamed
     check "it is off" wait_for 60 has_state renamed 'shut off'
     sound "with libvirt"
     reboot_host
     ;;
-3)
-    step "autostart"
+2)
     went_down_in 180
+    if [ -e /var/lib/host-run/compare ]; then
+        step "with the daemon, to compare"
+        daemon_serves "to compare"
+        if run virsh_answers; then
+            fail "virsh has an answer with the daemon, and had none with the stub domain"
+        else
+            libvirt_logs
+            skip "libvirt: with the daemon as xenstore virsh has no answer here either"
+        fi
+        finish
+    fi
+    step "autostart"
     stub_domain "the next boot"
     check "the guest has been started" wait_for 300 has_state renamed running
     check "undefine" eval "v destroy renamed && v undefine renamed"
