@@ -4,6 +4,8 @@
 v() { timeout 120 virsh -q -c xen:///system "$@"; }
 virsh_answers() { timeout 60 virsh -c xen:///system version; }
 state() { v domstate "$1" 2>&1 | head -n 1; }
+lists() { v list | grep -q " $1 "; }
+remove() { v destroy "$1" && v undefine "$1"; }
 has_state() { [ "$(state "$1")" = "$2" ]; }
 
 libvirt_logs() { run journalctl -b --no-pager -o short-monotonic -u libvirtd.service -u xendomains.service -u xen.service; }
@@ -42,7 +44,7 @@ END
     check "it runs" has_state virtual running
     check "it comes up" wait_for 240 more_ready virtual 1
     equal "it reads its name" virtual "$(guest_run virtual 'xenstore-read name')"
-    check "list names it" eval "v list | grep -q virtual"
+    check "list names it" lists virtual
     step "console"
     timeout 30 script -qc 'virsh -c xen:///system console virtual' /dev/null </dev/null >/run/console.log 2>&1 &
     guest_run virtual 'echo for virsh' >/dev/null
@@ -51,11 +53,18 @@ END
     step "shutdown, domrename, autostart, destroy"
     check "shutdown" run v shutdown virtual
     check "it is off" wait_for 240 has_state virtual 'shut off'
-    check "domrename" run v domrename virtual renamed
-    check "autostart" run v autostart renamed
-    check "start" run v start renamed
-    check "destroy" run v destroy renamed
-    check "it is off" wait_for 60 has_state renamed 'shut off'
+    if run v domrename virtual renamed; then
+        pass "domrename"
+        check "and back" run v domrename renamed virtual
+    elif said "not supported by the connection driver"; then
+        skip "domrename: libvirt's Xen driver does not have it"
+    else
+        fail "domrename"
+    fi
+    check "autostart" run v autostart virtual
+    check "start" run v start virtual
+    check "destroy" run v destroy virtual
+    check "it is off" wait_for 60 has_state virtual 'shut off'
     sound "with libvirt"
     reboot_host
     ;;
@@ -74,8 +83,8 @@ END
     fi
     step "autostart"
     stub_domain "the next boot"
-    check "the guest has been started" wait_for 300 has_state renamed running
-    check "undefine" eval "v destroy renamed && v undefine renamed"
+    check "the guest has been started" wait_for 300 has_state virtual running
+    check "undefine" remove virtual
     finish
     ;;
 esac
