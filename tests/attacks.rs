@@ -316,7 +316,6 @@ fn row_7_xen_has_no_memory_left_for_a_grown_store() {
 }
 
 #[test]
-#[ignore = "the server does not hold it yet"]
 fn row_8_check_with_many_small_nodes() {
     let mut host = host(8, 64);
     let nodes = until_refused(|n| match n {
@@ -396,7 +395,6 @@ fn row_10_forty_guests_at_their_quotas() {
 }
 
 #[test]
-#[ignore = "the server does not hold it yet"]
 fn row_10_thirty_one_guests_in_8_without_more() {
     let mut host = host(8, 8);
     let _greedy = crowd_at_quotas(&mut host, 31);

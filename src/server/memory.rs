@@ -8,6 +8,7 @@
 //! | [`CLEANUP`] | the privileged domain: looking, removing, ending transactions, CONTROL |
 //! | [`GROW`] | the privileged domain: one domain more, with its nodes, watches and transactions |
 //! | [`MINIMUM`] for each connection | that domain, so that a guest can start beside others that have taken all they may |
+//! | [`FIRST`] for each connection, out of three quarters of [`GROW`] | the first requests of a domain that has nothing yet |
 //!
 //! A guest grows beyond its minimum only while it would not hold more than what is then left for all. So no list of
 //! holders is needed: as free memory shrinks, the largest are refused first, and of N that take what they can
@@ -36,6 +37,11 @@ const GROW: usize = 512 * 1024;
 /// Kept for each connection, as far as all of that is not more than one part of [`MINIMA_PART`] of the memory.
 const MINIMUM: usize = 64 * 1024;
 const MINIMA_PART: usize = 8;
+
+/// What a domain may hold out of the privileged domain's reserve, of which a quarter stays: a domain that was just made
+/// begins with a request, and that is part of making one. It is worth a node with the longest value.
+const FIRST: usize = 16 * 1024;
+const LEFT_OF_GROW: usize = GROW / 4;
 
 /// What a request takes at most, whatever it is: itself, its reply, the bookkeeping of a connection, and a page for each
 /// table that grows by one.
@@ -67,20 +73,23 @@ impl Share {
         guest.map_or(Self::Privileged, |held| Self::Guest { held, connections })
     }
 
-    /// What has to be left.
-    fn floor(self, appetite: Appetite) -> usize {
+    /// What has to be left when it has `bytes` more.
+    fn floor(self, appetite: Appetite, bytes: usize) -> usize {
         match (self, appetite) {
             (Self::Privileged, Appetite::Frees | Appetite::Looks) => 0,
             (Self::Privileged, Appetite::Grows) => CLEANUP,
             (Self::Guest { .. }, Appetite::Frees) => CLEANUP / 2,
             (Self::Guest { .. }, Appetite::Looks) => CLEANUP,
+            (Self::Guest { held, .. }, Appetite::Grows) if after(held, bytes) <= FIRST => {
+                CLEANUP + LEFT_OF_GROW
+            }
             (Self::Guest { .. }, Appetite::Grows) => CLEANUP + GROW,
         }
     }
 
     /// Whether it may have `bytes` more. What has to be left is asked of Xen beforehand, so that it is there.
     fn allows<P: Platform>(self, platform: &mut P, appetite: Appetite, bytes: usize) -> bool {
-        if !platform.reserve(self.floor(appetite).saturating_add(bytes)) {
+        if !platform.reserve(self.floor(appetite, bytes).saturating_add(bytes)) {
             return false;
         }
         let grows = appetite == Appetite::Grows && self != Self::Privileged;
@@ -89,7 +98,7 @@ impl Share {
 
     /// The part of that which is a matter of numbers.
     fn is_within(self, heap: HeapStats, appetite: Appetite, bytes: usize) -> bool {
-        let floor = self.floor(appetite);
+        let floor = self.floor(appetite, bytes);
         if heap.free < floor.saturating_add(bytes) {
             return false;
         }
@@ -97,11 +106,16 @@ impl Share {
             return true;
         };
         let minimum = minimum(heap.limit, connections);
-        // What every request needs for a moment is no part of what it makes the server hold.
-        let after = held.saturating_add(bytes.saturating_sub(REQUEST));
+        let after = after(held, bytes);
         let kept = floor.saturating_add(minimum.saturating_mul(connections));
-        after <= minimum || after <= heap.free.saturating_sub(kept)
+        after <= minimum.max(FIRST) || after <= heap.free.saturating_sub(kept)
     }
+}
+
+/// What a domain holds when a request for so many bytes is over: what every request needs for a moment is no part of
+/// that.
+const fn after(held: usize, bytes: usize) -> usize {
+    held.saturating_add(bytes.saturating_sub(REQUEST))
 }
 
 /// What each of so many connections can have, whatever the others hold.
@@ -215,7 +229,7 @@ impl<P: Platform> Server<P> {
             Appetite::Grows => need(request, payload_len),
         };
         let admitted = share.allows(&mut self.platform, appetite, bytes);
-        self.limit_store(share.floor(appetite));
+        self.limit_store(share.floor(appetite, bytes));
         admitted
     }
 
@@ -343,7 +357,7 @@ mod tests {
 
     #[test]
     fn the_reserves_are_the_privileged_domains_alone() {
-        let guest = Share::of(Some(0), 3);
+        let guest = Share::of(Some(FIRST + 1), 3);
         let may = |free: usize, share: Share, appetite| {
             let heap = HeapStats { free, limit: 60 * MIB, ..HeapStats::default() };
             share.is_within(heap, appetite, 1000)
@@ -353,6 +367,11 @@ mod tests {
         assert_eq!(all.map(|appetite| may(CLEANUP + GROW, guest, appetite)), [true, true, false]);
         assert_eq!(all.map(|appetite| may(CLEANUP, guest, appetite)), [true, false, false]);
         assert_eq!(all.map(|appetite| may(CLEANUP / 2, guest, appetite)), [false; 3]);
+        // A domain that was just made has its first request out of what is kept for making one, but not all of that.
+        let newcomer = Share::of(Some(0), 3);
+        let enough = CLEANUP + LEFT_OF_GROW + 1000;
+        assert_eq!(all.map(|appetite| may(enough, newcomer, appetite)), [true; 3]);
+        assert_eq!(all.map(|appetite| may(enough - 1, newcomer, appetite)), [true, true, false]);
         let privileged = Share::Privileged;
         assert_eq!(all.map(|appetite| may(CLEANUP + 1000, privileged, appetite)), [true; 3]);
         assert_eq!(all.map(|appetite| may(CLEANUP, privileged, appetite)), [true, true, false]);

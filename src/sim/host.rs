@@ -4,6 +4,7 @@ use super::client::{Client, Message};
 use super::{Memory, Simulation, World};
 use crate::proto::id::DomId;
 use crate::proto::wire::Kind;
+use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
 use std::format;
@@ -24,6 +25,8 @@ pub struct Host {
     pub simulation: Simulation,
     /// The first domain.
     pub dom0: Client,
+    /// The paths of the events that came for the first domain while it waited for replies.
+    pub heard: BTreeSet<Vec<u8>>,
 }
 
 impl Host {
@@ -31,14 +34,14 @@ impl Host {
     #[must_use]
     pub fn start(options: &str) -> Self {
         let (simulation, dom0) = Simulation::start(options);
-        Self { simulation, dom0 }
+        Self { simulation, dom0, heard: BTreeSet::new() }
     }
 
     /// A started server in a domain whose memory has an end.
     #[must_use]
     pub fn start_bounded(options: &str, memory: Memory) -> Self {
         let (simulation, dom0) = Simulation::start_bounded(options, memory);
-        Self { simulation, dom0 }
+        Self { simulation, dom0, heard: BTreeSet::new() }
     }
 
     /// The memory of the server's domain.
@@ -77,7 +80,10 @@ impl Host {
     /// # Errors
     /// As [`ask`](Self::ask).
     pub fn ask_in(&mut self, tx: u32, kind: Kind, payload: &str) -> Answer {
-        ask(&mut self.simulation, &mut self.dom0, tx, kind, payload.as_bytes())
+        let Self { simulation, dom0, heard } = self;
+        ask_and_listen(simulation, dom0, tx, kind, payload.as_bytes(), &mut |path| {
+            heard.insert(Vec::from(path));
+        })
     }
 
     /// A guest asks.
@@ -180,6 +186,18 @@ pub fn ask(
     kind: Kind,
     payload: &[u8],
 ) -> Answer {
+    ask_and_listen(simulation, client, tx, kind, payload, &mut |_| ())
+}
+
+/// As [`ask`]; the paths of the events are not passed over.
+fn ask_and_listen(
+    simulation: &mut Simulation,
+    client: &mut Client,
+    tx: u32,
+    kind: Kind,
+    payload: &[u8],
+    hear: &mut dyn FnMut(&[u8]),
+) -> Answer {
     let (bytes, req_id) = client.request(kind.number(), tx, payload);
     let mut rest = &bytes[..];
     let mut looks = 0;
@@ -190,7 +208,9 @@ pub fn ask(
         let read = client.read(usize::MAX);
         let _ = simulation.settle();
         while let Some(Message { header, payload }) = client.next_message() {
-            if header.req_id == req_id && header.kind != Kind::WatchEvent.number() {
+            if header.kind == Kind::WatchEvent.number() {
+                hear(payload.split(|byte| *byte == 0).next().unwrap_or_default());
+            } else if header.req_id == req_id {
                 let is_error = header.kind == Kind::Error.number();
                 let name = || String::from_utf8_lossy(&payload).trim_end_matches('\0').into();
                 return if is_error { Err(name()) } else { Ok(payload) };

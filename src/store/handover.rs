@@ -249,7 +249,7 @@ impl Restoring<'_> {
         }
         let texts = tail.take(head.name.saturating_add(head.value))?;
         let (name, value) = texts.split_at_checked(head.name).unwrap_or((texts, &[]));
-        let wrong = |what: &str| sentence!("node {}: {what}", name.escape_ascii());
+        let wrong = |what: &str| sentence!("{what}: node {}", name.escape_ascii());
         let no_memory =
             |NoMemory| Sentence::from("there is not enough memory to take everything over");
         let tree = &mut self.store.tree;

@@ -266,7 +266,8 @@ impl<'a> Restoring<'a> {
             }
             placed
         });
-        placed.map_err(|what| sentence!("node {}: {what}", node.path.escape_ascii()))
+        // The reason first: the sentence has an end, and the path may be long.
+        placed.map_err(|what| sentence!("{what}: node {}", node.path.escape_ascii()))
     }
 
     /// Puts a node in its place, with a use of `self.list`.

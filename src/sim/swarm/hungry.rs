@@ -20,7 +20,7 @@ use crate::sim::host::Host;
 use crate::sim::memory::Memory;
 use crate::sim::random::Random;
 use crate::xen::bounded::Growth;
-use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -138,10 +138,10 @@ struct Feast {
     honest: Vec<(Honest, Client)>,
     dom0: Honest,
     next_domid: u16,
-    /// Domains that died, each with a node that the first domain watches.
+    /// Domains that died and whose node, which the first domain watches, went with them.
     mortals: Vec<u16>,
-    /// The paths of the events that the first domain got.
-    heard: BTreeSet<Vec<u8>>,
+    /// How often the first domain has renewed its watch.
+    renewals: u32,
     trace: u64,
     requests: u64,
 }
@@ -155,7 +155,7 @@ pub(super) fn play(seed: u64) -> Result<Report, String> {
     let mut host = Host::start_bounded("", memory);
     host.world().seed(random.next_u64());
     host.ask(Kind::SetPerms, "@releaseDomain\0r0\0")?;
-    host.ask(Kind::Watch, "/local/domain\0deaths\0")?;
+    host.ask(Kind::Watch, "/local/domain\0deaths 0\0")?;
     let home = String::from("/tool/honest");
     let dom0 = Honest { domid: 0, home, nodes: BTreeMap::new() };
     let mut feast = Feast {
@@ -167,7 +167,7 @@ pub(super) fn play(seed: u64) -> Result<Report, String> {
         dom0,
         next_domid: 1,
         mortals: Vec::new(),
-        heard: BTreeSet::new(),
+        renewals: 0,
         trace: 0xcbf2_9ce4_8422_2325,
         requests: 0,
     };
@@ -269,17 +269,23 @@ impl Feast {
         let deaths = self.random.index(self.eaters.len() + 1);
         let mut homes = Vec::new();
         // The first domain's watch is the newest, so it is told last.
-        for kind in [Kind::Unwatch, Kind::Watch] {
-            let _may_be_refused = self.dom0_asks(kind, "/local/domain\0deaths\0")?;
+        // The old one goes when the new one is there: a guest may remove its node in between.
+        let old = self.renewals;
+        self.renewals += 1;
+        for (kind, number) in [(Kind::Watch, self.renewals), (Kind::Unwatch, old)] {
+            let watch = format!("/local/domain\0deaths {number}\0");
+            let _may_be_refused = self.dom0_asks(kind, &watch)?;
         }
         for _ in 0..deaths {
             let place = self.random.index(self.eaters.len());
             let eater = self.eaters.swap_remove(place);
             self.host.world().destroy(DomId(eater.domid));
             homes.push(eater.domid);
-            self.mortals.push(eater.domid);
         }
         for domid in homes {
+            if self.has_lost_its_node(domid)? {
+                self.mortals.push(domid);
+            }
             let answer = self.dom0_asks(Kind::Rm, &format!("/local/domain/{domid}\0"))?;
             if let Err(error) = answer.filter_faults(&self.host) {
                 return Err(format!("RM of the home of domain {domid}: {error}"));
@@ -289,6 +295,22 @@ impl Feast {
             self.birth()?;
         }
         Ok(())
+    }
+
+    /// Whether the death of a domain has come as far as its node. The first domain waits for that with every second
+    /// one; of the others it may remove the home while the server still has other dead to bury, and hears of that only.
+    fn has_lost_its_node(&mut self, domid: u16) -> Result<bool, String> {
+        for _ in 0..PASSES {
+            let node = format!("/local/domain/{domid}/data\0");
+            let reply = self.dom0_asks(Kind::Directory, &node)?;
+            if reply.0.is_err_and(|error| error == "ENOENT") {
+                return Ok(true);
+            }
+            if domid % 2 == 1 {
+                return Ok(false);
+            }
+        }
+        Err(format!("domain {domid} is dead, and its node stays"))
     }
 
     /// A live update, which may find no memory; then everything goes on.
@@ -326,7 +348,7 @@ impl Feast {
             && self.host.memory().figures().refused == 0;
         let is_missing = |domid: &&u16| {
             let path = format!("/local/domain/{domid}/data").into_bytes();
-            !self.heard.contains(&path)
+            !self.host.heard.contains(&path)
         };
         match self.mortals.iter().find(is_missing).filter(|_| is_sure) {
             Some(domid) => Err(format!("the first domain has not heard of the end of {domid}")),
@@ -404,7 +426,7 @@ impl Feast {
             while let Some(message) = client.next_message() {
                 if message.header.kind == Kind::WatchEvent.number() {
                     let path = message.payload.split(|byte| *byte == 0).next();
-                    self.heard.extend(path.map(Vec::from));
+                    self.host.heard.extend(path.map(Vec::from));
                 }
                 if let Some(reply) = reply_to(&message, req_id) {
                     self.trace = mix(self.trace, &message.payload);

@@ -65,7 +65,7 @@ impl<'a> Restoring<'a> {
     ) -> Result<(), Refusal> {
         self.complete()?;
         let refused = |what: &str| {
-            Err(sentence!("node {} in a transaction: {what}", node.path.escape_ascii()))
+            Err(sentence!("{what}: node {} in a transaction", node.path.escape_ascii()))
         };
         let (Some(unfilled), Some(pending)) = (self.unfilled.get_mut(self.filled), node.pending)
         else {
