@@ -18,7 +18,7 @@ use super::connection::{Busy, Connection, Fault, Suspension, Verdict};
 use super::connections::{List, Sums};
 use super::dispatch::Reply;
 use super::failure::Doing;
-use super::memory;
+use super::memory::{self, Share};
 use super::platform::{Event, Platform};
 use super::queue::Done;
 use super::timers::Timer;
@@ -50,6 +50,9 @@ const LOOKS_PER_PASS: usize = 64;
 
 /// How many events get their deadline, or are dropped because nobody read them, in one turn.
 const EVENTS_PER_TURN: usize = 100;
+
+/// What a node that is being made takes at most, with a name of a few bytes.
+const LEVEL_BYTES: usize = 512;
 
 /// One of so many requests is measured: reading the clock may cost more than the request itself.
 pub(super) const MEASURED_OF: u32 = 64;
@@ -410,6 +413,7 @@ impl<P: Platform> Server<P> {
             // Its turns are the server's; its end marks the connection ready.
             Busy::Check => return Progress::More,
         };
+        self.check_making(id);
         let (store, budget, mut mail) = self.mail(asked);
         let progress = store.go_on(id, budget, &mut mail);
         self.report_drops();
@@ -420,14 +424,29 @@ impl<P: Platform> Server<P> {
         if let Some(connection) = self.connections.get_mut(id) {
             connection.busy = None;
         }
+        let failure = self.store.take_failure(id);
         match busy {
             Busy::Reply { header, answer, asked } => {
+                let answer = failure.map_or(answer, Err);
                 self.queue_answer(id, header, answer.map(|()| Reply::Done), asked);
             }
             Busy::StartOver => self.empty_ring(id),
             Busy::Check => {}
         }
         Progress::Done
+    }
+
+    /// Refuses to make what a request has not made yet if memory has run short since it was let in.
+    #[inline(never)]
+    fn check_making(&mut self, id: ConnId) {
+        let levels = self.store.still_to_make(id);
+        let Some(connection) = self.connections.get(id).filter(|_| levels > 0) else { return };
+        let held = memory::held(&self.store, connection.domid);
+        let guest = (!connection.privileged).then_some(held);
+        let share = Share::of(guest, self.connections.len());
+        if !memory::can_queue(&mut self.platform, share, levels.saturating_mul(LEVEL_BYTES)) {
+            self.store.make_no_more(id);
+        }
     }
 
     /// Brings everything to its end that goes on in later turns: afterwards nobody waits for work, and nothing of it has

@@ -189,6 +189,9 @@ impl Store {
             }
             let Some(owned) = self.tree.first_owned(domid) else { break };
             self.take_away(owned, domid, budget);
+            if budget.is_over() {
+                return Progress::More;
+            }
         }
         if self.tree.strip_some(domid, budget) == Progress::More {
             return Progress::More;
@@ -259,10 +262,18 @@ impl Store {
     /// connection no other request.
     pub fn go_on(&mut self, conn: ConnId, budget: &mut Budget, post: &mut impl Post) -> Progress {
         let Some(state) = self.conns.get_mut(&conn) else { return Progress::Done };
+        if let Work::Make(_) = state.work {
+            let progress = self.go_on_making(conn, budget, post);
+            let rest = self.keep_rest(conn) || budget.is_over() && self.is_busy(conn);
+            if rest || progress == Progress::More {
+                return Progress::More;
+            }
+        }
+        let Some(state) = self.conns.get_mut(&conn) else { return Progress::Done };
         let mut work = core::mem::take(&mut state.work);
         let (tree, mut bell) = self.tree_and_bell(budget, post);
         let progress = match &mut work {
-            Work::Nothing => Progress::Done,
+            Work::Nothing | Work::Make(_) => Progress::Done,
             Work::Announce(news) => bell.go_on(tree, news),
             Work::Remove(removal) => removal.go_on(tree, &mut bell),
         };

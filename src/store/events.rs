@@ -7,10 +7,12 @@
 use super::domain::Accounts;
 use super::perms::{Access, Party};
 use super::removal::Removal;
+use super::row::Row;
 use super::transaction::OpenOf;
 use super::tree::Tree;
 use super::watch::{Class, Watch, Watches};
 use crate::mem::{Budget, Map, NIL, NoMemory, Progress, TryVec, try_bytes};
+use crate::proto::error::XsError;
 use crate::proto::id::ConnId;
 use crate::proto::wire::PAYLOAD_MAX;
 use alloc::boxed::Box;
@@ -35,7 +37,7 @@ impl Post for Nobody {
 const EVENT_BYTES: usize = 96;
 
 /// Units of work that an event takes.
-const EVENT_WORK: u64 = 400;
+const EVENT_WORK: u64 = 500;
 
 /// Units of work that looking at a watch takes that is not told.
 const LOOK_WORK: u64 = 30;
@@ -54,6 +56,8 @@ pub(super) struct Conn {
     pub(super) watches: (u32, u32),
     /// What its request has begun.
     pub(super) work: Work,
+    /// The error that its request came to after that.
+    pub(super) failed: Option<XsError>,
     /// Its watches and transactions are to go after that.
     pub(super) reset: bool,
     /// It is gone itself, and only what it has begun and what it had is left; with the one that went next.
@@ -69,6 +73,7 @@ impl Conn {
             ending: OpenOf::NONE,
             watches: (NIL, NIL),
             work: Work::Nothing,
+            failed: None,
             reset: false,
             gone: None,
         }
@@ -84,6 +89,8 @@ pub(super) enum Work {
     Announce(Announcement),
     /// A subtree that is out of everybody's sight is freed, and that is told.
     Remove(Removal),
+    /// Many nodes are made, each below the one before.
+    Make(Row),
 }
 
 /// All connections.

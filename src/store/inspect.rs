@@ -80,7 +80,8 @@ impl Store {
         // The nodes of a domain that is dying are its own until they go.
         let is_known = |domid| self.knows(domid) || self.is_dying(domid);
         let fine = owner.is_some_and(|owner| !owner.stale && is_known(owner.domid));
-        expect(fine, "has no owner that is tracked");
+        // Those of one that is gone are nobody's on their way out.
+        expect(fine || !tree.is_attached(handle), "has no owner that is tracked");
         let family = tree.family(node);
         let parent_of = |child: u32| tree.node(child).map(|child| child.parent);
         for child in [family.first, family.last].into_iter().filter(|child| *child != NIL) {

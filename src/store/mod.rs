@@ -35,6 +35,7 @@ pub mod perms;
 pub mod quota;
 mod removal;
 mod restore;
+mod row;
 mod save;
 mod session;
 #[cfg(test)]

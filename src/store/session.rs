@@ -9,6 +9,7 @@ use super::path::{self, Path, Text};
 use super::perms::{Access, Entry, Party, Rights};
 use super::quota::Quota;
 use super::removal::Removal;
+use super::row::{self, Row};
 use super::transaction::Open;
 use super::tree::{Found, NODE_BYTES, ROOT, Tree, entry_bytes};
 use super::watch::Class;
@@ -54,7 +55,16 @@ pub(super) struct Gap<'a> {
 impl<'a> Gap<'a> {
     /// The names of the nodes, from the top down.
     pub(super) fn names(self) -> impl Iterator<Item = &'a [u8]> {
-        path::components(self.path.get(self.there..).unwrap_or(&[]))
+        path::components(self.rest())
+    }
+
+    fn rest(self) -> &'a [u8] {
+        self.path.get(self.there..).unwrap_or(&[])
+    }
+
+    /// How many they are: there is a slash in front of each, but for special names.
+    pub(super) fn count(self) -> usize {
+        self.rest().iter().filter(|byte| **byte == b'/').count().max(1)
     }
 }
 
@@ -162,7 +172,7 @@ impl<P: Post> Session<'_, P> {
     pub(super) fn write(&mut self, path: &Path, value: &[u8]) -> Result<(), XsError> {
         match self.spot(path.bytes(), Access::Write)? {
             Spot::There(sight) => self.replace(sight, path, value),
-            Spot::Missing(gap) => self.create(gap, value),
+            Spot::Missing(gap) => self.create(gap, Some(value)),
         }
     }
 
@@ -170,7 +180,7 @@ impl<P: Post> Session<'_, P> {
     pub(super) fn mkdir(&mut self, path: &Path) -> Result<(), XsError> {
         match self.spot(path.bytes(), Access::Write)? {
             Spot::There(_) => Ok(()),
-            Spot::Missing(gap) => self.create(gap, &[]),
+            Spot::Missing(gap) => self.create(gap, None),
         }
     }
 
@@ -372,12 +382,16 @@ impl<P: Post> Session<'_, P> {
     }
 
     /// Makes a node and all that are missing above it: all of them or none.
-    fn create(&mut self, gap: Gap<'_>, value: &[u8]) -> Result<(), XsError> {
+    fn create(&mut self, gap: Gap<'_>, written: Option<&[u8]>) -> Result<(), XsError> {
+        let value = written.unwrap_or(&[]);
         let above_list = self.view(gap.above)?.list;
         let creator = (!self.party.privileged).then_some(self.party.domid);
         let list = self.tree.inherit(above_list, creator)?;
-        let count = gap.names().count();
+        let count = gap.count();
         let checked = self.check_create(gap, count, list, value);
+        if count > row::AT_ONCE && self.tx.is_none() && checked.is_ok() {
+            return self.begin_row(gap, list, written);
+        }
         let made = self.spoiled(checked).and_then(|()| match gap.above {
             Sight::Live(handle) => self.create_live(handle, gap, count, list, value),
             Sight::Copied(at) => self.create_copied(at, gap, count, list, value),
@@ -390,6 +404,21 @@ impl<P: Post> Session<'_, P> {
         }
         self.tree.release_list(list);
         made
+    }
+
+    /// Leaves it to later turns to make many nodes. Takes over one use of `list`.
+    #[inline(never)]
+    fn begin_row(
+        &mut self,
+        gap: Gap<'_>,
+        list: u32,
+        written: Option<&[u8]>,
+    ) -> Result<(), XsError> {
+        let row = Row::new(gap.path, gap.there, written, list);
+        self.work = Work::Make(row.inspect_err(|_| self.tree.release_list(list))?);
+        // It is a change from now on, for whoever counts them.
+        self.tree.advance();
+        Ok(())
     }
 
     /// Whether the caller may make these nodes: their number, their sizes, that of the node above.
@@ -413,14 +442,23 @@ impl<P: Post> Session<'_, P> {
         }
         let view = self.view(gap.above)?;
         let mut above = (view.list, view.value.len(), view.children_bytes);
-        let mut bytes = value.len();
+        // No name is longer than all together without the shortest that the others can be.
+        let entries = gap.rest().len();
+        let longest = entries.saturating_sub(count.saturating_sub(1).saturating_mul(2));
+        let domain = self.tree.domains.get(domid);
+        let size = self.tree.size(list, 0, longest);
+        let all_fit = domain.is_none_or(|domain| domain.quotas.allows(Quota::NodeSize, size));
         for name in gap.names() {
             let child = entry_bytes(name) as usize;
             let (list_above, value_above, children_above) = above;
             self.check_size(list_above, value_above, children_above.saturating_add(child))?;
+            if all_fit {
+                break;
+            }
             above = (list, 0, 0);
-            bytes = bytes.saturating_add(NODE_BYTES).saturating_add(child);
         }
+        let bytes = count.saturating_mul(NODE_BYTES);
+        let bytes = bytes.saturating_add(entries).saturating_add(value.len());
         self.check_size(list, value.len(), 0)?;
         let allowed = self.tree.domains.allows(domid, Quota::Memory, bytes);
         allowed.then_some(()).ok_or(XsError::ENOMEM)

@@ -1,6 +1,7 @@
 //! Tests of the store as a whole.
 
 mod chaos;
+mod row;
 mod transactions;
 
 use super::perms::Access;
@@ -128,7 +129,8 @@ impl World {
     ) -> Result<(), XsError> {
         let result = act(&mut self.store, &mut Budget::new(self.slice), &mut self.post);
         self.settle();
-        result.map(|_| ())
+        let failed = [DOM0, A, B].into_iter().find_map(|conn| self.store.take_failure(conn));
+        result.and(failed.map_or(Ok(()), Err))
     }
 
     /// Turns until everything that was begun is done.

@@ -32,6 +32,8 @@ impl Chaos {
         let tx = mine.filter(|_| self.random(2) == 0).unwrap_or(0);
         let home = self.pick(&["/local/domain/1", "/local/domain/2", "/s"]);
         let path = format!("{home}/{}", self.pick(&["a", "b", "c/d", "c/d/e", "c"]));
+        // So many levels that they are made in slices.
+        let path = if self.random(40) == 0 { path + &"/l".repeat(30) } else { path };
         let value = "v".repeat(self.random(60));
         let list = self.pick(&["n0", "b1", "b2", "b0,n1,r2", "n1,b2,r9"]);
         // What the answers ought to be is not judged here.

@@ -201,6 +201,21 @@ impl Tree {
         }
     }
 
+    /// Treats a node that was made and never attached, with what was attached to it, as one that was taken
+    /// [out](Self::detach) of the tree.
+    pub(in crate::store) fn abandon(&mut self, handle: u32) {
+        let Some(node) = self.nodes.get(handle).filter(|node| node.parent == ASIDE) else { return };
+        let list = node.list;
+        self.aside = self.aside.saturating_sub(1);
+        self.leaving = self.leaving.saturating_add(1);
+        self.families.withdraw();
+        if self.is_anybodys(list) {
+            self.own_promised(list, handle);
+        } else {
+            self.owned.withdraw();
+        }
+    }
+
     /// Whether something that was taken out of the tree is not yet freed: then a handle may lead to what nobody sees.
     pub(in crate::store) fn has_detached(&self) -> bool {
         self.leaving > 0
@@ -225,7 +240,6 @@ impl Tree {
     }
 
     /// Whether a node is in the tree: it costs the depth of the node.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for transactions, soon"))]
     pub(in crate::store) fn is_attached(&self, handle: u32) -> bool {
         let mut at = handle;
         while let Some(node) = self.node(at) {

@@ -116,7 +116,7 @@ impl Tree {
 
     /// Whether the owner that a list names is still there. Otherwise what it had is nobody's: a domain that has the
     /// same domid now has nothing to do with it.
-    pub(super) fn is_anybodys(&self, list: u32) -> bool {
+    pub(in crate::store) fn is_anybodys(&self, list: u32) -> bool {
         self.entries(list).first().is_some_and(|owner| !owner.stale)
     }
 
