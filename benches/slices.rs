@@ -5,10 +5,13 @@
 //! valgrind --tool=callgrind --collect-atstart=no --toggle-collect='*measured_slice*' slices CASE
 //! ```
 //!
-//! What callgrind has collected, divided by the passes that are printed, is what one takes.
+//! What callgrind has collected, divided by the passes that are printed, is what one takes. With
+//! `--dump-before='*measured_slice*'` instead of the other two options there is a file for each pass, and the greatest total of
+//! these is the most that one takes, the little included that the client does before the next.
 //! One call of `measured_slice` is one pass: one turn's work, and the look at what happened.
 //! Cases: `commit` (128 watches, a commit of 245 nodes below them), `rm` (of 990 nodes with 128 watches on each),
-//! `chain` (RM in a transaction of a path of 900 levels), `deep` (a WRITE that makes 900 levels), `directory`,
+//! `chain` (RM in a transaction of a path of 900 levels), `deep` and `deep-tx` (a WRITE that makes 900 levels, the latter in a
+//! transaction), `look` (a READ of such a path), `directory`,
 //! `deaths` (50 in one look, 100 guests with all their watches on `@releaseDomain`), `dom0 N` (a request of the
 //! privileged domain, while N guests remove what they have), `control N COMMAND [ARGUMENT]...` (an administrator's
 //! request with N guests, each of which has used the store; the passes have the request and the reply in them),
@@ -138,16 +141,20 @@ fn control(bench: &mut Bench, count: usize, words: &[&str], wide: bool) -> Resul
     Ok(())
 }
 
+fn deaths(bench: &mut Bench) {
+    for domid in 1..=100 {
+        let mut guest = bench.guest(domid);
+        bench.watches(&mut guest, "@releaseDomain", 128);
+    }
+    (101..=150).for_each(|domid| drop(bench.guest(domid)));
+    (101..=150).for_each(|domid| bench.simulation.world.destroy(DomId(domid)));
+    bench.slices();
+}
+
 fn run(case: &str, count: usize, words: &[&str]) -> Result<(), String> {
     let mut bench = Bench::new();
     if case == "deaths" {
-        for domid in 1..=100 {
-            let mut guest = bench.guest(domid);
-            bench.watches(&mut guest, "@releaseDomain", 128);
-        }
-        (101..=150).for_each(|domid| drop(bench.guest(domid)));
-        (101..=150).for_each(|domid| bench.simulation.world.destroy(DomId(domid)));
-        bench.slices();
+        deaths(&mut bench);
         return Ok(());
     }
     if case == "dom0" {
@@ -197,10 +204,19 @@ fn run(case: &str, count: usize, words: &[&str]) -> Result<(), String> {
             bench.measure(&mut guest, Kind::Rm, tx, "data\0");
             bench.measure(&mut guest, Kind::TransactionEnd, tx, "T\0");
         }
+        "look" => {
+            bench.ask_as(&mut guest, Kind::Write, 0, &format!("{deep}\0x"));
+            bench.measure(&mut guest, Kind::Read, 0, &format!("{deep}\0"));
+        }
+        "deep-tx" => {
+            let tx = begin(&mut bench, &mut guest);
+            bench.measure(&mut guest, Kind::Write, tx, &format!("{deep}\0x"));
+        }
         "deep" => bench.measure(&mut guest, Kind::Write, 0, &format!("{deep}\0x")),
         "directory" => {
-            for n in 0..980 {
-                bench.ask_as(&mut guest, Kind::Write, 0, &format!("data/{n}\0x"));
+            // As many as a node may have: 16 bytes of header and 8 of permissions are of its size, too.
+            for n in 0..400 {
+                bench.ask_as(&mut guest, Kind::Write, 0, &format!("data/{n:x}\0x"));
             }
             bench.measure(&mut guest, Kind::Directory, 0, "data\0");
         }
