@@ -39,6 +39,8 @@ struct Owed {
     unsure: bool,
     /// With those of the same group that follow each other it may come in any order; 0 for none.
     group: u64,
+    /// The reply comes when work is done that goes on in turns: events of what others did meanwhile may be before it.
+    late: bool,
 }
 
 /// One connection's messages.
@@ -62,9 +64,20 @@ impl Output {
     /// A reply is owed.
     pub(super) fn reply(&mut self, header: Header, body: Body, cause: Option<Cause>) {
         let Header { kind, req_id, tx_id, .. } = header;
-        let owed =
-            Owed { kind, req_id, tx_id, body, cause, deadline_ms: None, unsure: false, group: 0 };
-        self.owed.push_back(owed);
+        // What administrators ask may look at everything.
+        let late = kind == Kind::Control.number();
+        let (deadline_ms, unsure, group) = (None, false, 0);
+        self.owed.push_back(Owed {
+            kind,
+            req_id,
+            tx_id,
+            body,
+            cause,
+            deadline_ms,
+            unsure,
+            group,
+            late,
+        });
     }
 
     /// An event is owed, unless the same one waits already.
@@ -98,6 +111,7 @@ impl Output {
             deadline_ms,
             unsure,
             group,
+            late: false,
         });
     }
 
@@ -138,6 +152,20 @@ impl Output {
 
     /// A message is complete: it must be what is owed next.
     fn settle(&mut self, message: &[u8], now_ms: u64) -> Result<(), String> {
+        let first = self.owed.iter().position(|owed| !owed.late).unwrap_or(self.owed.len());
+        let is_event = message.starts_with(&Kind::WatchEvent.number().to_le_bytes());
+        if first == 0 || !is_event {
+            return self.settle_next(message, now_ms);
+        }
+        let rest = self.owed.split_off(first);
+        let mut late = core::mem::replace(&mut self.owed, rest);
+        let settled = self.settle_next(message, now_ms);
+        late.append(&mut self.owed);
+        self.owed = late;
+        settled
+    }
+
+    fn settle_next(&mut self, message: &[u8], now_ms: u64) -> Result<(), String> {
         loop {
             let Some(owed) = self.owed.front() else {
                 return Err(format!("got {}, nothing was due", show(message)));
