@@ -56,6 +56,26 @@ fn a_request_that_is_half_read_is_read_on() {
     assert_eq!(ask(&mut simulation, &mut seven, Kind::Read, 0, "a-name\0"), "a value");
 }
 
+/// What goes on in turns is brought to its end before a hand-over. A client sleeps until it is told of the reply.
+#[test]
+fn who_waits_for_what_goes_on_in_turns_is_told_of_its_end() {
+    let (mut simulation, mut dom0, _) = start();
+    for n in 0..400 {
+        ask(&mut simulation, &mut dom0, Kind::Mkdir, 0, &format!("/tree/{n}\0"));
+    }
+    for (kind, payload) in [(Kind::Control, "check\0"), (Kind::Rm, "/tree\0")] {
+        let (bytes, _) = dom0.request(kind.number(), 0, payload.as_bytes());
+        assert_eq!(dom0.write(&bytes), bytes.len());
+        let _pass = simulation.pass();
+        assert_eq!(dom0.read(usize::MAX), 0, "{kind:?}: it does not go on in turns");
+        let before = simulation.world.signals(DomId(0));
+        simulation.hand_over().unwrap();
+        simulation.settle();
+        assert!(simulation.world.signals(DomId(0)) > before, "{kind:?}: nobody was told");
+        assert_eq!(texts(simulation.drain(&mut dom0)), ["OK "]);
+    }
+}
+
 #[test]
 fn a_reply_that_is_half_written_is_written_on() {
     let (mut simulation, _, mut seven) = start();

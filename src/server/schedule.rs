@@ -561,6 +561,15 @@ impl<P: Platform> Server<P> {
         }
     }
 
+    /// Tells the peer of what was put into its ring or taken out of it, if it does not know.
+    pub(super) fn signal(platform: &mut P, connection: &mut Connection<P::Ring>) {
+        if core::mem::take(&mut connection.must_notify)
+            && let Some(port) = connection.port
+        {
+            platform.notify(port);
+        }
+    }
+
     /// After a connection was served, or could not be: signal, timer, place in the lists. `is_fine` says that
     /// all indices made sense.
     fn conclude(&mut self, id: ConnId, is_fine: bool) {
@@ -568,11 +577,7 @@ impl<P: Platform> Server<P> {
         if is_fine {
             connection.trust();
         }
-        if core::mem::take(&mut connection.must_notify) {
-            if let Some(port) = connection.port {
-                self.platform.notify(port);
-            }
-        }
+        Self::signal(&mut self.platform, connection);
         let (is_served, is_ready) = (connection.links.is_in(List::Served), connection.is_ready());
         if connection.queue.has_undated() && !connection.privileged {
             self.date_events(id, EVENTS_PER_TURN);

@@ -378,6 +378,10 @@ impl<P: Platform> Server<P> {
         while let Some(id) = next {
             next = self.connections.next(List::All, id);
             self.date_events(id, usize::MAX);
+            // What was finished may have put its reply into the ring.
+            if let Some(connection) = self.connections.get_mut(id) {
+                Self::signal(&mut self.platform, connection);
+            }
         }
         let ids = self.connections.len().saturating_add(self.causes.len());
         if !memory::can_save(&mut self.platform, ids) {
