@@ -260,3 +260,27 @@ fn hostile_run(seed: u64) {
     }
     simulation.check().unwrap_or_else(|findings| panic!("seed {seed}: {findings}"));
 }
+
+/// A death may take more than a turn: then RELEASE is answered before it is over, and the news come behind that.
+#[test]
+fn a_death_that_takes_more_than_a_turn_is_told_once_and_last() {
+    let (mut simulation, mut dom0) = Simulation::start("");
+    let mut guest = introduce(&mut simulation, &mut dom0, 7);
+    ask(&mut simulation, &mut dom0, Kind::Mkdir, b"/local/domain/7\0");
+    ask(&mut simulation, &mut dom0, Kind::SetPerms, b"/local/domain/7\0n7\0");
+    for n in 0..128 {
+        let watch = format!("d/{n}\0token\0");
+        assert_eq!(ask(&mut simulation, &mut guest, Kind::Watch, watch.as_bytes()), b"OK\0");
+    }
+    for n in 0..900 {
+        let node = format!("e/{}/{}\0value", n / 50, n % 50);
+        assert_eq!(ask(&mut simulation, &mut guest, Kind::Write, node.as_bytes()), b"OK\0");
+    }
+    ask(&mut simulation, &mut dom0, Kind::Watch, b"@releaseDomain\0token\0");
+    simulation.drain(&mut dom0);
+    let messages = simulation.ask(&mut dom0, Kind::Release, 0, b"7\0");
+    let texts: Vec<_> = messages.iter().map(|message| message.payload.as_slice()).collect();
+    assert_eq!(texts, [&b"OK\0"[..], b"@releaseDomain\0token\0"]);
+    assert_eq!(ask(&mut simulation, &mut dom0, Kind::Read, b"/local/domain/7\0"), b"ENOENT\0");
+    simulation.server.check().unwrap();
+}
