@@ -30,18 +30,6 @@ refused() {
     equal "$description: the store answers" here "$(xenstore-read /lu/value)"
 }
 
-start_steady() {
-    make_guest "$1" 16 "kernel='/guest/test-guest'" "ramdisk=''" "cmdline='role=steady'" "on_poweroff='preserve'"
-    check "$1: xl create" xl create -q "/run/guests/$1.cfg"
-}
-
-stop_steady() {
-    check "$1 is told to stop" xenstore-write "/local/domain/$(guest_domid "$1")/data/stop" 1
-    wait_for 60 eval "guest_log '$1' | grep -q '^verdict: '"
-    guest_log "$1" | grep '^verdict: ' | sed "s/^/        $1: /"
-    equal "$1 noticed nothing" "verdict: pass" "$(guest_log "$1" | grep -o '^verdict: [a-z]*')"
-}
-
 step "an update at rest"
 xenstore-write /lu/value here /lu/deep/er/still there
 xenstore-chmod /lu/deep r0 b5 n7
