@@ -4,7 +4,7 @@ use xenstore_stubdom::proto::id::DomId;
 use xenstore_stubdom::proto::ring::Word;
 use xenstore_stubdom::proto::wire::Kind;
 use xenstore_stubdom::server::Pass;
-use xenstore_stubdom::sim::{Client, Simulation};
+use xenstore_stubdom::sim::{Client, Message, Simulation};
 
 const GET_DOMAIN_PATH: u32 = Kind::GetDomainPath.number();
 
@@ -261,9 +261,8 @@ fn hostile_run(seed: u64) {
     simulation.check().unwrap_or_else(|findings| panic!("seed {seed}: {findings}"));
 }
 
-/// A death may take more than a turn: then RELEASE is answered before it is over, and the news come behind that.
-#[test]
-fn a_death_that_takes_more_than_a_turn_is_told_once_and_last() {
+/// A host on which the death of domain 7 takes many turns, and the first domain watches for it.
+fn host_with_much_to_bury() -> (Simulation, Client) {
     let (mut simulation, mut dom0) = Simulation::start("");
     let mut guest = introduce(&mut simulation, &mut dom0, 7);
     ask(&mut simulation, &mut dom0, Kind::Mkdir, b"/local/domain/7\0");
@@ -277,10 +276,68 @@ fn a_death_that_takes_more_than_a_turn_is_told_once_and_last() {
         assert_eq!(ask(&mut simulation, &mut guest, Kind::Write, node.as_bytes()), b"OK\0");
     }
     ask(&mut simulation, &mut dom0, Kind::Watch, b"@releaseDomain\0token\0");
+    ask(&mut simulation, &mut dom0, Kind::Watch, b"@introduceDomain\0token\0");
     simulation.drain(&mut dom0);
+    (simulation, dom0)
+}
+
+fn texts(messages: Vec<Message>) -> Vec<Vec<u8>> {
+    messages.into_iter().map(|message| message.payload).collect()
+}
+
+/// A death may take more than a turn. RELEASE is answered when it is over: who has the reply finds nothing of the domain
+/// any more, and has had the event.
+#[test]
+fn a_death_that_takes_more_than_a_turn_is_told_once_and_before_the_reply() {
+    let (mut simulation, mut dom0) = host_with_much_to_bury();
     let messages = simulation.ask(&mut dom0, Kind::Release, 0, b"7\0");
-    let texts: Vec<_> = messages.iter().map(|message| message.payload.as_slice()).collect();
-    assert_eq!(texts, [&b"OK\0"[..], b"@releaseDomain\0token\0"]);
+    assert_eq!(texts(messages), [&b"@releaseDomain\0token\0"[..], b"OK\0"]);
     assert_eq!(ask(&mut simulation, &mut dom0, Kind::Read, b"/local/domain/7\0"), b"ENOENT\0");
+    simulation.server.check().unwrap();
+}
+
+/// That it waits is at nobody else's expense, and neither a live update nor a failure in the middle changes what comes.
+#[test]
+fn release_waits_without_holding_up_others_and_through_live_updates_and_failures() {
+    for disturbance in 0..3 {
+        let (mut simulation, mut dom0) = host_with_much_to_bury();
+        let mut other = introduce(&mut simulation, &mut dom0, 8);
+        simulation.drain(&mut dom0);
+        let (bytes, _) = dom0.request(Kind::Release.number(), 0, b"7\0");
+        assert_eq!(dom0.write(&bytes), bytes.len());
+        assert_eq!(simulation.pass(), Pass::More);
+        assert!(simulation.server.is_burying(), "a turn is enough for this death");
+        let (bytes, _) = other.request(GET_DOMAIN_PATH, 0, b"1\0");
+        assert_eq!(other.write(&bytes), bytes.len());
+        let mut passes = 0;
+        while count_replies(&mut other) == 0 {
+            assert_eq!(simulation.pass(), Pass::More);
+            passes += 1;
+        }
+        assert!(passes <= 2 && simulation.server.is_burying(), "{passes} passes");
+        assert_eq!(dom0.read(usize::MAX), 0, "it was answered before all is over");
+        match disturbance {
+            0 => {}
+            1 => simulation.hand_over().unwrap(),
+            _ => simulation.go_on().unwrap(),
+        }
+        let messages = simulation.drain(&mut dom0);
+        assert_eq!(texts(messages), [&b"@releaseDomain\0token\0"[..], b"OK\0"], "{disturbance}");
+        simulation.server.check().unwrap();
+    }
+}
+
+/// The news of a new domain wait for those of a death that goes on; then the reply to INTRODUCE does, too.
+#[test]
+fn introduce_is_answered_behind_its_event_while_a_death_goes_on() {
+    let (mut simulation, mut dom0) = host_with_much_to_bury();
+    let port = simulation.world.create(DomId(8));
+    simulation.world.destroy(DomId(7));
+    let (bytes, _) =
+        dom0.request(Kind::Introduce.number(), 0, format!("8\x001\0{port}\0").as_bytes());
+    assert_eq!(dom0.write(&bytes), bytes.len());
+    let messages = simulation.drain(&mut dom0);
+    let wanted = [&b"@releaseDomain\0token\0"[..], b"@introduceDomain\0token\0", b"OK\0"];
+    assert_eq!(texts(messages), wanted);
     simulation.server.check().unwrap();
 }

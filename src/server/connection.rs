@@ -70,6 +70,8 @@ pub(super) enum Suspension {
 pub(super) enum Busy {
     /// The reply to a request.
     Reply { header: Header, answer: Result<(), XsError>, asked: Option<Asked> },
+    /// The reply to a request about a domain, until everybody has been told what it did to that one.
+    News { header: Header, domid: DomId },
     /// The ring is emptied, and the domain may start over.
     StartOver,
     /// The end of the check that it has asked for.

@@ -178,6 +178,8 @@ pub(super) enum Reply {
     Watching(Option<u32>),
     /// This, as soon as the work is done that goes on in later turns.
     Working(Result<(), XsError>),
+    /// `OK`, as soon as everybody has been told what became of this domain.
+    Telling(DomId),
     /// Nothing yet: a domain that the request names is not quite gone. It is tried again.
     Wait,
     /// Nothing yet: the reply comes when the update has happened or failed.
@@ -382,11 +384,10 @@ impl<P: Platform> Server<P> {
         let (answer, first_event) = match answer {
             Ok(Reply::Later | Reply::Wait) => return,
             Ok(Reply::Working(answer)) => {
-                if let Some(connection) = self.connections.get_mut(id) {
-                    connection.busy = Some(Busy::Reply { header, answer, asked });
-                    self.mark_ready(id);
-                }
-                return;
+                return self.answer_when_done(id, Busy::Reply { header, answer, asked });
+            }
+            Ok(Reply::Telling(domid)) => {
+                return self.answer_when_done(id, Busy::News { header, domid });
             }
             Ok(Reply::Done) => (Ok(Cow::Borrowed(&b"OK\0"[..])), None),
             Ok(Reply::Text(text)) => (Ok(Cow::Borrowed(text)), None),
@@ -428,6 +429,14 @@ impl<P: Platform> Server<P> {
         self.queue_reply(id, header, payload, asked);
         if let Some(Some(event)) = first_event {
             self.append_event(id, event);
+        }
+    }
+
+    /// The reply comes when the work is done; until then no other request of the connection is read.
+    fn answer_when_done(&mut self, id: ConnId, busy: Busy) {
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.busy = Some(busy);
+            self.mark_ready(id);
         }
     }
 

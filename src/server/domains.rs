@@ -209,7 +209,12 @@ impl<P: Platform> Server<P> {
             self.announce(Special::IntroduceDomain, domid, true);
         }
         self.start_over(id);
-        Ok(Reply::Done)
+        Ok(self.when_told(domid))
+    }
+
+    /// `OK`, behind the events that tell what became of a domain, however many turns they take.
+    fn when_told(&self, domid: DomId) -> Reply {
+        if self.store.has_affairs(domid) { Reply::Telling(domid) } else { Reply::Done }
     }
 
     /// What Xen says of who a domain is.
@@ -389,11 +394,12 @@ impl<P: Platform> Server<P> {
         self.mark_ready(id);
     }
 
-    /// RELEASE: as if the domain had died. The privileged domain and the server's own cannot be released.
+    /// RELEASE: as if the domain had died. The privileged domain and the server's own cannot be released. The reply
+    /// says that all of it is over: nothing of the domain is left, and who watches has been told.
     pub(super) fn release(&mut self, domid: DomId) -> Answer {
         self.must_be_introduced(domid)?;
         self.destroy(domid);
-        Ok(Reply::Done)
+        Ok(self.when_told(domid))
     }
 
     /// RESUME: the next shutdown of the domain is announced again.

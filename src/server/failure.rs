@@ -163,7 +163,7 @@ impl<P: Platform> Server<P> {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let busy = connection.busy.take();
         let header = handled.or(match busy {
-            Some(Busy::Reply { header, .. }) => Some(header),
+            Some(Busy::Reply { header, .. } | Busy::News { header, .. }) => Some(header),
             Some(Busy::StartOver | Busy::Check) | None => None,
         });
         let Some(header) = header else {

@@ -209,7 +209,7 @@ impl<P: Platform> Server<P> {
             Ok(Reply::Done | Reply::Watching(_)) => {
                 self.trace("io", format_args!("domain {domid} request {request}: OK"));
             }
-            Ok(Reply::Later | Reply::Working(_) | Reply::Wait) => {
+            Ok(Reply::Later | Reply::Working(_) | Reply::Telling(_) | Reply::Wait) => {
                 self.trace("io", format_args!("domain {domid} request {request}: answered later"));
             }
             Ok(Reply::Data(data)) => {

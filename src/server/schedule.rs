@@ -23,8 +23,9 @@ use super::platform::{Event, Platform};
 use super::queue::Done;
 use super::timers::Timer;
 use crate::mem::{Budget, Progress};
-use crate::proto::id::ConnId;
+use crate::proto::id::{ConnId, DomId};
 use crate::proto::ring::{self, RingError};
+use crate::proto::wire::Header;
 use crate::store::Store;
 use crate::store::quota::Quota;
 
@@ -163,6 +164,12 @@ impl<P: Platform> Server<P> {
 
     fn has_work_of_nobody(&self) -> bool {
         self.scan.is_some() || self.has_clearing()
+    }
+
+    /// Whether something is left of what dead domains had, or not everybody has been told what became of domains.
+    #[must_use]
+    pub fn is_burying(&self) -> bool {
+        self.store.has_deaths()
     }
 
     fn has_burials(&self) -> bool {
@@ -410,6 +417,7 @@ impl<P: Platform> Server<P> {
         let asked = match busy {
             Busy::Reply { asked, .. } => asked,
             Busy::StartOver => None,
+            Busy::News { header, domid } => return self.answer_when_told(id, header, domid),
             // Its turns are the server's; its end marks the connection ready.
             Busy::Check => return Progress::More,
         };
@@ -431,8 +439,21 @@ impl<P: Platform> Server<P> {
                 self.queue_answer(id, header, answer.map(|()| Reply::Done), asked);
             }
             Busy::StartOver => self.empty_ring(id),
-            Busy::Check => {}
+            Busy::News { .. } | Busy::Check => {}
         }
+        Progress::Done
+    }
+
+    /// Answers a request about a domain if everybody has been told by now: that has turns of its own.
+    fn answer_when_told(&mut self, id: ConnId, header: Header, domid: DomId) -> Progress {
+        if self.store.has_affairs(domid) {
+            self.mark_ready(id);
+            return Progress::More;
+        }
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.busy = None;
+        }
+        self.queue_answer(id, header, Ok(Reply::Done), None);
         Progress::Done
     }
 

@@ -41,6 +41,8 @@ pub enum Seen {
     Memory(usize, bool),
     /// The server read the clock.
     Clock(u64),
+    /// Nothing is left of what dead domains had, and everybody has been told what became of domains.
+    Settled,
 }
 
 /// A record of what passed; clones are the same record.

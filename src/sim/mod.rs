@@ -158,7 +158,9 @@ impl Simulation {
     /// One pass of the server; if a live update is due then, that is done, too: if it fails, the reason goes to
     /// whoever asked.
     pub fn pass(&mut self) -> Pass {
-        match self.world.serve(|| self.server.pass()) {
+        let pass = self.world.serve(|| self.server.pass());
+        self.note_settled();
+        match pass {
             Pass::HandOver => {
                 let _reason = self.hand_over();
                 Pass::More
@@ -177,11 +179,13 @@ impl Simulation {
             Ok(new) => {
                 core::mem::replace(&mut self.server, new).abandon();
                 // A successor looks at every domain, as after news that do not say of whom.
+                self.note_settled();
                 outside(|| self.world.journal().note(|| Seen::Look));
                 self.server.take_over();
                 Ok(())
             }
             Err(why) => {
+                self.note_settled();
                 self.server.stay(&why);
                 Err(why)
             }
@@ -202,6 +206,7 @@ impl Simulation {
             outside(|| new.check().map_err(|findings| Sentence::from(findings.as_str())))?;
             // What has failed may not even be dropped.
             core::mem::forget(core::mem::replace(&mut self.server, new));
+            self.note_settled();
             outside(|| self.world.journal().note(|| Seen::Look));
             self.server.take_over();
             Ok(())
@@ -217,9 +222,18 @@ impl Simulation {
         world.serve(|| {
             let result = self.server.leave().and_then(|offer| self.trial(&offer));
             let result = result.map(Server::abandon);
+            self.note_settled();
             self.server.stay("it was to fail");
             result
         })
+    }
+
+    /// Has the judge know that no death is under way any more: only until then the order of its events is the server's
+    /// business.
+    fn note_settled(&self) {
+        if !self.server.is_burying() {
+            outside(|| self.world.journal().note(|| Seen::Settled));
+        }
     }
 
     /// A successor on trial.

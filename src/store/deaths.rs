@@ -37,6 +37,13 @@ impl Store {
         self.tree.domains.get(domid).is_some_and(|domain| domain.affairs.forget)
     }
 
+    /// Whether something is still to be done because of a domain: it is dying, or not everybody has been told what
+    /// became of it.
+    #[must_use]
+    pub fn has_affairs(&self, domid: DomId) -> bool {
+        self.tree.domains.get(domid).is_some_and(|domain| domain.affairs.is_listed)
+    }
+
     /// The domain is gone: its nodes go with everything below them (watches are told), every right given
     /// to it goes (nobody is told), so does its account. All that happens in
     /// [`go_on_deaths`](Self::go_on_deaths), after what its connection had; guests do not know the domain any

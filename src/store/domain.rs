@@ -22,7 +22,7 @@ pub(super) struct Affairs {
     pub(super) release: bool,
     pub(super) release_plain: bool,
     /// It is in the list; who comes next there.
-    is_listed: bool,
+    pub(super) is_listed: bool,
     next: Option<DomId>,
 }
 

@@ -162,7 +162,9 @@ impl Model {
         let mut events = self.told(&changes);
         // The order of the subtrees is the server's business.
         let group = self.tree.next();
-        events.iter_mut().for_each(|event| event.2 = group);
+        for event in &mut events {
+            (event.group, event.news) = (group, true);
+        }
         for node in self.tree.nodes.values_mut() {
             strip(&mut node.perms, domid);
         }

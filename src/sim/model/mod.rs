@@ -31,8 +31,27 @@ use tree::{Change, Party, Tree, rights};
 /// What is wrong with the server, or `Ok`.
 pub type Verdict = Result<(), String>;
 
-/// An event for a connection. Those of the same group may come in any order; 0 is none.
-type Event = (u32, Vec<u8>, u64);
+/// An event.
+#[derive(Clone, Debug)]
+struct Event {
+    /// The connection that it is for.
+    conn: u32,
+    payload: Vec<u8>,
+    /// Those of the same group may come in any order; 0 is none.
+    group: u64,
+    /// It tells what became of a domain: that takes turns, with others' in between.
+    news: bool,
+}
+
+impl Event {
+    fn new(conn: u32, payload: Vec<u8>) -> Self {
+        Self { conn, payload, group: 0, news: false }
+    }
+
+    fn news(conn: u32, payload: Vec<u8>) -> Self {
+        Self { news: true, ..Self::new(conn, payload) }
+    }
+}
 
 /// What the model must know of how the server was started.
 #[derive(Clone, Debug)]
@@ -209,7 +228,7 @@ impl Model {
                 Seen::Scan => rest = self.scan_all(rest, true)?,
                 Seen::Look => {
                     // The successor answers whoever asked for it before it looks.
-                    while let Some((first @ (Seen::Put(..) | Seen::Clock(_)), _)) =
+                    while let Some((first @ (Seen::Put(..) | Seen::Clock(_) | Seen::Settled), _)) =
                         rest.split_first()
                     {
                         self.judge(core::slice::from_ref(first))?;
@@ -218,6 +237,7 @@ impl Model {
                     rest = self.scan_all(rest, false)?;
                 }
                 Seen::Clock(now_ms) => self.now_ms = *now_ms,
+                Seen::Settled => self.conns.values_mut().for_each(|conn| conn.out.settled()),
                 Seen::GaveUp(..)
                 | Seen::Emptied(_)
                 | Seen::Mapped(..)
@@ -252,7 +272,10 @@ impl Model {
         }
         let message = core::mem::take(&mut conn.inbox);
         let is_next = |seen: &Seen| {
-            matches!(seen, Seen::Took(..) | Seen::Put(..) | Seen::Clock(_) | Seen::ScanEnd)
+            matches!(
+                seen,
+                Seen::Took(..) | Seen::Put(..) | Seen::Clock(_) | Seen::ScanEnd | Seen::Settled
+            )
         };
         let end = rest.iter().position(is_next).unwrap_or(rest.len());
         self.request(id, &message, &rest[..end])
@@ -304,7 +327,7 @@ impl Model {
                 for watch in &conn.watches {
                     if watch.wants(&change.path, change.subtree) {
                         let path = &change.path[watch.home..];
-                        events.push((*id, text::join([path, &watch.token]), 0));
+                        events.push(Event::new(*id, text::join([path, &watch.token])));
                     }
                 }
             }
@@ -336,7 +359,7 @@ impl Model {
                         here && watch.depth.is_none()
                     };
                     if wants {
-                        events.push((*id, text::join([sent, &watch.token]), 0));
+                        events.push(Event::news(*id, text::join([sent, &watch.token])));
                     }
                 }
             }
@@ -347,11 +370,12 @@ impl Model {
     /// Queues events. `unsure` if memory for some may have been refused.
     fn queue_events(&mut self, events: Vec<Event>, cause: Option<u64>, unsure: bool) {
         let (now_ms, timeout) = (self.now_ms, self.setting.event_timeout_ms);
-        for (id, payload, group) in events {
-            let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.live) else { continue };
+        for event in events {
+            let conn = self.conns.get_mut(&event.conn).filter(|conn| conn.live);
+            let Some(conn) = conn else { continue };
             let timeout = timeout.filter(|_| conn.domid != PRIVILEGED);
             let deadline = timeout.map(|ms| now_ms.saturating_add(ms));
-            conn.out.event(payload, cause, deadline, unsure, now_ms, group);
+            conn.out.event(event, cause, deadline, unsure, now_ms);
         }
     }
 

@@ -1,5 +1,6 @@
 //! What a connection is owed, and what it gets.
 
+use super::Event;
 use crate::proto::wire::{HEADER_SIZE, Header, Kind};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::String;
@@ -26,6 +27,19 @@ pub(super) enum Body {
     Anything,
 }
 
+/// When a message comes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Pace {
+    /// In its turn.
+    Now,
+    /// The reply comes when everything has been looked at, which takes turns: events of what others did meanwhile may
+    /// be before it.
+    Look,
+    /// It tells what became of a domain, or is the reply to a request that waits for that. These keep their order among
+    /// themselves; since they take turns, what others did meanwhile may be before them.
+    News,
+}
+
 /// A message that must come.
 #[derive(Clone, Debug)]
 struct Owed {
@@ -39,8 +53,9 @@ struct Owed {
     unsure: bool,
     /// With those of the same group that follow each other it may come in any order; 0 for none.
     group: u64,
-    /// The reply comes when work is done that goes on in turns: events of what others did meanwhile may be before it.
-    late: bool,
+    pace: Pace,
+    /// The same event was owed already. It comes if that was written before this one was queued.
+    repeats: bool,
 }
 
 /// One connection's messages.
@@ -62,11 +77,9 @@ pub(super) fn message_length(bytes: &[u8]) -> Option<usize> {
 
 impl Output {
     /// A reply is owed.
-    pub(super) fn reply(&mut self, header: Header, body: Body, cause: Option<Cause>) {
+    pub(super) fn reply(&mut self, header: Header, body: Body, cause: Option<Cause>, pace: Pace) {
         let Header { kind, req_id, tx_id, .. } = header;
-        // What administrators ask may look at everything.
-        let late = kind == Kind::Control.number();
-        let (deadline_ms, unsure, group) = (None, false, 0);
+        let (deadline_ms, unsure, group, repeats) = (None, false, 0, false);
         self.owed.push_back(Owed {
             kind,
             req_id,
@@ -76,28 +89,34 @@ impl Output {
             deadline_ms,
             unsure,
             group,
-            late,
+            pace,
+            repeats,
         });
     }
 
     /// An event is owed, unless the same one waits already.
     pub(super) fn event(
         &mut self,
-        payload: Vec<u8>,
+        event: Event,
         cause: Option<u64>,
         deadline_ms: Option<u64>,
         mut unsure: bool,
         now_ms: u64,
-        group: u64,
     ) {
+        let Event { payload, group, news, .. } = event;
         if payload.len() > 4096 {
             return;
         }
         let body = Body::Exact(payload);
         let kind = Kind::WatchEvent.number();
+        let mut repeats = false;
         for twin in self.owed.iter().filter(|owed| owed.kind == kind && owed.body == body) {
             if !twin.may_be_gone(now_ms) {
-                return;
+                if !news && twin.pace != Pace::News {
+                    return;
+                }
+                // One of both may be queued when the other one has been written.
+                repeats = true;
             }
             unsure = true;
         }
@@ -111,8 +130,25 @@ impl Output {
             deadline_ms,
             unsure,
             group,
-            late: false,
+            pace: if news { Pace::News } else { Pace::Now },
+            repeats,
         });
+    }
+
+    /// What became of domains is told: all of that is queued now, if it was not swallowed by an equal event.
+    pub(super) fn settled(&mut self) {
+        let mut place = 0;
+        while let Some(owed) = self.owed.get(place) {
+            let is_twin = |other: &Owed| other.kind == owed.kind && other.body == owed.body;
+            if owed.repeats && self.owed.iter().take(place).any(is_twin) {
+                self.owed.remove(place);
+            } else {
+                place += 1;
+            }
+        }
+        for owed in self.owed.iter_mut().filter(|owed| owed.pace == Pace::News) {
+            owed.pace = Pace::Now;
+        }
     }
 
     /// The causes of what is owed.
@@ -150,47 +186,29 @@ impl Output {
         Ok(())
     }
 
-    /// A message is complete: it must be what is owed next.
+    /// A message is complete: it must be what is owed next, or what may come before that.
     fn settle(&mut self, message: &[u8], now_ms: u64) -> Result<(), String> {
-        let first = self.owed.iter().position(|owed| !owed.late).unwrap_or(self.owed.len());
-        let is_event = message.starts_with(&Kind::WatchEvent.number().to_le_bytes());
-        if first == 0 || !is_event {
-            return self.settle_next(message, now_ms);
-        }
-        let rest = self.owed.split_off(first);
-        let mut late = core::mem::replace(&mut self.owed, rest);
-        let settled = self.settle_next(message, now_ms);
-        late.append(&mut self.owed);
-        self.owed = late;
-        settled
-    }
-
-    fn settle_next(&mut self, message: &[u8], now_ms: u64) -> Result<(), String> {
-        loop {
-            let Some(owed) = self.owed.front() else {
-                return Err(format!("got {}, nothing was due", show(message)));
-            };
-            if owed.is(message, &mut self.generations) {
-                let settled = self.owed.pop_front();
-                self.doubt_twin(settled.as_ref(), now_ms);
-                return Ok(());
-            }
-            let group = owed.group;
-            let is_other = |other: &&Owed| group != 0 && other.group == group;
-            let others = self.owed.iter().take_while(is_other).count();
-            let found = (1..others).find(|place| {
-                self.owed.get(*place).is_some_and(|other| other.is(message, &mut self.generations))
-            });
-            if let Some(place) = found {
-                let settled = self.owed.remove(place);
-                self.doubt_twin(settled.as_ref(), now_ms);
-                return Ok(());
-            }
-            if !owed.may_be_gone(now_ms) {
-                return Err(format!("got {}, due was {}", show(message), owed.text()));
-            }
-            self.owed.pop_front();
-        }
+        let Self { owed, generations, .. } = self;
+        let found = (0..owed.len()).find(|place| {
+            let Some(wanted) = owed.get(*place) else { return false };
+            let mut before = owed.iter().take(*place);
+            before.all(|other| other.may_be_gone(now_ms) || wanted.may_overtake(other))
+                && wanted.is(message, generations)
+        });
+        let Some(found) = found else {
+            let due = self.owed.iter().find(|owed| !owed.may_be_gone(now_ms));
+            let due = due.map_or_else(|| String::from("nothing"), Owed::text);
+            return Err(format!("got {}, due was {due}", show(message)));
+        };
+        let Some(settled) = self.owed.remove(found) else { return Ok(()) };
+        // What might have been dropped and should have come before has been.
+        let mut place = 0;
+        self.owed.retain(|other| {
+            place += 1;
+            place > found || settled.may_overtake(other)
+        });
+        self.doubt_twin(Some(&settled), now_ms);
+        Ok(())
     }
 }
 
@@ -211,6 +229,22 @@ impl Output {
 }
 
 impl Owed {
+    /// Whether it may come before another one that has been owed for longer.
+    fn may_overtake(&self, other: &Self) -> bool {
+        let is_event = self.kind == Kind::WatchEvent.number();
+        let is_reply = other.kind != Kind::WatchEvent.number();
+        if other.group != 0 && other.group == self.group {
+            return true;
+        }
+        match other.pace {
+            Pace::Now => false,
+            Pace::Look => is_event,
+            // Replies keep the order of their requests.
+            Pace::News if is_reply => is_event,
+            Pace::News => self.pace != Pace::News,
+        }
+    }
+
     fn may_be_gone(&self, now_ms: u64) -> bool {
         self.unsure || self.deadline_ms.is_some_and(|deadline| deadline <= now_ms)
     }

@@ -1,12 +1,12 @@
 //! What each request must do and answer.
 
-use super::output::Body;
+use super::output::{Body, Pace};
 use super::session::{
     Error, OUTSTANDING, PATH_MAX, PERMISSIONS, Session, TRANSACTIONS, Tx, WATCHES,
 };
 use super::tree::{Perm, Perms};
 use super::{Event, FEATURES, Model, PRIVILEGED, Verdict, Watch, text};
-use crate::proto::wire::{HEADER_SIZE, Header};
+use crate::proto::wire::{HEADER_SIZE, Header, Kind};
 use crate::sim::journal::Seen;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -25,11 +25,13 @@ struct Outcome {
     events: Vec<Event>,
     /// The first event of a new watch, behind the reply.
     first: Option<Vec<u8>>,
+    /// The reply comes behind the events that tell what became of a domain.
+    news: bool,
 }
 
 impl Outcome {
     fn new(answer: Result<Body, Error>) -> Self {
-        Self { answer, events: Vec::new(), first: None }
+        Self { answer, events: Vec::new(), first: None, news: false }
     }
 
     fn ok() -> Self {
@@ -91,10 +93,18 @@ impl Model {
         };
         if let Some(conn) = self.conns.get_mut(&id) {
             let cause = cause.map(|_| (id, number & 0xffff_ffff));
-            conn.out.reply(Header { kind, ..header }, body, cause);
+            // What administrators ask may look at everything.
+            let pace = if outcome.news {
+                Pace::News
+            } else if kind == Kind::Control.number() {
+                Pace::Look
+            } else {
+                Pace::Now
+            };
+            conn.out.reply(Header { kind, ..header }, body, cause, pace);
         }
         self.queue_events(
-            outcome.first.map(|event| (id, event, 0)).into_iter().collect(),
+            outcome.first.map(|event| Event::new(id, event)).into_iter().collect(),
             cause,
             unsure,
         );
@@ -214,7 +224,7 @@ impl Model {
         if let (Some(open), Some(conn)) = (open, self.conns.get_mut(&id)) {
             conn.txs.insert(tx, open);
         }
-        Ok(Outcome { events: self.told(&changes), answer, first: None })
+        Ok(Outcome { events: self.told(&changes), ..Outcome::new(answer) })
     }
 
     /// The entries of SET_PERMS: number, syntax, who they are, whether there is an owner.
@@ -316,11 +326,11 @@ impl Model {
             8 => {
                 let port = text::atoi_unsigned(&strings[2]);
                 let (events, result) = self.introduce(domid, port, request.answers)?;
-                Outcome { events, ..Outcome::done(result) }
+                Outcome { events, news: result.is_ok(), ..Outcome::done(result) }
             }
             9 | 18 if domid == PRIVILEGED => Outcome::error("EINVAL"),
             9 | 18 if conn.is_none() => Outcome::error("ENOENT"),
-            9 => Outcome { events: self.destroy(domid), ..Outcome::ok() },
+            9 => Outcome { events: self.destroy(domid), news: true, ..Outcome::ok() },
             18 => {
                 if let Some(domain) = self.domains.get_mut(&domid) {
                     domain.shutdown_told = false;

@@ -60,6 +60,9 @@ struct Actor {
     /// The transaction that it has open, and the moment at which that began; what it has done in it.
     tx: Option<(u32, usize)>,
     changes: Vec<(u32, bool)>,
+    /// Names that were there when it wrote to them in it: that adds nothing to the list, so whoever removes one of them
+    /// outside has it missing in there, too. (The transaction cannot succeed any more.)
+    written: BTreeSet<u32>,
     listing: Option<Listing>,
 }
 
@@ -101,7 +104,10 @@ impl Run {
             &[2000, 3000, 3060, 3065, 3066],
             &[6, 6, 6, 6, 3066, 3067, 4000, 4085],
         ]);
-        let actor = |client| Actor { client, tx: None, changes: Vec::new(), listing: None };
+        let actor = |client| {
+            let (changes, written) = (Vec::new(), BTreeSet::new());
+            Actor { client, tx: None, changes, written, listing: None }
+        };
         let moments = Vec::from([Names::new()]);
         let actors = Vec::from([actor(dom0)]);
         let names = BTreeMap::new();
@@ -190,6 +196,7 @@ impl Run {
         let Some((tx, _)) = self.actors[actor].tx.take() else { return Ok(()) };
         self.actors[actor].listing = None;
         let changes = core::mem::take(&mut self.actors[actor].changes);
+        self.actors[actor].written.clear();
         let commit = self.random.one_in(2);
         let reply =
             self.ask(actor, tx, Kind::TransactionEnd, if commit { b"T\0" } else { b"F\0" })?;
@@ -251,9 +258,18 @@ impl Run {
             apply(&mut now, &[change]);
             self.moments.push(now);
         } else {
+            let mut seen = self.now().clone();
             let actor = &mut self.actors[actor];
-            actor.changes.push(change);
+            apply(&mut seen, &actor.changes);
             actor.listing = None;
+            if !makes {
+                actor.written.remove(&number);
+                actor.changes.push(change);
+            } else if seen.contains(&number) {
+                actor.written.insert(number);
+            } else if !actor.written.contains(&number) {
+                actor.changes.push(change);
+            }
         }
         Ok(())
     }

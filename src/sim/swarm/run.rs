@@ -429,7 +429,7 @@ impl Run {
 
 /// Whether an entry says little to people.
 fn is_noise(seen: &Seen) -> bool {
-    matches!(seen, Seen::Memory(_, true) | Seen::Clock(_))
+    matches!(seen, Seen::Memory(_, true) | Seen::Clock(_) | Seen::Settled)
 }
 
 /// Adds an entry to a hash (FNV-1a).
@@ -445,6 +445,7 @@ fn hash(mut hash: u64, seen: &Seen) -> u64 {
             add(bytes);
         }
         Seen::Emptied(page) => add(&page.to_le_bytes()),
+        Seen::Settled => {}
         Seen::Clock(now_ms) => add(&now_ms.to_le_bytes()),
         Seen::Memory(bytes, granted) => {
             add(&[u8::from(*granted), u8::try_from(*bytes % 251).unwrap_or(0)]);
