@@ -221,6 +221,39 @@ impl<'a> Request<'a> {
             Kind::SetQuota => set_quota(payload)?,
         })
     }
+
+    /// The path whose nodes it looks at, makes or watches.
+    #[must_use]
+    pub fn path(&self) -> Option<&'a [u8]> {
+        match *self {
+            Self::Directory { path }
+            | Self::Read { path }
+            | Self::GetPerms { path }
+            | Self::Watch { path, .. }
+            | Self::Write { path, .. }
+            | Self::Mkdir { path }
+            | Self::Rm { path }
+            | Self::SetPerms { path, .. }
+            | Self::DirectoryPart { path, .. } => Some(path),
+            // The nodes of the watch that goes are not looked at.
+            Self::Unwatch { .. }
+            | Self::Control { .. }
+            | Self::TransactionStart
+            | Self::TransactionEnd { .. }
+            | Self::Introduce { .. }
+            | Self::Release { .. }
+            | Self::GetDomainPath { .. }
+            | Self::IsDomainIntroduced { .. }
+            | Self::Resume { .. }
+            | Self::SetTarget { .. }
+            | Self::ResetWatches
+            | Self::GetFeature { .. }
+            | Self::SetFeature { .. }
+            | Self::GetQuotaNames
+            | Self::GetQuota { .. }
+            | Self::SetQuota { .. } => None,
+        }
+    }
 }
 
 /// WATCH: path and token, and with the feature perhaps a depth.

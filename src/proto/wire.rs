@@ -96,7 +96,12 @@ impl Kind {
     /// The type with this number, or `None` for 20 (RESTRICT, removed) and everything from 27 on.
     #[must_use]
     pub fn from_number(number: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.number() == number)
+        let index = match number {
+            ..20 => number,
+            20 => return None,
+            21.. => number.wrapping_sub(1),
+        };
+        Self::ALL.get(index as usize).copied()
     }
 
     /// The number on the wire.

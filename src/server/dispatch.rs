@@ -13,6 +13,7 @@ use super::connection::{Busy, Lost};
 use super::connections::{Connections, List, Sums};
 use super::log::Repeated;
 use super::memory::{self, Share};
+use super::operations::{Rules, Who, Within};
 use super::platform::Platform;
 use super::queue::{CauseId, Messages, Payload, message_cost};
 use super::refusals::Refused;
@@ -207,33 +208,6 @@ impl Asker {
     }
 }
 
-/// Whether only the privileged domain may send this.
-fn is_privileged_only(kind: Kind) -> bool {
-    matches!(
-        kind,
-        Kind::Control
-            | Kind::Introduce
-            | Kind::Release
-            | Kind::IsDomainIntroduced
-            | Kind::Resume
-            | Kind::SetTarget
-            | Kind::SetFeature
-            | Kind::GetQuota
-            | Kind::SetQuota
-    )
-}
-
-/// Whether a request changes the store at once, outside a transaction.
-fn is_write(request: &Request<'_>) -> bool {
-    matches!(
-        request,
-        Request::Write { .. }
-            | Request::Mkdir { .. }
-            | Request::Rm { .. }
-            | Request::SetPerms { .. }
-    )
-}
-
 /// The payload of an ERROR message, which needs no memory.
 pub(super) fn error_payload(error: XsError) -> &'static [u8] {
     match error {
@@ -321,24 +295,22 @@ impl<P: Platform> Server<P> {
 
     /// Checks a request in the order that clients know, and has it handled.
     fn answer(&mut self, asker: Asker, kind: u32, payload: &[u8]) -> Answer {
-        let kind = Kind::from_number(kind)
-            .filter(|kind| !matches!(kind, Kind::WatchEvent | Kind::Error))
-            .ok_or(XsError::ENOSYS)?;
+        let kind = Kind::from_number(kind).ok_or(XsError::ENOSYS)?;
+        let rules = Rules::of(kind).ok_or(XsError::ENOSYS)?;
         self.trace_request(asker, kind, payload);
         // Of whatever was looked at before.
         let _ = self.store.take_refused();
-        if is_privileged_only(kind) && !asker.privileged {
+        if rules.who == Who::Privileged && !asker.privileged {
             return Err(XsError::EACCES);
         }
-        let ignores_tx = matches!(kind, Kind::Watch | Kind::Unwatch);
-        if !ignores_tx && asker.tx != TxId::NONE && !self.store.has_transaction(asker.id, asker.tx)
-        {
+        let in_transaction = rules.within == Within::Transaction && asker.tx != TxId::NONE;
+        if in_transaction && !self.store.has_transaction(asker.id, asker.tx) {
             return Err(XsError::ENOENT);
         }
         let grammar = Grammar { features: asker.features, privileged: asker.privileged };
         let request = Request::parse(kind, payload, grammar)?;
-        let in_transaction = !ignores_tx && asker.tx != TxId::NONE;
-        if !self.admits(asker, &request, in_transaction, payload.len()) {
+        let appetite = rules.appetite(&request, in_transaction, asker.privileged);
+        if !self.admits(asker, &request, appetite, payload.len()) {
             return Err(XsError::ENOMEM);
         }
         if asker.privileged && self.has_to_wait(&request) {
@@ -347,24 +319,18 @@ impl<P: Platform> Server<P> {
         let (open, before) = (self.store.open_transactions(), self.store.generation());
         let answer = self.handle(asker, &request);
         let is_refused = matches!(answer, Err(_) | Ok(Reply::Working(Err(_))));
-        if !is_refused && self.store.generation() != before {
-            self.pay_for_write(asker, &request, open);
+        if !is_refused
+            && self.store.generation() != before
+            && rules.has_disturbed(&request, in_transaction, open)
+        {
+            self.pay_for_write(asker);
         }
         answer
     }
 
-    /// Charges the write-rate limit for a change that can make others' transactions fail; `open` is how many
-    /// there were when it was asked for.
-    fn pay_for_write(&mut self, asker: Asker, request: &Request<'_>, open: usize) {
+    /// Charges the write-rate limit for a change that can have made others' transactions fail.
+    fn pay_for_write(&mut self, asker: Asker) {
         if asker.privileged {
-            return;
-        }
-        let disturbs = if let Request::TransactionEnd { commit } = request {
-            *commit && open > 1
-        } else {
-            asker.tx == TxId::NONE && is_write(request) && open > 0
-        };
-        if !disturbs {
             return;
         }
         let guests = self.guests();

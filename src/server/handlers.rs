@@ -144,7 +144,6 @@ impl<P: Platform> Server<P> {
 
     /// Whether a request names a domain that is not quite gone, or one that is not known as long as accounts of dead
     /// ones are unsettled: the domain with that domid must not meet what belonged to its predecessor.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "most requests name no domain")]
     pub(super) fn has_to_wait(&self, request: &Request<'_>) -> bool {
         if !self.store.has_deaths() && self.trash.is_empty() {
             return false;
@@ -165,7 +164,26 @@ impl<P: Platform> Server<P> {
             Request::SetPerms { perms, .. } => {
                 perms.iter().any(|entry| entry.is_ok_and(|(_, domid)| waits(domid)))
             }
-            _ => false,
+            // They name no domain that has to be there.
+            Request::GetDomainPath { .. }
+            | Request::IsDomainIntroduced { .. }
+            | Request::GetFeature { domid: None }
+            | Request::GetQuota { domid: None, .. }
+            | Request::SetQuota { domid: None, .. }
+            | Request::GetQuotaNames
+            | Request::Control { .. }
+            | Request::Directory { .. }
+            | Request::DirectoryPart { .. }
+            | Request::Read { .. }
+            | Request::GetPerms { .. }
+            | Request::Write { .. }
+            | Request::Mkdir { .. }
+            | Request::Rm { .. }
+            | Request::Watch { .. }
+            | Request::Unwatch { .. }
+            | Request::ResetWatches
+            | Request::TransactionStart
+            | Request::TransactionEnd { .. } => false,
         }
     }
 

@@ -19,6 +19,7 @@
 
 use super::Server;
 use super::dispatch::Asker;
+use super::operations::Appetite;
 use super::platform::{HeapStats, Platform};
 use crate::proto::id::DomId;
 use crate::proto::request::Request;
@@ -124,88 +125,9 @@ fn minimum(memory: usize, connections: usize) -> usize {
     part.checked_div(connections).unwrap_or(part).min(MINIMUM)
 }
 
-/// What a request does to memory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Appetite {
-    /// Afterwards there is more, or as much.
-    Frees,
-    /// It takes some for its reply.
-    Looks,
-    /// It can make the server hold more than before.
-    Grows,
-}
-
-/// What a request does to memory. In a transaction even looking is remembered. Who is privileged may look and remove
-/// in a transaction out of the reserve; he is trusted to end it.
-fn appetite(request: &Request<'_>, in_transaction: bool, privileged: bool) -> Appetite {
-    match request {
-        Request::TransactionStart
-        | Request::Rm { .. }
-        | Request::TransactionEnd { commit: true }
-            if privileged =>
-        {
-            Appetite::Frees
-        }
-        Request::Unwatch { .. }
-        | Request::TransactionEnd { commit: false }
-        | Request::ResetWatches
-        | Request::Release { .. }
-        | Request::Resume { .. } => Appetite::Frees,
-        // Who removes with a transaction looks in it, too.
-        _ if in_transaction && !privileged => Appetite::Grows,
-        Request::Rm { .. } => Appetite::Frees,
-        Request::Control { .. }
-        | Request::Directory { .. }
-        | Request::Read { .. }
-        | Request::GetPerms { .. }
-        | Request::GetDomainPath { .. }
-        | Request::IsDomainIntroduced { .. }
-        | Request::DirectoryPart { .. }
-        | Request::GetFeature { .. }
-        | Request::GetQuotaNames
-        | Request::GetQuota { .. }
-        | Request::SetQuota { .. } => Appetite::Looks,
-        Request::Watch { .. }
-        | Request::TransactionStart
-        | Request::TransactionEnd { commit: true }
-        | Request::Introduce { .. }
-        | Request::Write { .. }
-        | Request::Mkdir { .. }
-        | Request::SetPerms { .. }
-        | Request::SetTarget { .. }
-        | Request::SetFeature { .. } => Appetite::Grows,
-    }
-}
-
 /// Upper bound of what a request can make the server hold.
 fn need(request: &Request<'_>, payload_len: usize) -> usize {
-    let path = match request {
-        Request::Directory { path }
-        | Request::Read { path }
-        | Request::GetPerms { path }
-        | Request::Watch { path, .. }
-        | Request::Write { path, .. }
-        | Request::Mkdir { path }
-        | Request::Rm { path }
-        | Request::SetPerms { path, .. }
-        | Request::DirectoryPart { path, .. } => *path,
-        Request::Control { .. }
-        | Request::Unwatch { .. }
-        | Request::TransactionStart
-        | Request::TransactionEnd { .. }
-        | Request::Introduce { .. }
-        | Request::Release { .. }
-        | Request::GetDomainPath { .. }
-        | Request::IsDomainIntroduced { .. }
-        | Request::Resume { .. }
-        | Request::SetTarget { .. }
-        | Request::ResetWatches
-        | Request::GetFeature { .. }
-        | Request::SetFeature { .. }
-        | Request::GetQuotaNames
-        | Request::GetQuota { .. }
-        | Request::SetQuota { .. } => &[],
-    };
+    let path = request.path().unwrap_or_default();
     let levels = path.iter().filter(|byte| **byte == b'/').count().saturating_add(1);
     REQUEST
         .saturating_add(levels.saturating_mul(LEVEL))
@@ -218,10 +140,9 @@ impl<P: Platform> Server<P> {
         &mut self,
         asker: Asker,
         request: &Request<'_>,
-        in_transaction: bool,
+        appetite: Appetite,
         payload_len: usize,
     ) -> bool {
-        let appetite = appetite(request, in_transaction, asker.privileged);
         let guest = (!asker.privileged).then(|| held(&self.store, asker.domid));
         let share = Share::of(guest, self.connections.len());
         let bytes = match appetite {
@@ -275,24 +196,6 @@ mod tests {
     use super::*;
     use alloc::vec;
     use alloc::vec::Vec;
-
-    #[test]
-    fn inside_a_transaction_only_what_ends_it_is_free() {
-        let rm = Request::Rm { path: b"/a" };
-        assert_eq!(appetite(&rm, false, false), Appetite::Frees);
-        assert_eq!(appetite(&rm, true, false), Appetite::Grows);
-        assert_eq!(appetite(&rm, true, true), Appetite::Frees);
-        let read = Request::Read { path: b"/a" };
-        assert_eq!(appetite(&read, false, false), Appetite::Looks);
-        assert_eq!(appetite(&read, true, false), Appetite::Grows);
-        assert_eq!(appetite(&read, true, true), Appetite::Looks);
-        let write = Request::Write { path: b"/a", value: b"" };
-        assert_eq!(appetite(&write, true, true), Appetite::Grows);
-        let end = |commit| Request::TransactionEnd { commit };
-        assert_eq!(appetite(&end(false), true, false), Appetite::Frees);
-        assert_eq!(appetite(&end(true), true, false), Appetite::Grows);
-        assert_eq!(appetite(&end(true), true, true), Appetite::Frees);
-    }
 
     const MIB: usize = 1 << 20;
 

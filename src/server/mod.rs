@@ -43,6 +43,7 @@ mod handlers;
 mod local;
 mod log;
 mod memory;
+mod operations;
 pub mod options;
 pub mod platform;
 mod queue;

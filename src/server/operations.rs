@@ -1,0 +1,229 @@
+//! The rules of each message type, one row each.
+//!
+//! Who may send it, whether it belongs to a transaction, what it does to memory, and whether it can make others'
+//! transactions fail: a new type does not compile until all of it is said here. What it takes is in
+//! [`Request::parse`], and what it does is in [`Server::handle`](super::Server), both with a row for each type, too.
+//!
+//! Source: `docs/misc/xenstore.txt`; for who may send what, and what names a transaction, "C xenstored 4.22 behaviour"
+//! (`docs/protocol.md`).
+
+use crate::proto::request::Request;
+use crate::proto::wire::Kind;
+
+/// Who may send a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Who {
+    Everybody,
+    /// The privileged domain. Others get EACCES.
+    Privileged,
+}
+
+/// What the transaction id in a request's header means.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Within {
+    /// The transaction that the request belongs to. It must be open, or the answer is ENOENT.
+    Transaction,
+    /// Nothing: the request is about the live store in any case.
+    Nothing,
+}
+
+/// What a request does to memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Appetite {
+    /// Afterwards there is more, or as much.
+    Frees,
+    /// It takes some for its reply.
+    Looks,
+    /// It can make the server hold more than before.
+    Grows,
+}
+
+/// What a type does to memory, which can depend on who sends it and where.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Memory {
+    /// The same for everybody and everywhere.
+    Always(Appetite),
+    /// It looks at a node. A guest's transaction remembers that.
+    Looks,
+    /// It removes a node. A guest's transaction remembers that, too; the privileged domain removes out of the
+    /// reserve, and is trusted to end the transaction.
+    Removes,
+    /// It makes something, or changes it.
+    Makes,
+    /// It begins a transaction, or commits one, which for the privileged domain is a way to remove.
+    Transaction,
+}
+
+/// Whether a request that succeeds can make others' transactions fail. A guest pays for that with its write rate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Disturbs {
+    Nobody,
+    /// Whoever has a transaction open, if it is sent outside of one.
+    AtOnce,
+    /// Whoever else has a transaction open, if it commits.
+    AtCommit,
+}
+
+/// One row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Rules {
+    pub(super) who: Who,
+    pub(super) within: Within,
+    pub(super) memory: Memory,
+    pub(super) disturbs: Disturbs,
+}
+
+impl Rules {
+    /// Those of a type; `None` for the two that only a server sends.
+    #[rustfmt::skip]
+    pub(super) const fn of(kind: Kind) -> Option<Self> {
+        use Disturbs::{AtCommit, AtOnce, Nobody};
+        use Who::{Everybody, Privileged};
+        use Within::{Nothing, Transaction};
+        const LOOKS: Memory = Memory::Looks;
+        const FREES: Memory = Memory::Always(Appetite::Frees);
+        let (who, within, memory, disturbs) = match kind {
+            Kind::Directory          => (Everybody,  Transaction, LOOKS,               Nobody),
+            Kind::DirectoryPart      => (Everybody,  Transaction, LOOKS,               Nobody),
+            Kind::Read               => (Everybody,  Transaction, LOOKS,               Nobody),
+            Kind::GetPerms           => (Everybody,  Transaction, LOOKS,               Nobody),
+            Kind::Write              => (Everybody,  Transaction, Memory::Makes,       AtOnce),
+            Kind::Mkdir              => (Everybody,  Transaction, Memory::Makes,       AtOnce),
+            Kind::Rm                 => (Everybody,  Transaction, Memory::Removes,     AtOnce),
+            Kind::SetPerms           => (Everybody,  Transaction, Memory::Makes,       AtOnce),
+            Kind::TransactionStart   => (Everybody,  Transaction, Memory::Transaction, Nobody),
+            Kind::TransactionEnd     => (Everybody,  Transaction, Memory::Transaction, AtCommit),
+            Kind::Watch              => (Everybody,  Nothing,     Memory::Makes,       Nobody),
+            Kind::Unwatch            => (Everybody,  Nothing,     FREES,               Nobody),
+            Kind::ResetWatches       => (Everybody,  Transaction, FREES,               Nobody),
+            Kind::GetDomainPath      => (Everybody,  Transaction, LOOKS,               Nobody),
+            Kind::GetFeature         => (Everybody,  Transaction, LOOKS,               Nobody),
+            Kind::SetFeature         => (Privileged, Transaction, Memory::Makes,       Nobody),
+            Kind::GetQuota           => (Privileged, Transaction, LOOKS,               Nobody),
+            Kind::SetQuota           => (Privileged, Transaction, LOOKS,               Nobody),
+            Kind::IsDomainIntroduced => (Privileged, Transaction, LOOKS,               Nobody),
+            Kind::Introduce          => (Privileged, Transaction, Memory::Makes,       Nobody),
+            Kind::Release            => (Privileged, Transaction, FREES,               Nobody),
+            Kind::Resume             => (Privileged, Transaction, FREES,               Nobody),
+            Kind::SetTarget          => (Privileged, Transaction, Memory::Makes,       Nobody),
+            Kind::Control            => (Privileged, Transaction, LOOKS,               Nobody),
+            Kind::WatchEvent | Kind::Error => return None,
+        };
+        Some(Self { who, within, memory, disturbs })
+    }
+
+    /// What a request of this type does to memory.
+    pub(super) fn appetite(
+        self,
+        request: &Request<'_>,
+        in_transaction: bool,
+        privileged: bool,
+    ) -> Appetite {
+        let remembers = in_transaction && !privileged;
+        match self.memory {
+            Memory::Always(appetite) => appetite,
+            Memory::Looks if remembers => Appetite::Grows,
+            Memory::Looks => Appetite::Looks,
+            Memory::Removes if remembers => Appetite::Grows,
+            Memory::Removes => Appetite::Frees,
+            Memory::Makes => Appetite::Grows,
+            Memory::Transaction
+                if privileged || *request == (Request::TransactionEnd { commit: false }) =>
+            {
+                Appetite::Frees
+            }
+            Memory::Transaction => Appetite::Grows,
+        }
+    }
+
+    /// Whether a request of this type, which has changed the store, can have made others' transactions fail; `open` is
+    /// how many were open when it was sent.
+    pub(super) fn has_disturbed(
+        self,
+        request: &Request<'_>,
+        in_transaction: bool,
+        open: usize,
+    ) -> bool {
+        match self.disturbs {
+            Disturbs::Nobody => false,
+            Disturbs::AtOnce => !in_transaction && open > 0,
+            // One of them is its own.
+            Disturbs::AtCommit => {
+                *request == (Request::TransactionEnd { commit: true }) && open > 1
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn appetite(
+        request: &Request<'_>,
+        kind: Kind,
+        in_transaction: bool,
+        privileged: bool,
+    ) -> Appetite {
+        Rules::of(kind).unwrap().appetite(request, in_transaction, privileged)
+    }
+
+    #[test]
+    fn inside_a_transaction_only_what_ends_it_is_free() {
+        let rm = Request::Rm { path: b"/a" };
+        assert_eq!(appetite(&rm, Kind::Rm, false, false), Appetite::Frees);
+        assert_eq!(appetite(&rm, Kind::Rm, true, false), Appetite::Grows);
+        assert_eq!(appetite(&rm, Kind::Rm, true, true), Appetite::Frees);
+        let read = Request::Read { path: b"/a" };
+        assert_eq!(appetite(&read, Kind::Read, false, false), Appetite::Looks);
+        assert_eq!(appetite(&read, Kind::Read, true, false), Appetite::Grows);
+        assert_eq!(appetite(&read, Kind::Read, true, true), Appetite::Looks);
+        let write = Request::Write { path: b"/a", value: b"" };
+        assert_eq!(appetite(&write, Kind::Write, true, true), Appetite::Grows);
+        let end = |commit, privileged| {
+            let request = Request::TransactionEnd { commit };
+            appetite(&request, Kind::TransactionEnd, true, privileged)
+        };
+        assert_eq!(end(false, false), Appetite::Frees);
+        assert_eq!(end(true, false), Appetite::Grows);
+        assert_eq!(end(true, true), Appetite::Frees);
+    }
+
+    #[test]
+    fn a_guest_cannot_send_what_is_about_other_domains() {
+        let privileged = Kind::ALL
+            .into_iter()
+            .filter(|kind| Rules::of(*kind).is_some_and(|rules| rules.who == Who::Privileged));
+        let expected = [
+            Kind::Control,
+            Kind::Introduce,
+            Kind::Release,
+            Kind::IsDomainIntroduced,
+            Kind::Resume,
+            Kind::SetTarget,
+            Kind::SetFeature,
+            Kind::GetQuota,
+            Kind::SetQuota,
+        ];
+        assert!(privileged.eq(expected));
+    }
+
+    #[test]
+    fn what_only_a_server_sends_has_no_rules() {
+        let without = Kind::ALL.into_iter().filter(|kind| Rules::of(*kind).is_none());
+        assert!(without.eq([Kind::WatchEvent, Kind::Error]));
+    }
+
+    #[test]
+    fn a_commit_disturbs_others_and_not_itself() {
+        let rules = Rules::of(Kind::TransactionEnd).unwrap();
+        let commit =
+            |open| rules.has_disturbed(&Request::TransactionEnd { commit: true }, true, open);
+        assert!(!commit(1) && commit(2));
+        assert!(!rules.has_disturbed(&Request::TransactionEnd { commit: false }, true, 2));
+        let rules = Rules::of(Kind::Mkdir).unwrap();
+        let mkdir = Request::Mkdir { path: b"/a" };
+        assert!(rules.has_disturbed(&mkdir, false, 1));
+        assert!(!rules.has_disturbed(&mkdir, true, 1) && !rules.has_disturbed(&mkdir, false, 0));
+    }
+}
