@@ -214,7 +214,7 @@ guest_run() {
     echo "$number $(printf '%s' "$2" | base64 | tr -d '\n')" >"$tty"
     wait_for "${guest_patience:-60}" guest_has_ended "$1" "$number" || {
         echo "guest_run: no answer from $1; the end of its console:"
-        guest_log "$1" | tail -n 5
+        guest_end "$1"
         return 124
     }
     guest_log "$1" | awk -v n="$number" '
@@ -222,6 +222,14 @@ guest_run() {
         inside
         $1 == "guest:" && $2 == "begin" && $3 == n { inside = 1 }'
     return "$(guest_log "$1" | awk -v n="$number" '$1 == "guest:" && $2 == "end" && $3 == n { print $4 }')"
+}
+
+# guest_end NAME: the end of its console, or all of it from where its kernel reports a crash.
+guest_end() {
+    guest_log "$1" | awk '/BUG:|Oops:|general protection|Kernel panic|invalid opcode/ { crash = 1 }
+        crash && ++n <= 100
+        { last[NR % 5] = $0 }
+        END { for (i = NR + 1; !crash && i <= NR + 5; i++) if (i % 5 in last) print last[i % 5] }'
 }
 
 guest_has_ended() { guest_log "$1" | grep -q "^guest: end $2 "; }
