@@ -12,9 +12,10 @@ start_took() {
             if (end == 0) end = at["InactiveEnterTimestampMonotonic"]
             printf "%d", (end - at["InactiveExitTimestampMonotonic"]) / 1000000 }'
 }
+# in_time WHAT: it ended by itself, not because systemd's five minutes were over, which says nothing.
 in_time() {
-    took=$(start_took)
-    if [ "$took" -le 250 ]; then pass "$1: it ended after $took s"; else fail "$1: it ended only after $took s"; fi
+    systemctl show -p Result xen.service >/run/result
+    refuse "$1: it ended by itself, after $(start_took) s" grep -qx Result=timeout /run/result
 }
 
 case $boot in
@@ -22,6 +23,8 @@ case $boot in
     check "dpkg -i" run dpkg -i /host/xenstore-stubdom.deb
     check "enable" run xenstore-stubdom enable
     echo 'FALLBACK=no IMAGE=/usr/bin/dpkg' >>/etc/default/xenstore-stubdom
+    # Without a store it waits in the kernel for one, whatever store that should have been, and each boot and shutdown waits for it.
+    check "no libvirtd" run systemctl mask libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket
     reboot_host
     ;;
 2)
