@@ -54,7 +54,7 @@ mod image {
                 server
             }
         };
-        restart::guard(&mut server, Server::run, Server::restart)
+        restart::guard(&mut server, |_| {}, Server::run, Server::restart)
     }
 
     /// The server that takes over from another one, if it understands everything.
@@ -99,8 +99,8 @@ mod image {
             }
             abandon(format_args!("{why}"))
         });
-        server.take_over();
-        restart::guard(&mut server, Server::run, Server::restart)
+        // A failure in what ends the trial is gone on from already.
+        restart::guard(&mut server, Server::take_over, Server::run, Server::restart)
     }
 
     /// What `--trial-fault` asks for: a test of what happens to an image that is not fit, wherever it fails.
@@ -110,6 +110,7 @@ mod image {
             "page-fault" => provoke(Fault::Null),
             "overflow" => provoke(Fault::StackOverflow),
             "hang" => provoke(Fault::Hang),
+            "triple-fault" => provoke(Fault::TripleFault),
             "panic-in-frames" => memory::fail_holding_frames(Fault::Panic),
             "hang-in-frames" => memory::fail_holding_frames(Fault::Hang),
             "panic-in-heap" => memory::fail_in_growth(Fault::Panic),

@@ -34,7 +34,7 @@ pub struct HandoverNote {
 }
 
 /// The highest layout of the bridge (`docs/live-update.md`) that this program knows.
-pub const BRIDGE_LAYOUT: u32 = if cfg!(feature = "handover-1") { 1 } else { 2 };
+pub const BRIDGE_LAYOUT: u32 = if cfg!(feature = "handover-1") { 1 } else { 3 };
 
 impl HandoverNote {
     /// What this version understands.

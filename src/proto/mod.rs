@@ -30,6 +30,7 @@ pub mod id;
 pub mod image;
 pub mod perms;
 pub mod request;
+pub mod revival;
 pub mod ring;
 pub mod sentence;
 pub mod stream;

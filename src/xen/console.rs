@@ -140,6 +140,15 @@ pub fn read(into: &mut [u8]) -> usize {
     CONSOLE.try_lock().map_or(0, |mut console| console.ring.as_mut().map_or(0, |r| r.read(into)))
 }
 
+/// Writes what is for dom0's eyes into the ring's page, outside the ring. `false` if there is no page, or somebody is
+/// writing a line.
+pub(super) fn keep(offset: usize, bytes: &[u8]) -> bool {
+    let Some(mut console) = CONSOLE.try_lock() else { return false };
+    let Some(ring) = &mut console.ring else { return false };
+    ring.page.write(offset, bytes);
+    true
+}
+
 /// Fails in the middle of a line, for a test of the way back.
 pub fn fail_in_line(fault: Fault) -> ! {
     let _held = CONSOLE.lock();

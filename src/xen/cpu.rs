@@ -87,7 +87,7 @@ pub(super) fn flush_translation(address: usize) {
 
 /// Lets events interrupt.
 pub(super) fn enable_interrupts() {
-    // SAFETY: every vector in use has a handler by then (`traps::init`).
+    // SAFETY: every vector in use has a handler by then (`traps::load`).
     unsafe { asm!("sti", options(nostack)) }
 }
 

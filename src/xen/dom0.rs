@@ -5,98 +5,40 @@
 //!
 //! Here because it is unsafe.
 
-use core::ffi::{c_int, c_ulong, c_void};
+pub mod privcmd;
+
+use self::privcmd::{Command, PAGE_SIZE, Privcmd, ioctl, map_page, munmap, open};
+use crate::proto::ring::Word;
+use crate::xen::abi::xen::VIRQ_DOM_EXC;
+use core::ffi::{c_ulong, c_void};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use crate::proto::ring::Word;
-
-/// `struct privcmd_hypercall`.
-#[repr(C)]
-struct Hypercall {
-    op: u64,
-    arg: [u64; 5],
-}
-
-/// `struct xen_domctl` of `xen/include/public/domctl.h`, the union as words.
-#[repr(C)]
-struct Domctl {
-    cmd: u32,
-    interface_version: u32,
-    domain: u16,
-    pad: [u16; 3],
-    u: [u64; 16],
-}
-
-/// `_IOC(_IOC_NONE, 'P', 0, sizeof(struct privcmd_hypercall))`.
-const IOCTL_HYPERCALL: c_ulong = 0x0030_5000;
 /// `IOCTL_XENBUS_BACKEND_SETUP`, `_IO('B', 1)`.
 const IOCTL_BACKEND_SETUP: c_ulong = 0x4201;
-/// `__HYPERVISOR_domctl`.
-const HYPERVISOR_DOMCTL: u64 = 36;
-/// `XEN_DOMCTL_destroydomain`.
-const DESTROY_DOMAIN: u32 = 2;
-/// `XEN_DOMCTL_set_virq_handler`.
-const SET_VIRQ_HANDLER: u32 = 66;
-/// `VIRQ_DOM_EXC`.
-const VIRQ_DOM_EXC: u64 = 3;
 /// Versions of the interface that are tried: 0x15 is Xen 4.17's; the rest is for later ones.
 const VERSIONS: core::ops::RangeInclusive<u32> = 0x15..=0x20;
 /// `EACCES`: Xen has another version of the interface.
 const OTHER_VERSION: i32 = 13;
 /// `EAGAIN`: not finished yet.
 const AGAIN: i32 = 11;
-/// `PROT_READ | PROT_WRITE` and `MAP_SHARED`.
-const READ_WRITE: c_int = 3;
-const MAP_SHARED: c_int = 1;
-const PAGE_SIZE: usize = 4096;
 
-unsafe extern "C" {
-    fn ioctl(file: c_int, request: c_ulong, ...) -> c_int;
-    fn mmap(
-        address: *mut c_void,
-        length: usize,
-        protection: c_int,
-        flags: c_int,
-        file: c_int,
-        offset: i64,
-    ) -> *mut c_void;
-    fn munmap(address: *mut c_void, length: usize) -> c_int;
-}
-
-fn open(device: &str) -> io::Result<File> {
-    let file = File::options().read(true).write(true).open(device);
-    file.map_err(|error| io::Error::new(error.kind(), std::format!("{device}: {error}")))
-}
-
-fn domctl(device: &File, argument: &mut Domctl) -> io::Result<()> {
-    let address = core::ptr::from_mut(argument).expose_provenance() as u64;
-    let mut call = Hypercall { op: HYPERVISOR_DOMCTL, arg: [address, 0, 0, 0, 0] };
-    // SAFETY: the request takes a `Hypercall`, which names a `Domctl` that is ours alone and of the size that
-    // Xen copies; the commands of this file take no addresses and change nothing of this process.
-    let result = unsafe { ioctl(device.as_raw_fd(), IOCTL_HYPERCALL, &raw mut call) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// One of this file's commands, in whichever version of the interface Xen has.
-fn command(cmd: u32, domain: u16, data: u64) -> io::Result<()> {
-    let device = open("/dev/xen/privcmd")?;
+/// A command, in whichever version of the interface Xen has.
+fn command(domain: u16, command: Command) -> io::Result<()> {
+    let device = Privcmd::open()?;
     let mut refusal = None;
-    for interface_version in VERSIONS {
-        let (pad, mut u) = ([0; 3], [0; 16]);
-        u[0] = data;
-        let mut argument = Domctl { cmd, interface_version, domain, pad, u };
+    for version in VERSIONS {
         loop {
-            match domctl(&device, &mut argument) {
+            match device.domctl(version, domain, command) {
                 Err(error) if error.raw_os_error() == Some(AGAIN) => {}
                 Err(error) if error.raw_os_error() == Some(OTHER_VERSION) => {
                     refusal = Some(error);
                     break;
                 }
-                result => return result,
+                result => return result.map(|_| ()),
             }
         }
     }
@@ -108,7 +50,7 @@ fn command(cmd: u32, domain: u16, data: u64) -> io::Result<()> {
 /// # Errors
 /// The refusal of Xen or of the kernel.
 pub fn destroy(domain: u16) -> io::Result<()> {
-    command(DESTROY_DOMAIN, domain, 0)
+    command(domain, Command::Destroy)
 }
 
 /// Has Xen tell this domain about the shutdown and death of others, and dom0 no more.
@@ -116,7 +58,7 @@ pub fn destroy(domain: u16) -> io::Result<()> {
 /// # Errors
 /// The refusal of Xen or of the kernel.
 pub fn hear_of_domains(domain: u16) -> io::Result<()> {
-    command(SET_VIRQ_HANDLER, domain, VIRQ_DOM_EXC)
+    command(domain, Command::SetVirqHandler(VIRQ_DOM_EXC))
 }
 
 /// dom0's own ring, as `/dev/xen/xenbus_backend` shows it.
@@ -129,13 +71,8 @@ struct OwnRing {
 impl OwnRing {
     fn map() -> io::Result<Self> {
         let device = open("/dev/xen/xenbus_backend")?;
-        // SAFETY: a mapping at an address of the kernel's choice, of a device that has exactly this page.
-        let page = unsafe {
-            mmap(core::ptr::null_mut(), PAGE_SIZE, READ_WRITE, MAP_SHARED, device.as_raw_fd(), 0)
-        };
-        // MAP_FAILED is the address with all bits set.
-        let page = NonNull::new(page).filter(|page| page.addr().get() != usize::MAX);
-        Ok(Self { device, page: page.ok_or_else(io::Error::last_os_error)? })
+        let page = map_page(&device)?;
+        Ok(Self { device, page })
     }
 
     fn word(&self, word: Word) -> &AtomicU32 {

@@ -24,7 +24,7 @@ use super::abi::xen::{SharedInfo, errno};
 use super::layout::PAGE_SIZE;
 use super::memory::{self, Inherited, Occupied, Plain, Predecessor};
 use super::time::{self, NS_PER_MS};
-use super::{cpu, gnttab, hypercall, restart, traps};
+use super::{cpu, gnttab, hypercall, restart, revival, traps};
 use crate::proto::handover::Digest;
 use crate::proto::image::{BRIDGE_LAYOUT, Image, SLOT_SIZE, Segment};
 use crate::proto::sentence::{Sentence, sentence};
@@ -41,8 +41,11 @@ const MAGIC: u64 = u64::from_le_bytes(*b"XSbridge");
 
 /// The layouts of the bridge page and of the region's list of frames that this image knows. It refuses any other.
 ///
-/// 1: the first. 2: also which frames went back to Xen.
+/// 1: the first. 2: also which frames went back to Xen. 3: the same, from and to images that say how to revive them.
 const LAYOUTS: RangeInclusive<u64> = 1..=BRIDGE_LAYOUT as u64;
+
+/// The first layout of images that say how to revive them once they have taken over (`xen/revival`).
+const PUBLISHING: u32 = 3;
 
 /// The largest command line that is handed over, its closing zero included.
 const COMMAND_LINE_MAX: usize = PAGE_SIZE - COMMAND_LINE;
@@ -484,8 +487,13 @@ pub(super) struct Request<'a> {
 ///
 /// The caller has masked all ports but the timer's and set that to the deadline.
 pub(super) fn cross(request: &Request<'_>, timer: u32) -> Sentence {
-    try_cross(request, timer)
-        .unwrap_or_else(|error| sentence!("the new image cannot be started: {error}"))
+    if request.image.bridge_layout() < PUBLISHING {
+        revival::withdraw();
+    }
+    let reason = try_cross(request, timer)
+        .unwrap_or_else(|error| sentence!("the new image cannot be started: {error}"));
+    revival::publish();
+    reason
 }
 
 /// What the new image has to know, in the words of a layout, and the digest of it.
@@ -582,7 +590,7 @@ fn try_cross(request: &Request<'_>, timer: u32) -> Result<Sentence, PlatformErro
     // SAFETY: (1) mapped just now, with the code in it; (2) the slot holds a checked image, and what that does
     // until it comes back is limited to memory that is free here: its part of the agreement.
     unsafe { call_bridge(enter, memory::frame_address(bridge.0)) };
-    traps::reload();
+    traps::load();
     memory::unmap_bridge(bridge.0);
     Ok(reason(&bridge))
 }
@@ -784,6 +792,8 @@ impl Handover {
     /// The trial is over: there is no way back, and all memory of the old image is free.
     pub(super) fn commit(self) {
         let bridge = TRIAL.swap(0, Ordering::Relaxed);
+        // Up to here a lost processor is given to the old image, which is whole.
+        revival::publish();
         memory::unmap_bridge(usize::try_from(bridge).unwrap_or(0) / PAGE_SIZE);
         memory::commit(&self.facts.predecessor(), self.region.len());
     }

@@ -16,6 +16,7 @@
 //! | `gnttab`, `shared_page` | other domains' pages |
 //! | `domctl` | what Xen says of other domains |
 //! | `channels` | what event channels tell of them where Xen does not |
+//! | `restart`, `revival` | coming back after a failure, and when dom0 gives the processor back |
 //! | `handover` | live update: from one image to the next, and back |
 //! | `platform` | [`crate::server::platform::Platform`] on top of all that |
 //!
@@ -36,7 +37,6 @@
     reason = "pages are cast to what Xen or the processor has there"
 )]
 
-#[cfg(any(test, target_os = "none"))]
 pub mod abi;
 #[cfg(not(target_os = "none"))]
 pub mod bounded;
@@ -73,6 +73,8 @@ pub mod memory;
 pub mod platform;
 #[cfg(target_os = "none")]
 pub mod restart;
+#[cfg(target_os = "none")]
+mod revival;
 #[cfg(target_os = "none")]
 pub mod start;
 pub mod surplus;

@@ -291,6 +291,8 @@ impl Platform for XenPlatform {
             b"page-fault" => traps::provoke(Fault::Null),
             b"overflow" => traps::provoke(Fault::StackOverflow),
             b"hang" => traps::provoke(Fault::Hang),
+            b"triple-fault" => traps::provoke(Fault::TripleFault),
+            b"shutdown" => traps::provoke(Fault::Shutdown),
             b"frames" => memory::fail_holding_frames(Fault::Panic),
             b"memory" => {
                 core::hint::black_box(alloc::vec![0_u8; usize::MAX / 4]);

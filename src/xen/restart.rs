@@ -9,7 +9,7 @@
 //! a copy.
 
 use super::layout::PAGE_SIZE;
-use super::{gnttab, memory, traps};
+use super::{gnttab, memory, revival, traps};
 use crate::proto::image::Segment;
 use crate::proto::sentence::Sentence;
 use core::arch::asm;
@@ -55,6 +55,7 @@ pub(super) fn own_image() -> ([Segment<'static>; 2], usize) {
 /// A program with its state.
 struct Guarded<'a, T> {
     state: &'a mut T,
+    begin: fn(&mut T),
     run: fn(&mut T) -> !,
     revive: fn(&mut T) -> Sentence,
 }
@@ -67,13 +68,19 @@ static STACK: AtomicUsize = AtomicUsize::new(0);
 /// Whether a failure is being gone on from; another one meanwhile is the end.
 static RESUMED: AtomicBool = AtomicBool::new(false);
 
-/// Runs a program. When it fails, `revive` is called with its state, whatever that looks like. It returns only if it
+/// Runs a program: `begin`, which ends the trial of an image that takes over, and then `run`. When it fails, `revive` is called with its state, whatever that looks like. It returns only if it
 /// cannot go on, with the reason; then the domain ends.
-pub fn guard<T>(state: &mut T, run: fn(&mut T) -> !, revive: fn(&mut T) -> Sentence) -> ! {
-    let mut program = Guarded { state, run, revive };
+pub fn guard<T>(
+    state: &mut T,
+    begin_with: fn(&mut T),
+    run: fn(&mut T) -> !,
+    revive: fn(&mut T) -> Sentence,
+) -> ! {
+    let mut program = Guarded { state, begin: begin_with, run, revive };
     let program = &raw mut program;
     REVIVE.store(go_on::<T> as *mut (), Ordering::Relaxed);
     PROGRAM.store(program.cast(), Ordering::Relaxed);
+    revival::publish();
     // SAFETY: the mark is below everything that is alive here, `program` included: what is called gets the stack from
     // there on, and so does `go_on` after a failure, when nothing of that call is used any more.
     unsafe {
@@ -93,6 +100,8 @@ pub fn guard<T>(state: &mut T, run: fn(&mut T) -> !, revive: fn(&mut T) -> Sente
 extern "C" fn begin<T>(program: *mut Guarded<'_, T>) -> ! {
     // SAFETY: `guard` passes its own, which nobody else has.
     let program = unsafe { &mut *program };
+    // The end of a trial switches interrupts off.
+    (program.begin)(program.state);
     (program.run)(program.state)
 }
 
@@ -101,6 +110,11 @@ extern "C" fn go_on<T>(program: *mut Guarded<'_, T>) -> ! {
     let program = unsafe { &mut *program };
     let why = (program.revive)(program.state);
     traps::give_up(format_args!("fatal: it cannot go on: {why}"))
+}
+
+/// Dom0 has given the processor back: a failure on the way back from an earlier one does not count any more.
+pub(super) fn allow() {
+    RESUMED.store(false, Ordering::Relaxed);
 }
 
 /// Goes on after a failure, if there is a program that can, and it has not failed while it did.

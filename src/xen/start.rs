@@ -78,8 +78,7 @@ const COMMAND_LINE_MAX: usize = 4096;
 extern "C" fn rust_entry(start_info: u64, image_base: usize) -> ! {
     // SAFETY: called once, by `boot/head.S`, before all else.
     unsafe { restart::keep_data() };
-    // SAFETY: as above, and nothing but that comes before.
-    unsafe { traps::init() };
+    traps::load();
     hypercall::choose_instruction();
     if xen_leaf().is_none() {
         no_xen();

@@ -4,11 +4,13 @@
 //! ends, but never in silence. Page faults and double faults have a stack of
 //! their own, so that running over the end of the normal one is reported like anything else.
 
-use super::abi::sched::SHUTDOWN_CRASH;
+use super::abi::sched::{SHUTDOWN_CRASH, SHUTDOWN_NAMES};
 use super::{console, cpu, handover, hypercall, restart};
+use crate::proto::revival::Table;
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 use core::fmt;
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 /// The vector of the event upcall; any above the exceptions would do.
@@ -19,7 +21,7 @@ pub(super) const CODE_SELECTOR: u16 = 0x08;
 /// Selector of the data segment.
 pub(super) const DATA_SELECTOR: u16 = 0x10;
 /// Selector of the task state segment.
-const TSS_SELECTOR: u16 = 0x18;
+pub(super) const TSS_SELECTOR: u16 = 0x18;
 
 const EXCEPTIONS: usize = 32;
 const EXCEPTION_NAMES: [&str; 22] = [
@@ -118,7 +120,7 @@ unsafe impl Sync for IstStack {}
 static PAGE_FAULT_STACK: IstStack = IstStack(UnsafeCell::new([0; IST_STACK_SIZE]));
 static DOUBLE_FAULT_STACK: IstStack = IstStack(UnsafeCell::new([0; IST_STACK_SIZE]));
 
-/// The processor's tables, filled in once by [`init`].
+/// The processor's tables, filled in by [`load`].
 #[repr(C, align(16))]
 struct Tables {
     /// Two words per gate.
@@ -131,7 +133,7 @@ struct Tables {
 const _: () = assert!(UPCALL_VECTOR as usize == EXCEPTIONS);
 
 struct TablesCell(UnsafeCell<Tables>);
-// SAFETY: written by `init` alone, before anything else runs; afterwards only the processor looks.
+// SAFETY: written by `load` alone, while nothing else runs; otherwise only the processor looks.
 unsafe impl Sync for TablesCell {}
 static TABLES: TablesCell = TablesCell(UnsafeCell::new(Tables {
     idt: [[0; 2]; EXCEPTIONS + 1],
@@ -178,17 +180,16 @@ fn top_of(stack: &'static IstStack) -> [u32; 2] {
     cpu::halves((stack.0.get().addr() + IST_STACK_SIZE) as u64)
 }
 
-/// Fills in the tables and loads them.
-///
-/// # Safety
-/// Runs once, before anything else in Rust.
-pub(super) unsafe fn init() {
-    // SAFETY: nobody else has a reference: this runs once, and the processor does not look yet.
+/// Fills in the tables and loads them: at first, and again after another image has used its own, or whoever failed has
+/// left them in an unknown state.
+pub(super) fn load() {
+    // SAFETY: nobody else has a reference: only this function makes one, and nothing interrupts it.
     let tables = unsafe { &mut *TABLES.0.get() };
     let [first, second] = [top_of(&PAGE_FAULT_STACK), top_of(&DOUBLE_FAULT_STACK)];
     tables.tss[9..13].copy_from_slice(&[first[0], first[1], second[0], second[1]]);
     // No I/O permission map: its offset lies behind the segment's limit.
     tables.tss[25] = u32::from(TSS_SIZE) << 16;
+    // The processor marks the segment as busy, and loads none that is.
     let tss = tables.tss.as_ptr().addr() as u64;
     tables.gdt[3..5].copy_from_slice(&tss_descriptor(tss, u64::from(TSS_SIZE) - 1));
 
@@ -204,20 +205,10 @@ pub(super) unsafe fn init() {
     }
     tables.idt[usize::from(UPCALL_VECTOR)] = gate((&raw const event_upcall).addr() as u64, 0);
 
-    load(tables);
+    set(tables);
 }
 
-/// Loads the tables again, after another image has used its own.
-pub(super) fn reload() {
-    // SAFETY: `init` is done, and nobody else has a reference.
-    let tables = unsafe { &mut *TABLES.0.get() };
-    // The processor marks the segment as busy, and loads none that is.
-    let tss = tables.tss.as_ptr().addr() as u64;
-    tables.gdt[3..5].copy_from_slice(&tss_descriptor(tss, u64::from(TSS_SIZE) - 1));
-    load(tables);
-}
-
-fn load(tables: &Tables) {
+fn set(tables: &Tables) {
     let gdt = TablePointer::of(&tables.gdt);
     let idt = TablePointer::of(&tables.idt);
     // SAFETY: the tables are static and complete; the selectors in use mean the same in the new GDT.
@@ -226,6 +217,33 @@ fn load(tables: &Tables) {
              gdt = in(reg) &raw const gdt, idt = in(reg) &raw const idt, tss = in(reg) TSS_SELECTOR,
              options(nostack));
     }
+}
+
+/// The GDT, the IDT and the task state segment.
+pub(super) fn tables() -> [Table; 3] {
+    let base = TABLES.0.get().addr();
+    let gdt = (offset_of!(Tables, gdt), size_of::<[u64; 5]>());
+    let idt = (offset_of!(Tables, idt), size_of::<[[u64; 2]; EXCEPTIONS + 1]>());
+    let tss = (offset_of!(Tables, tss), usize::from(TSS_SIZE));
+    [gdt, idt, tss].map(|(at, size)| Table { base: (base + at) as u64, limit: size as u64 - 1 })
+}
+
+/// The end of a stack that nothing uses unless something has failed.
+pub(super) fn spare_stack() -> u64 {
+    let [low, high] = top_of(&PAGE_FAULT_STACK).map(u64::from);
+    high << 32 | low
+}
+
+/// Reports that the domain had been shut down, for a reason that Xen has a number for, and goes on.
+pub(super) fn report_revival(reason: u64) -> ! {
+    // Whoever was reporting then does not go on.
+    REPORTING.store(false, Ordering::Relaxed);
+    let mut report = Report::begin();
+    match usize::try_from(reason).ok().and_then(|reason| SHUTDOWN_NAMES.get(reason)) {
+        Some(name) => report.line(format_args!("failure: shut down ({name}), revived by dom0")),
+        None => report.line(format_args!("failure: shut down (reason {reason}), revived by dom0")),
+    }
+    report.end()
 }
 
 /// The end of every exception.
@@ -397,6 +415,10 @@ pub enum Fault {
     Null,
     /// A loop without end.
     Hang,
+    /// An exception that the processor finds no handler for: Xen ends the domain.
+    TripleFault,
+    /// The domain ends itself.
+    Shutdown,
 }
 
 /// Makes a mistake on purpose, so that a test can see the report and the end of the domain.
@@ -417,6 +439,12 @@ pub fn provoke(fault: Fault) -> ! {
         Fault::Hang => loop {
             core::hint::spin_loop();
         },
+        Fault::TripleFault => {
+            let none = TablePointer { limit: 0, base: 0 };
+            // SAFETY: as above, for there is no handler any more.
+            unsafe { asm!("lidt [{}]", "ud2", in(reg) &raw const none) }
+        }
+        Fault::Shutdown => crash(),
     }
     panic!("{fault:?} went unnoticed")
 }
