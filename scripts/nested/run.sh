@@ -44,7 +44,7 @@ handle_report() {
     out) printf '%s\n' "$2" ;;
     console)
         printf 'xenstore| %s\n' "$2" >&2
-        [[ ! $2 =~ ^(fatal|panic) ]] || crash=${crash:-$2} crash_seen=${crash_seen:-$SECONDS}
+        [ -n "${crashes-}" ] || [[ ! $2 =~ ^(fatal|panic) ]] || crash=${crash:-$2} crash_seen=${crash_seen:-$SECONDS}
         ;;
     failed) end_run "${2%% *}" "set-up in dom0 failed: ${2#* }" ;;
     status) end_run "$2" finished ;;
@@ -55,11 +55,11 @@ handle_report() {
 }
 
 # A crash is what Xen or dom0's kernel announces on their console, or the stub domain (always domain 1) on its
-# own. The lines after the first one should be seen, too.
+# own. The lines after the first one should be seen, too. Where $crashes says so the stub domain may.
 look_for_crash() {
-    [ -n "$crash" ] || crash=$(grep -a -m 1 -E \
-        'Panic on CPU|Kernel panic|ALERT! .* does not exist|\(d1\) (panic|fatal)|d1v0 Triple fault|Domain 1 .*crashed|domain_crash called.*d1' \
-        "$run/console" | tr -d '\r') || return 0
+    local pattern='Panic on CPU|Kernel panic|ALERT! .* does not exist'
+    [ -n "${crashes-}" ] || pattern="$pattern|\(d1\) (panic|fatal)|d1v0 Triple fault|Domain 1 .*crashed|domain_crash called.*d1"
+    [ -n "$crash" ] || crash=$(grep -a -m 1 -E "$pattern" "$run/console" | tr -d '\r') || return 0
     crash_seen=${crash_seen:-$SECONDS}
     [ $((SECONDS - crash_seen)) -lt "$1" ] || end_run 126 "crashed: $crash"
 }

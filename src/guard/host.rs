@@ -1,0 +1,186 @@
+//! The real host: Xen through dom0's kernel.
+
+use crate::context;
+use crate::guard::{Host, Info, Step};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::exit;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+use xenstore_stubdom::dom0::privcmd::{Command, ForeignPage, Privcmd, lock_memory};
+use xenstore_stubdom::proto::revival::{OFFSET, Record, SIZE, TRIES, Unusable};
+use xenstore_stubdom::xen::abi::hvm::PARAM_CONSOLE_PFN;
+use xenstore_stubdom::xen::abi::xen::errno;
+
+/// Where init-xenstore-domain and start-with-xl write down which domain is the xenstore: `domid:N`.
+pub const PID_FILE: &str = "/run/xen/xenstored.pid";
+
+/// Versions of Xen's interface that are tried. What is used of it is the same in those of Xen 4.14 to 4.22, 0x12 to 0x18.
+const VERSIONS: std::ops::RangeInclusive<u32> = 0x12..=0x18;
+
+/// How long what was read from [`PID_FILE`] holds.
+const READ_AGAIN: Duration = Duration::from_secs(1);
+
+/// Lines that wait for a slow journal; what comes then is dropped.
+const LINES: usize = 64;
+
+/// Xen and dom0.
+#[derive(Debug)]
+pub struct Dom0 {
+    xen: Privcmd,
+    version: u32,
+    pid_file: PathBuf,
+    /// What was last read, and when.
+    store: Option<(Instant, Option<u16>)>,
+    began: Instant,
+    lines: SyncSender<String>,
+    /// For tests of what a dead guard leaves: the step behind which this one ends.
+    ends_behind: Option<Step>,
+}
+
+impl Dom0 {
+    /// Opens what is needed, finds out which version Xen's interface has, and locks all memory.
+    ///
+    /// # Errors
+    /// This is no dom0, its Xen is of another kind, or the rights are missing.
+    pub fn open(pid_file: &Path, ends_behind: Option<Step>) -> Result<Self, String> {
+        let xen = Privcmd::open().map_err(|error| error.to_string())?;
+        let version = probe(|version| xen.domctl(version, 0, Command::Info).map(|_| ()))?;
+        let (lines, to_print) = sync_channel::<String>(LINES);
+        // A journal that hangs must not stop the guard.
+        std::thread::spawn(move || to_print.iter().for_each(|line| eprintln!("{line}")));
+        lock_memory().map_err(|error| format!("memory cannot be locked: {error}"))?;
+        let began = Instant::now();
+        let pid_file = pid_file.to_owned();
+        Ok(Self { xen, version, pid_file, store: None, began, lines, ends_behind })
+    }
+
+    /// The page in which the domain's image publishes.
+    fn page(&self, domid: u16) -> Result<ForeignPage, String> {
+        let said = |error: io::Error| format!("the page of its console: {error}");
+        let frame = self.xen.hvm_param(domid, PARAM_CONSOLE_PFN).map_err(said)?;
+        self.xen.map(domid, frame).map_err(said)
+    }
+}
+
+/// The version of Xen's interface: the one in which `ask` is answered.
+///
+/// # Errors
+/// None of them is, or Xen refuses for another reason.
+pub fn probe(mut ask: impl FnMut(u32) -> io::Result<()>) -> Result<u32, String> {
+    for version in VERSIONS.rev() {
+        match ask(version) {
+            Ok(()) => return Ok(version),
+            Err(error) if error.raw_os_error() == Some(errno::EACCES) => {}
+            Err(error) => return Err(format!("Xen does not answer: {error}")),
+        }
+    }
+    let (first, last) = (VERSIONS.start(), VERSIONS.end());
+    Err(format!("this Xen's interface has none of the versions {first:#x} to {last:#x}"))
+}
+
+/// The domid in the text of [`PID_FILE`].
+#[must_use]
+pub fn domid_in(text: &str) -> Option<u16> {
+    text.lines().find_map(|line| line.strip_prefix("domid:")?.trim().parse().ok())
+}
+
+impl Host for Dom0 {
+    fn store(&mut self) -> Option<u16> {
+        match self.store {
+            Some((at, store)) if at.elapsed() < READ_AGAIN => store,
+            _ => {
+                let text = std::fs::read_to_string(&self.pid_file);
+                let store = text.ok().and_then(|text| domid_in(&text));
+                self.store = Some((Instant::now(), store));
+                store
+            }
+        }
+    }
+
+    fn info(&mut self, domid: u16) -> Result<Option<Info>, String> {
+        match self.xen.domctl(self.version, domid, Command::Info) {
+            Ok(answer) if answer.domain != domid => Ok(None),
+            Ok(answer) => Ok(Some(Info { flags: answer.flags(), handle: answer.info_handle() })),
+            Err(error) if error.raw_os_error() == Some(errno::ESRCH) => Ok(None),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn record(&mut self, domid: u16) -> Result<Result<(Record, u64), Unusable>, String> {
+        let page = self.page(domid)?;
+        let mut bytes = [0; SIZE];
+        for (word, at) in bytes.as_chunks_mut::<8>().0.iter_mut().zip((OFFSET..).step_by(8)) {
+            *word = page.read(at).to_le_bytes();
+        }
+        let tries = page.read(OFFSET + TRIES);
+        Ok(Record::from_bytes(&bytes, domid).map(|record| (record, tries)))
+    }
+
+    fn count(&mut self, domid: u16, tries: u64) -> Result<(), String> {
+        self.page(domid)?.write(OFFSET + TRIES, tries);
+        Ok(())
+    }
+
+    fn set(&mut self, domid: u16, record: &Record, reason: u64) -> Result<(), String> {
+        let said = |error: io::Error| format!("the state of its processor: {error}");
+        let now = self.xen.hvm_context(self.version, domid).map_err(said)?;
+        let mut new = context::going_on(&now, record, reason).map_err(|why| why.to_string())?;
+        self.xen.set_hvm_context(self.version, domid, &mut new).map_err(said)
+    }
+
+    fn resume(&mut self, domid: u16) -> Result<(), String> {
+        let result = self.xen.domctl(self.version, domid, Command::Resume);
+        result.map(|_| ()).map_err(|error| format!("resuming: {error}"))
+    }
+
+    fn wake(&mut self, domid: u16) -> Result<(), String> {
+        let result = self.xen.domctl(self.version, domid, Command::TriggerNmi);
+        result.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    fn say(&mut self, line: String) {
+        let _ = self.lines.try_send(line);
+    }
+
+    fn done(&mut self, step: Step) {
+        if self.ends_behind == Some(step) {
+            exit(3);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_found_by_asking() {
+        let refused = |code| Err(io::Error::from_raw_os_error(code));
+        for xen in 0x12..=0x18 {
+            let found =
+                probe(|version| if version == xen { Ok(()) } else { refused(errno::EACCES) });
+            assert_eq!(found, Ok(xen));
+        }
+        assert!(probe(|_| refused(errno::EACCES)).unwrap_err().contains("0x12 to 0x18"));
+        let mut asked = 0;
+        let denied = probe(|_| {
+            asked += 1;
+            refused(errno::EPERM)
+        });
+        assert!(denied.unwrap_err().starts_with("Xen does not answer: "));
+        assert_eq!(asked, 1);
+    }
+
+    #[test]
+    fn the_file_names_a_domain_or_none() {
+        assert_eq!(domid_in("domid:1\n"), Some(1));
+        assert_eq!(domid_in("1234\n"), None);
+        assert_eq!(domid_in("domid:70000\n"), None);
+        assert_eq!(domid_in(""), None);
+    }
+}
