@@ -12,6 +12,7 @@
 //! Cases: `commit` (128 watches, a commit of 245 nodes below them), `rm` (of 990 nodes with 128 watches on each),
 //! `chain` (RM in a transaction of a path of 900 levels), `deep` and `deep-tx` (a WRITE that makes 900 levels, the latter in a
 //! transaction), `look` (a READ of such a path), `directory`,
+//! `tree` (RM by the privileged domain of its 20,400 nodes, nobody watching),
 //! `deaths` (50 in one look, 100 guests with all their watches on `@releaseDomain`), `dom0 N` (a request of the
 //! privileged domain, while N guests remove what they have), `control N COMMAND [ARGUMENT]...` (an administrator's
 //! request with N guests, each of which has used the store; the passes have the request and the reply in them),
@@ -151,33 +152,51 @@ fn deaths(bench: &mut Bench) {
     bench.slices();
 }
 
+fn tree_of_dom0(bench: &mut Bench) {
+    for n in 0..20_400 {
+        bench.ask(Kind::Write, &format!("/bench/{}/{n}\x000123456789", n / 200));
+    }
+    let (bytes, _) = bench.dom0.request(Kind::Rm.number(), 0, b"/bench\0");
+    bench.dom0.write(&bytes);
+    bench.slices();
+}
+
+/// A request of the privileged domain while so many guests remove what they have.
+fn look_of_dom0(bench: &mut Bench, count: usize) {
+    let mut guests = (1..=count).map(|n| u16::try_from(n).expect("few")).collect::<Vec<_>>();
+    for domid in guests.drain(..) {
+        let mut guest = bench.guest(domid);
+        bench.watches(&mut guest, "data", 128);
+        bench.tree(&mut guest, 0, 200);
+        let (bytes, _) = guest.request(Kind::Rm.number(), 0, b"data\0");
+        guest.write(&bytes);
+    }
+    // They are in the middle of it.
+    for _ in 0..count {
+        let _ = bench.simulation.server.pass();
+    }
+    let (bytes, _) = bench.dom0.request(Kind::Read.number(), 0, b"/tool\0");
+    bench.dom0.write(&bytes);
+    let mut passes = 0;
+    while bench.dom0.read(usize::MAX) == 0 {
+        let _ = measured_slice(&mut bench.simulation);
+        passes += 1;
+    }
+    println!("{passes} passes until the reply");
+}
+
 fn run(case: &str, count: usize, words: &[&str]) -> Result<(), String> {
     let mut bench = Bench::new();
     if case == "deaths" {
         deaths(&mut bench);
         return Ok(());
     }
+    if case == "tree" {
+        tree_of_dom0(&mut bench);
+        return Ok(());
+    }
     if case == "dom0" {
-        let mut guests = (1..=count).map(|n| u16::try_from(n).expect("few")).collect::<Vec<_>>();
-        for domid in guests.drain(..) {
-            let mut guest = bench.guest(domid);
-            bench.watches(&mut guest, "data", 128);
-            bench.tree(&mut guest, 0, 200);
-            let (bytes, _) = guest.request(Kind::Rm.number(), 0, b"data\0");
-            guest.write(&bytes);
-        }
-        // They are in the middle of it.
-        for _ in 0..count {
-            let _ = bench.simulation.server.pass();
-        }
-        let (bytes, _) = bench.dom0.request(Kind::Read.number(), 0, b"/tool\0");
-        bench.dom0.write(&bytes);
-        let mut passes = 0;
-        while bench.dom0.read(usize::MAX) == 0 {
-            let _ = measured_slice(&mut bench.simulation);
-            passes += 1;
-        }
-        println!("{passes} passes until the reply");
+        look_of_dom0(&mut bench, count);
         return Ok(());
     }
     if matches!(case, "control" | "control-wide") {

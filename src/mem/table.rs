@@ -261,12 +261,11 @@ impl<T: Record> Table<T> {
     // So that a record that nobody wants is not moved.
     #[inline(always)]
     pub fn take(&mut self, handle: u32) -> Option<T> {
-        let record = self.get(handle)?;
+        let record = self.records.remove(handle)?;
         if record.is_listed() {
-            let (hash, chain) = (record.hash(self.seed), record.chain());
-            self.unlink(handle, hash, chain);
+            self.unlink(handle, record.hash(self.seed), record.chain());
         }
-        self.records.remove(handle)
+        Some(record)
     }
 
     /// Makes the index smaller if it is too large, after so many removals, whose number bounds the work.

@@ -5,6 +5,7 @@
 
 use super::{ASIDE, Family, NODE_BYTES, Node, ROOT, Tree, Value};
 use crate::mem::{Budget, NIL, NoMemory, Progress};
+use crate::proto::id::DomId;
 
 /// Units of work that freeing a node takes.
 const FREE_WORK: u64 = 200;
@@ -13,12 +14,18 @@ const FREE_WORK: u64 = 200;
 const RUN_MAX: u32 = 64;
 
 /// Nodes in a row that have the same permission list, whose owner has not been told that they are gone.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Run {
     list: u32,
+    owner: DomId,
     count: u32,
     /// Bytes of their names and values.
     texts: usize,
+}
+
+impl Run {
+    /// No node yet.
+    const NONE: Self = Self { list: NIL, owner: DomId(0), count: 0, texts: 0 };
 }
 
 impl Tree {
@@ -256,7 +263,7 @@ impl Tree {
     }
 
     fn free(&mut self, top: u32, with_top: bool, budget: &mut Budget) -> Progress {
-        let mut run = Run::default();
+        let mut run = Run::NONE;
         let mut removed = 0_u32;
         let mut at = top;
         let mut is_over = false;
@@ -329,23 +336,21 @@ impl Tree {
     }
 
     /// Frees a node without children that is out of everybody's sight; it is not unlinked from its siblings.
+    #[inline]
     fn free_leaf(&mut self, at: u32, run: &mut Run) {
-        let Some(node) = self.nodes.get(at) else { return };
-        let (name, list) = (node.name, node.list);
-        let value = node.value;
+        let Some(Node { name, list, value, .. }) = self.nodes.take(at) else { return };
         let value = match value {
             Value::Short { len, .. } => usize::from(len),
             Value::Long(handle) => self.long.remove(handle).map_or(0, |value| value.len()),
         };
-        self.nodes.take(at);
         let name = self.release_name(name);
-        if list != run.list || run.count == RUN_MAX {
+        if list != run.list || run.count == 0 || run.count == RUN_MAX {
             self.end_run(run);
             run.list = list;
+            run.owner = self.owner(list);
         }
-        let owner = self.owner(list);
-        if owner != self.domains.privileged {
-            self.unlink_owned(owner, at);
+        if run.owner != self.domains.privileged {
+            self.unlink_owned(run.owner, at);
         }
         run.count = run.count.wrapping_add(1);
         run.texts = run.texts.wrapping_add(name).wrapping_add(value);
@@ -355,8 +360,7 @@ impl Tree {
         if run.count > 0 {
             let prices = NODE_BYTES.saturating_mul(run.count as usize);
             if self.is_anybodys(run.list) {
-                let owner = self.owner(run.list);
-                self.domains.disown(owner, run.count, prices.saturating_add(run.texts));
+                self.domains.disown(run.owner, run.count, prices.saturating_add(run.texts));
             }
             self.release_uses(run.list, run.count);
         }
@@ -367,7 +371,6 @@ impl Tree {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::id::DomId;
     use crate::store::domain::Accounts;
     use crate::store::perms::{Access, Entry};
     use crate::store::quota::{Quota, Quotas};
