@@ -85,6 +85,14 @@ impl Client {
         taken
     }
 
+    /// What is in the response ring and was not read.
+    #[must_use]
+    pub fn unread(&self) -> Vec<u8> {
+        let cons = self.page.word(Word::RspCons);
+        let available = self.page.word(Word::RspProd).wrapping_sub(cons).min(RING_SIZE);
+        (0..available).map(|at| self.page.response(cons.wrapping_add(at))).collect()
+    }
+
     /// The next whole message of what has been read.
     pub fn next_message(&mut self) -> Option<Message> {
         let mut header = [0; HEADER_SIZE];

@@ -82,6 +82,16 @@ impl Stage {
         self.actors.get(&domid).into_iter().flat_map(|actor| &actor.messages)
     }
 
+    /// The same of all domains, with who they are.
+    pub fn all_waiting(&self) -> impl Iterator<Item = (u16, &Message)> {
+        self.actors.keys().flat_map(|domid| self.waiting(*domid).map(|message| (*domid, message)))
+    }
+
+    /// What is in the rings of all domains and was not read.
+    pub fn unread(&self) -> impl Iterator<Item = Vec<u8>> {
+        self.actors.values().map(|actor| actor.client.unread())
+    }
+
     /// Everything ends.
     ///
     /// # Errors
