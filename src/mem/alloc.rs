@@ -9,7 +9,7 @@
     )
 )]
 
-use super::NoMemory;
+use super::{NoMemory, block_bytes};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ops::{Deref, DerefMut};
@@ -50,6 +50,12 @@ impl<T> DerefMut for Boxed<T> {
         let [value] = &mut *self.0;
         value
     }
+}
+
+/// Bytes that the allocator takes for the room of a list, apart from what its elements own.
+#[must_use]
+pub fn room_bytes<T>(list: &Vec<T>) -> usize {
+    block_bytes(list.capacity().saturating_mul(size_of::<T>()))
 }
 
 /// An empty list with room for so many.

@@ -6,7 +6,9 @@
 //!
 //! A place can be *promised*: then a later insertion finds it, whatever comes in between.
 
-use super::{NIL, NoMemory, TryVec, try_array, try_boxed, try_with_capacity};
+use super::{
+    NIL, NoMemory, TryVec, block_bytes, room_bytes, try_array, try_boxed, try_with_capacity,
+};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
@@ -414,6 +416,19 @@ impl<T> Arena<T> {
             }
             None => next,
         }
+    }
+
+    /// Bytes that it takes of the allocator, apart from what the records own.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        let places = self.len.saturating_add(self.places);
+        let chunks = places.wrapping_div(Self::PLACES_U32) as usize;
+        let chunk = const { block_bytes(Self::PLACES * size_of::<Slot<T>>()) };
+        let page = const { block_bytes(size_of::<[Chunk<T>; PAGE]>()) };
+        chunks
+            .saturating_mul(chunk)
+            .saturating_add(self.pages.len().saturating_mul(page))
+            .saturating_add(room_bytes(&self.pages))
     }
 
     /// Whether it holds no memory for records.

@@ -74,6 +74,12 @@ impl<K: Key, V> Map<K, V> {
         self.len() == 0
     }
 
+    /// Bytes that it takes of the allocator, apart from what the values own.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.table.taken()
+    }
+
     /// The handle of an entry.
     #[must_use]
     pub fn find(&self, key: K) -> Option<u32> {

@@ -40,7 +40,8 @@ mod map;
 mod table;
 
 pub use alloc::{
-    Boxed, TryVec, try_array, try_boxed, try_bytes, try_fill, try_slice, try_with_capacity,
+    Boxed, TryVec, room_bytes, try_array, try_boxed, try_bytes, try_fill, try_slice,
+    try_with_capacity,
 };
 pub use arena::Arena;
 pub use budget::{Budget, Progress};

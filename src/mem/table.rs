@@ -6,7 +6,7 @@
 //! until there is: the index is never a reason to refuse a record.
 
 use super::arena::Arena;
-use super::{NIL, NoMemory, TryVec, try_array};
+use super::{NIL, NoMemory, TryVec, block_bytes, room_bytes, try_array};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
@@ -72,6 +72,14 @@ impl<T: Record> Table<T> {
     #[must_use]
     pub fn len(&self) -> usize {
         self.records.len() as usize
+    }
+
+    /// Bytes that it takes of the allocator, apart from what the records own.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        let block = const { block_bytes(BLOCK as usize * size_of::<u32>()) };
+        let blocks = self.blocks.len().saturating_mul(block);
+        self.records.taken().saturating_add(blocks).saturating_add(room_bytes(&self.blocks))
     }
 
     /// Whether there is none.

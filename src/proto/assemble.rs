@@ -5,7 +5,7 @@
 //! and takes what it is given, and it holds at most one request.
 
 use super::wire::{HEADER_SIZE, Header, PAYLOAD_MAX};
-use crate::mem::{NoMemory, TryVec};
+use crate::mem::{NoMemory, TryVec, room_bytes};
 use alloc::vec::Vec;
 
 /// The header announced a payload of more than [`PAYLOAD_MAX`] bytes. There is no way to find the next
@@ -117,6 +117,12 @@ impl Assembler {
             Ok(0) => Some((Header::from_bytes(&self.header), &self.payload)),
             _ => None,
         }
+    }
+
+    /// Bytes that it takes of the allocator.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        room_bytes(&self.payload)
     }
 
     /// Whether nothing of a next request has arrived yet.

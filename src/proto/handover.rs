@@ -21,8 +21,8 @@ use core::ops::RangeInclusive;
 ///
 /// 1: the first. 2: also how many requests are left until the next one is measured. 3: also the sum of request times, how
 /// often the server was replaced and restarted, what was refused and told, and each kind of lines has a ration. 4: nodes in the tail; other
-/// prices, so the memory that a domain is said to use by an older version is counted anew; the
-/// failures of the last minute.
+/// prices, so the memory that a domain is said to use by an older version is counted anew, and it is said without
+/// permission lists; the failures of the last minute.
 pub const HANDOVER: RangeInclusive<u32> = 1..=NEWEST;
 
 /// With the feature `handover-1` the image is one of the time before version 2, as far as anybody can tell who hands

@@ -1,6 +1,6 @@
 //! A map from domids, which keeps their order: a domid is a place, not a key.
 
-use crate::mem::{Boxed, NoMemory, try_array};
+use crate::mem::{Boxed, NoMemory, block_bytes, try_array};
 use crate::proto::id::DomId;
 use alloc::boxed::Box;
 
@@ -25,6 +25,13 @@ fn place(domid: DomId) -> (usize, usize) {
 impl<T> ByDomid<T> {
     pub(super) fn new() -> Self {
         Self { blocks: [const { None }; 256], len: 0 }
+    }
+
+    /// Bytes that it takes of the allocator.
+    pub(super) fn taken(&self) -> usize {
+        let block = const { block_bytes(size_of::<Block<T>>()) };
+        let blocks = self.blocks.iter().flatten().count().saturating_mul(block);
+        blocks.saturating_add(self.len.saturating_mul(const { block_bytes(size_of::<T>()) }))
     }
 
     pub(super) fn len(&self) -> usize {

@@ -27,6 +27,13 @@ pub(super) struct Checking {
     found: usize,
 }
 
+impl Checking {
+    /// Bytes that it takes of the allocator.
+    pub(super) fn taken(&self) -> usize {
+        self.text.taken()
+    }
+}
+
 impl<P: Platform> Server<P> {
     /// `check`: the answer comes when everything was looked at.
     pub(super) fn control_check(&mut self, asker: Asker) -> Answer {
@@ -68,6 +75,7 @@ impl<P: Platform> Server<P> {
         }
         let mut findings = Findings { text: checking.text, found: checking.found };
         self.check_connections(&mut |finding| findings.add(finding));
+        self.check_sums(findings.text.taken(), &mut |finding| findings.add(finding));
         let more = findings.found.saturating_sub(FINDINGS_MAX);
         if more > 0 {
             findings.text.line(format_args!("and {more} more"));

@@ -139,6 +139,12 @@ impl<R> Connections<R> {
         }
     }
 
+    /// Bytes that they take of the allocator, with the requests in the making.
+    pub(super) fn taken(&self) -> usize {
+        let requests = self.iter().map(|(_, connection)| connection.assembler.taken());
+        requests.fold(self.map.taken(), usize::saturating_add)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.map.len()
     }

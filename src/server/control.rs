@@ -8,7 +8,7 @@ use super::dispatch::{Answer, Asker, Reply};
 use super::figures::{self, Limit};
 use super::log;
 use super::platform::Platform;
-use crate::mem::{NoMemory, TryVec, try_with_capacity};
+use crate::mem::{NoMemory, TryVec, room_bytes, try_with_capacity};
 use crate::proto::error::XsError;
 use crate::proto::id::DomId;
 use crate::proto::text;
@@ -82,6 +82,11 @@ impl Text {
         line.push(b'=');
         line.number(number);
         self.made(&line);
+    }
+
+    /// Bytes that it takes of the allocator.
+    pub(super) fn taken(&self) -> usize {
+        room_bytes(&self.lines)
     }
 
     /// Bytes so far.

@@ -471,8 +471,8 @@ impl<P: Platform> Server<P> {
     /// Queues an event that was made.
     fn append_event(&mut self, id: ConnId, event: u32) {
         let Some(connection) = self.connections.get_mut(id) else { return };
+        connection.figures.queued(self.messages.payload_len(event));
         let cost = self.messages.append(&mut connection.queue, event);
-        connection.figures.queued(cost.saturating_sub(message_cost(0)));
         if let Some(domid) = connection.payer() {
             self.store.charge(domid, Quota::Memory, cost);
         }

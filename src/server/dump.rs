@@ -19,7 +19,7 @@ use super::control::{Text, text};
 use super::dispatch::{Answer, Reply};
 use super::memory;
 use super::platform::Platform;
-use crate::mem::try_with_capacity;
+use crate::mem::{room_bytes, try_with_capacity};
 use crate::proto::error::XsError;
 use crate::proto::handover::Digest;
 use crate::proto::sentence::{Sentence, sentence};
@@ -45,6 +45,13 @@ pub(super) struct Dump {
     /// When something was fetched last.
     progress_ms: u64,
     stream: Vec<u8>,
+}
+
+impl Dump {
+    /// Bytes that it takes of the allocator.
+    pub(super) fn taken(&self) -> usize {
+        room_bytes(&self.stream)
+    }
 }
 
 /// Bytes that are shown in base64.

@@ -55,6 +55,7 @@ mod save;
 mod schedule;
 mod start;
 mod stats;
+mod sums;
 mod timers;
 mod update;
 
@@ -303,6 +304,19 @@ impl<P: Platform> Server<P> {
                 let _ = writeln!(findings, "domain {domid}: known to the store only");
             }
         }
+        if findings.is_empty() { Ok(()) } else { Err(findings) }
+    }
+
+    /// Whether every byte of the heap is known, and the accounts are true. There must be no other server on the same heap.
+    ///
+    /// # Errors
+    /// What is wrong, one finding a line.
+    pub fn check_bytes(&self) -> Result<(), Text> {
+        let mut findings = Text::new();
+        self.check_sums(0, &mut |finding| {
+            // Writing to a string does not fail.
+            let _ = writeln!(findings, "{finding}");
+        });
         if findings.is_empty() { Ok(()) } else { Err(findings) }
     }
 }

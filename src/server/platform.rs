@@ -176,6 +176,12 @@ pub trait Platform {
     /// The heap's figures.
     fn heap(&self) -> HeapStats;
 
+    /// Bytes of the heap's `used` that the platform holds itself; `None` where nobody knows, or where there is no heap of
+    /// the server's own.
+    fn held(&self) -> Option<usize> {
+        None
+    }
+
     /// How many hypercalls this image has made; 0 where there is no hypervisor.
     fn hypercalls(&self) -> u64 {
         0

@@ -7,7 +7,9 @@
 //!
 //! What leaves a queue is *done*: a chain of its own, until the accounts are settled for each message of it.
 
-use crate::mem::{NIL, NoMemory, Record, Table, TryVec, try_bytes, try_with_capacity};
+use crate::mem::{
+    NIL, NoMemory, Record, Table, TryVec, block_bytes, room_bytes, try_bytes, try_with_capacity,
+};
 use crate::proto::id::DomId;
 use crate::proto::wire::{HEADER_SIZE, Header, Kind, PAYLOAD_MAX};
 use alloc::borrow::Cow;
@@ -15,8 +17,10 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::hash::{BuildHasher, Hasher};
 use foldhash::fast::FixedState;
+use held::Held;
 
 mod handover;
+mod held;
 
 /// The request that made the server send a message; see `accounts.rs`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -33,13 +37,13 @@ const RAW_MAX: usize = PAYLOAD_MAX + HEADER_SIZE;
 /// looks at all domains anyway when it has read these.
 const SPECIAL_MAX: usize = 6 * 1024;
 
-/// What a message costs besides its payload: a price, which is the same in all versions of this server.
-const MESSAGE_OVERHEAD: usize = 192;
-const _: () = assert!(Table::<Message>::RECORD_BYTES + 32 <= MESSAGE_OVERHEAD);
+/// What a message takes besides the block of its payload.
+const MESSAGE_BYTES: usize = Table::<Message>::RECORD_BYTES;
 
-/// What a message with a payload of so many bytes costs its receiver's memory quota.
+/// What a message with a payload of so many bytes costs its receiver's memory quota: its record, and a block for the
+/// payload. A text of the program itself is charged, too, though it takes none: a successor has a copy of it.
 pub(super) const fn message_cost(payload: usize) -> usize {
-    payload.saturating_add(MESSAGE_OVERHEAD)
+    block_bytes(payload).saturating_add(MESSAGE_BYTES)
 }
 
 /// The bytes behind a header.
@@ -54,6 +58,14 @@ impl Content {
         match self {
             Self::Static(text) => text,
             Self::Own(bytes) => bytes,
+        }
+    }
+
+    /// What its block takes.
+    fn block(&self) -> usize {
+        match self {
+            Self::Static(_) => 0,
+            Self::Own(bytes) => block_bytes(bytes.len()),
         }
     }
 }
@@ -150,18 +162,36 @@ pub(super) struct Messages {
     numbers: u64,
     /// Scratch space for the payload of an event.
     room: Vec<u8>,
+    held: Held,
 }
 
 impl Messages {
     /// None yet; `seed` keys the hashes.
     pub(super) fn new(seed: u64) -> Result<Self, NoMemory> {
         let (table, hasher) = (Table::new(seed), FixedState::with_seed(seed));
-        Ok(Self { table, hasher, numbers: 0, room: try_with_capacity(RAW_MAX)? })
+        let held = Held::default();
+        Ok(Self { table, hasher, numbers: 0, room: try_with_capacity(RAW_MAX)?, held })
     }
 
     /// How many records there are: one for each message, and one that each queue keeps.
     pub(super) fn len(&self) -> usize {
         self.table.len()
+    }
+
+    /// Bytes that they take of the allocator.
+    pub(super) fn taken(&self) -> usize {
+        let rooms = self.held.blocks.saturating_add(room_bytes(&self.room));
+        self.table.taken().saturating_add(rooms)
+    }
+
+    /// What is charged for messages, and what those take of that which is charged.
+    pub(super) fn charged(&self) -> (usize, usize) {
+        (self.held.charged, self.held.paid)
+    }
+
+    /// The length of a message's payload.
+    pub(super) fn payload_len(&self, message: u32) -> usize {
+        self.get(message).map_or(0, |message| message.content.get().len())
     }
 
     fn number(&mut self) -> u64 {
@@ -276,7 +306,7 @@ impl Messages {
         let number = self.number();
         // Nobody pays for what no request caused that is counted, so that a successor knows who pays.
         let payer = payer.filter(|_| cause.is_some());
-        let handle = self.table.insert(Message {
+        let message = Message {
             header: header.to_bytes(),
             content,
             cause,
@@ -289,7 +319,10 @@ impl Messages {
             payer,
             sort: Sort::Reply,
             is_kept: false,
-        })?;
+        };
+        let held = self.held.with(&message, usize::saturating_add);
+        let handle = self.table.insert(message)?;
+        self.held = held;
         Ok(self.append(queue, handle))
     }
 
@@ -351,7 +384,10 @@ impl Messages {
             sort: Sort::Event,
             is_kept: false,
         };
-        self.table.insert_hashed(key, message)
+        let held = self.held.with(&message, usize::saturating_add);
+        let made = self.table.insert_hashed(key, message)?;
+        self.held = held;
+        Ok(made)
     }
 
     /// Appends an event that was made, and returns what it takes.
@@ -363,7 +399,9 @@ impl Messages {
     /// Drops an event that was made and not appended. Nobody has paid for it.
     pub(super) fn discard(&mut self, event: u32, done: &mut Done) {
         if let Some(message) = self.table.get_mut(event) {
+            let held = self.held.with(message, usize::saturating_sub);
             message.payer = None;
+            self.held = held.with(message, usize::saturating_add);
             message.queue = 0;
             done.add(self, event, event);
         }
@@ -372,6 +410,7 @@ impl Messages {
     /// Takes the first message of those that are done, and says what becomes free.
     pub(super) fn settle(&mut self, done: &mut Done) -> Option<Released> {
         let message = self.table.remove(done.first)?;
+        self.held = self.held.with(&message, usize::saturating_sub);
         done.first = message.next;
         if done.first == NIL {
             done.last = NIL;

@@ -477,10 +477,11 @@ impl<P: Platform> Server<P> {
 
     fn compare(&mut self, accounts: &[Account], same_prices: bool) -> Result<(), Refusal> {
         for Account { domid, peak, used } in accounts {
-            let found = self.store.accounts(*domid).map_or(Quotas::ZERO, |(_, _, used)| used);
+            let found = self.store.used_without_lists(*domid);
             let mut peak = *peak;
             if !same_prices {
-                let most = peak.get(Quota::Memory).max(found.get(Quota::Memory));
+                let held = super::memory::held(&self.store, *domid);
+                let most = peak.get(Quota::Memory).max(u32::try_from(held).unwrap_or(u32::MAX));
                 peak.set(Quota::Memory, most);
             }
             let compared = |quota: &Quota| same_prices || *quota != Quota::Memory;

@@ -251,8 +251,9 @@ impl<P: Platform> Server<P> {
         for (domid, domain) in self.domains.iter() {
             write_domain(domid, domain, fields)?;
             let accounts = self.store.accounts(domid);
-            let (quotas, mut peak, mut used) =
+            let (quotas, mut peak, _) =
                 accounts.unwrap_or((Quotas::ZERO, Quotas::ZERO, Quotas::ZERO));
+            let mut used = self.store.used_without_lists(domid);
             // On trial, what was read has to be written again.
             if let Ok(place) = self.said.binary_search_by_key(&domid, |account| account.domid)
                 && let Some(said) = self.said.get(place)

@@ -4,7 +4,7 @@
 //! (Williams 1964) in blocks of a page. Each connection knows its place.
 
 use super::connections::Connections;
-use crate::mem::{NIL, NoMemory, TryVec, try_array};
+use crate::mem::{NIL, NoMemory, TryVec, block_bytes, room_bytes, try_array};
 use crate::proto::id::ConnId;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -31,6 +31,13 @@ pub(super) struct Timers {
 }
 
 impl Timers {
+    /// Bytes that they take of the allocator.
+    pub(super) fn taken(&self) -> usize {
+        let block = const { block_bytes(size_of::<[Timer; BLOCK]>()) };
+        let blocks = self.blocks.len().saturating_mul(block);
+        blocks.saturating_add(room_bytes(&self.blocks))
+    }
+
     /// Makes a place for one more connection.
     pub(super) fn promise(&mut self) -> Result<(), NoMemory> {
         if self.places >= self.blocks.len().saturating_mul(BLOCK) {

@@ -24,7 +24,7 @@ use super::dispatch::{Answer, Asker, Reply};
 use super::domains::Look;
 use super::memory;
 use super::platform::Platform;
-use crate::mem::{TryVec, try_with_capacity};
+use crate::mem::{TryVec, room_bytes, try_with_capacity};
 use crate::proto::error::XsError;
 use crate::proto::handover::HANDOVER;
 use crate::proto::id::{ConnId, DomId, TxId};
@@ -69,6 +69,13 @@ pub(super) struct Upload {
     command_line: Option<CommandLine>,
     /// Connections that were refused because of this one, the last few; the next `-a` of each is their tidying up.
     refused: heapless::Vec<ConnId, REFUSED_MAX>,
+}
+
+impl Upload {
+    /// Bytes that it takes of the allocator.
+    pub(super) fn taken(&self) -> usize {
+        room_bytes(&self.image)
+    }
 }
 
 /// Who waits for the answer to `-s`.

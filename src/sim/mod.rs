@@ -270,7 +270,8 @@ impl Simulation {
     /// The findings, one a line.
     pub fn check(&self) -> Result<(), String> {
         // A look of the test's own, not on the server's memory.
-        self.server.check()
+        self.server.check()?;
+        self.server.check_bytes()
     }
 
     /// The server ends, and with it all that it holds.

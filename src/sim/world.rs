@@ -624,6 +624,10 @@ impl Platform for SimPlatform {
         })
     }
 
+    fn held(&self) -> Option<usize> {
+        outside(|| self.0.state().memory.as_ref().map(|_| 0))
+    }
+
     fn log(&mut self, line: fmt::Arguments<'_>) {
         self.0.count_call();
         outside(|| {

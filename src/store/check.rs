@@ -152,6 +152,8 @@ impl Store {
                 format_args!("domain {domid} has {real} rights, {linked} are linked"),
             );
         }
+        let (said, real) = (self.tree.blocks(), self.tree.recount_blocks());
+        findings.expect(said == real, format_args!("blocks take {real:?}, not {said:?}"));
         let lost = names.len().saturating_add(lists.len());
         findings.expect(lost == 0, format_args!("{lost} names or lists are used but not there"));
     }
@@ -209,6 +211,10 @@ impl Store {
         for domid in recounts.keys() {
             findings.expect(self.knows(*domid), format_args!("domain {domid} is not tracked"));
         }
+        let mut lists: BTreeMap<DomId, usize> = BTreeMap::new();
+        for (handle, list) in self.tree.lists().filter(|(_, list)| list.is_paid()) {
+            add(lists.entry(self.tree.owner(handle)).or_default(), list.bytes());
+        }
         let owned = recounts.iter().filter(|(domid, _)| **domid != self.privileged());
         let owned = owned.fold(0_usize, |sum, (_, count)| sum.saturating_add(count.nodes));
         let records = self.tree.owned_count();
@@ -221,8 +227,15 @@ impl Store {
                 nodes: used(Quota::Nodes),
                 watches: used(Quota::Watches),
                 transactions: used(Quota::Transactions),
-                bytes: used(Quota::Memory).saturating_sub(domain.queued),
+                bytes: used(Quota::Memory)
+                    .saturating_sub(domain.queued)
+                    .saturating_sub(domain.listed),
             };
+            let listed = lists.get(&domid).copied().unwrap_or_default();
+            findings.expect(
+                listed == domain.listed,
+                format_args!("lists of {domid} take {listed} bytes, not {}", domain.listed),
+            );
             findings.expect(
                 counted == real,
                 format_args!("domain {domid} uses {real:?}, its account says {counted:?}"),

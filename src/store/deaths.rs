@@ -22,9 +22,9 @@ const CONN_WORK: u64 = 40;
 #[derive(Debug, Default)]
 pub(super) struct Burial {
     /// The subtree of its that is being removed.
-    removal: Option<Removal>,
+    pub(super) removal: Option<Removal>,
     /// What is being announced, as far as not everybody knows yet.
-    news: Option<Announcement>,
+    pub(super) news: Option<Announcement>,
     /// The first connection that may still have it as its target.
     targets: u32,
 }

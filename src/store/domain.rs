@@ -5,7 +5,7 @@
 
 use super::quota::{Quota, Quotas};
 use super::tree::{NO_RIGHT, Right};
-use crate::mem::{Boxed, NIL, NoMemory, try_array};
+use crate::mem::{Boxed, NIL, NoMemory, block_bytes, try_array};
 use crate::proto::id::DomId;
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -34,6 +34,8 @@ pub(super) struct Domain {
     pub(super) peak: Quotas,
     /// Bytes of its memory that are messages queued by the server.
     pub(super) queued: usize,
+    /// Bytes of it that are permission lists of nodes that it owns.
+    pub(super) listed: usize,
     /// The first and the last node that it owns, in the order in which it came to own them. Not kept for the
     /// privileged domain, whose nodes nobody removes.
     pub(super) owned: (u32, u32),
@@ -128,6 +130,7 @@ impl Accounts {
             used: Quotas::ZERO,
             peak: Quotas::ZERO,
             queued: 0,
+            listed: 0,
             owned: (NIL, NIL),
             rights: NO_RIGHT,
             affairs: Affairs::default(),
@@ -241,6 +244,38 @@ impl Accounts {
             let amount = u32::try_from(amount).unwrap_or(u32::MAX);
             domain.used.set(quota, domain.used.get(quota).saturating_sub(amount));
         }
+    }
+
+    /// A permission list of so many bytes has this owner; whether that is somebody who pays for it.
+    pub(super) fn take_list(&mut self, domid: DomId, bytes: usize) -> bool {
+        self.take(domid, Quota::Memory, bytes);
+        let Some(domain) = self.get_mut(domid) else { return false };
+        domain.listed = domain.listed.saturating_add(bytes);
+        true
+    }
+
+    /// The owner does not pay for such a list any more.
+    pub(super) fn give_back_list(&mut self, domid: DomId, bytes: usize) {
+        self.give_back(domid, Quota::Memory, bytes);
+        if let Some(domain) = self.get_mut(domid) {
+            domain.listed = domain.listed.saturating_sub(bytes);
+        }
+    }
+
+    /// Bytes that all accounts say together.
+    pub(super) fn sum(&self) -> usize {
+        let domains = self.pages.iter().flatten().flat_map(|page| page.iter().flatten());
+        domains.fold(0, |sum, domain| sum.saturating_add(domain.used.get(Quota::Memory) as usize))
+    }
+
+    /// Bytes that the accounts themselves take of the allocator.
+    pub(super) fn taken(&self) -> usize {
+        const PAGE: usize = block_bytes(size_of::<Page>());
+        const DOMAIN: usize = block_bytes(size_of::<Domain>());
+        self.pages.iter().flatten().fold(0, |sum: usize, page| {
+            let domains = page.iter().flatten().count();
+            sum.saturating_add(PAGE).saturating_add(domains.saturating_mul(DOMAIN))
+        })
     }
 
     /// Whether a domain may use `more` of something in addition to what it uses.

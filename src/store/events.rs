@@ -11,7 +11,7 @@ use super::row::Row;
 use super::transaction::OpenOf;
 use super::tree::Tree;
 use super::watch::{Class, Watch, Watches};
-use crate::mem::{Budget, Map, NIL, NoMemory, Progress, TryVec, try_bytes};
+use crate::mem::{Budget, Map, NIL, NoMemory, Progress, TryVec, room_bytes, try_bytes};
 use crate::proto::error::XsError;
 use crate::proto::id::ConnId;
 use crate::proto::wire::PAYLOAD_MAX;
@@ -110,6 +110,11 @@ impl Conns {
     #[inline]
     pub(super) fn get_mut(&mut self, conn: &ConnId) -> Option<&mut Conn> {
         self.0.get_mut(*conn)
+    }
+
+    /// Bytes that it takes of the allocator, apart from what they own.
+    pub(super) fn taken(&self) -> usize {
+        self.0.taken()
     }
 
     pub(super) fn contains_key(&self, conn: &ConnId) -> bool {
@@ -285,6 +290,18 @@ pub(super) struct Announcement {
     cursors: Cursors,
     /// Watches with greater numbers came later and are not told.
     until: u64,
+}
+
+impl Announcement {
+    /// The path that has changed.
+    pub(super) fn path(&self) -> &[u8] {
+        &self.path
+    }
+
+    /// Bytes that the cursors take of the allocator.
+    pub(super) fn room(&self) -> usize {
+        room_bytes(&self.cursors.many)
+    }
 }
 
 /// Tells watches.

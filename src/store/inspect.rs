@@ -118,7 +118,8 @@ impl Store {
         let Some(domain) = self.tree.domains.get(domid) else { return };
         // Without memory for a path the bytes are not compared.
         let (mut path, mut is_sure) = (Vec::new(), true);
-        let (mut watches, mut transactions, mut bytes) = (0_usize, 0_usize, domain.queued);
+        let (mut watches, mut transactions, mut bytes) =
+            (0_usize, 0_usize, domain.queued.saturating_add(domain.listed));
         for (_, state) in self.conns.iter().filter(|(_, state)| state.party.domid == domid) {
             for watch in self.watches.of(state) {
                 watches = watches.saturating_add(1);

@@ -38,6 +38,7 @@ mod restore;
 mod row;
 mod save;
 mod session;
+mod sums;
 #[cfg(test)]
 mod tests;
 mod transaction;
@@ -49,6 +50,7 @@ pub use events::Post;
 pub use inspect::Inspection;
 pub use perms::Party;
 pub use restore::Restoring;
+pub use sums::Sums;
 
 use crate::mem::{Budget, NIL, NoMemory, Progress};
 use crate::proto::error::XsError;

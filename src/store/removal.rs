@@ -21,13 +21,13 @@ pub(super) struct Removal {
     /// The node; it is in no tree any more.
     top: u32,
     /// Its path as it was; nothing if there was no memory for it, and then nobody is told.
-    path: Option<Box<[u8]>>,
+    pub(super) path: Option<Box<[u8]>>,
     /// The permissions of the node above it, with a use of their own.
     above: u32,
     /// Everything is gone but the node itself, and this was told.
     is_told: bool,
     /// What was told last, as far as not everybody knows yet.
-    news: Option<Announcement>,
+    pub(super) news: Option<Announcement>,
 }
 
 impl Removal {

@@ -29,9 +29,9 @@ const FIND_WORK: u64 = 40;
 /// Nodes that are being made, each below the one before.
 #[derive(Debug)]
 pub(super) struct Row {
-    path: Box<[u8]>,
+    pub(super) path: Box<[u8]>,
     /// For the last of them; `None` for MKDIR.
-    value: Option<Box<[u8]>>,
+    pub(super) value: Option<Box<[u8]>>,
     /// How many bytes of the path lead to the node that they will be below.
     there: usize,
     /// How many lead to the last that was made.

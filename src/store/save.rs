@@ -5,7 +5,7 @@
 //! their number is that of connections or of one connection's transactions.
 
 use super::Store;
-use super::quota::Quotas;
+use super::quota::{Quota, Quotas};
 use super::tree::{Node, ROOT, Tree};
 use crate::mem::TryVec;
 use crate::proto::handover::FieldWriter;
@@ -123,6 +123,17 @@ impl Store {
     pub fn accounts(&self, domid: DomId) -> Option<(Quotas, Quotas, Quotas)> {
         let domain = self.tree.domains.get(domid)?;
         Some((domain.quotas, domain.peak, domain.used))
+    }
+
+    /// What a successor has to come to when it counts what a domain uses: all but its permission lists. Of those it may have
+    /// fewer, since lists that have become the same are one there.
+    #[must_use]
+    pub fn used_without_lists(&self, domid: DomId) -> Quotas {
+        let Some(domain) = self.tree.domains.get(domid) else { return Quotas::ZERO };
+        let mut used = domain.used;
+        let listed = u32::try_from(domain.listed).unwrap_or(u32::MAX);
+        used.set(Quota::Memory, used.get(Quota::Memory).saturating_sub(listed));
+        used
     }
 
     /// The limits that a domain starts with.

@@ -11,7 +11,7 @@ use super::quota::Quota;
 use super::removal::Removal;
 use super::row::{self, Row};
 use super::transaction::Open;
-use super::tree::{Found, NODE_BYTES, ROOT, Tree, entry_bytes};
+use super::tree::{Found, NODE_BYTES, ROOT, Tree, entry_bytes, name_block, value_bytes};
 use super::watch::Class;
 use crate::mem::{NIL, NoMemory, Progress, TryVec, try_slice};
 use crate::proto::error::XsError;
@@ -222,7 +222,13 @@ impl<P: Post> Session<'_, P> {
         }
         let (old, value, children_bytes) = (view.list, view.value.len(), view.children_bytes);
         let list = self.tree.intern(entries)?;
-        let checked = self.check_size(list, value, children_bytes);
+        let checked = self.check_size(list, value, children_bytes).and_then(|()| {
+            // A new one is charged already.
+            let is_free = self.party.privileged || !self.tree.is_new_list(list);
+            let owner = self.tree.owner(list);
+            let allowed = is_free || self.tree.domains.allows(owner, Quota::Memory, 0);
+            allowed.then_some(()).ok_or(XsError::ENOMEM)
+        });
         if let Err(error) = self.spoiled(checked) {
             self.tree.release_list(list);
             return Err(error);
@@ -340,6 +346,14 @@ impl<P: Post> Session<'_, P> {
         }
     }
 
+    /// Whether the value that is seen is held for what is seen alone.
+    fn is_own(&self, sight: Sight) -> bool {
+        match (sight, &self.tx) {
+            (Sight::Copied(at), Some(tx)) => tx.places.has_value(at),
+            (Sight::Copied(_), None) | (Sight::Live(_), _) => true,
+        }
+    }
+
     // Limits.
 
     /// Whether `amount` is within one of the caller's limits that count no stock.
@@ -360,9 +374,11 @@ impl<P: Post> Session<'_, P> {
     /// Replaces the value of a node that exists.
     fn replace(&mut self, sight: Sight, path: &Path, value: &[u8]) -> Result<(), XsError> {
         let view = self.view(sight)?;
-        let (list, old) = (view.list, view.value.len());
+        let (list, old) = (view.list, value_bytes(view.value.len()));
+        // What a transaction has not copied is nothing that it gives up.
+        let old = if self.is_own(sight) { old } else { 0 };
         let checked = self.check_size(list, value.len(), view.children_bytes).and_then(|()| {
-            let more = value.len().saturating_sub(old);
+            let more = value_bytes(value.len()).saturating_sub(old);
             let payer = if self.tx.is_some() { self.party.domid } else { self.tree.owner(list) };
             let free = self.party.privileged || more == 0;
             let allowed = free || self.tree.domains.allows(payer, Quota::Memory, more);
@@ -457,8 +473,11 @@ impl<P: Post> Session<'_, P> {
             }
             above = (list, 0, 0);
         }
-        let bytes = count.saturating_mul(NODE_BYTES);
-        let bytes = bytes.saturating_add(entries).saturating_add(value.len());
+        let mut bytes = count.saturating_mul(NODE_BYTES).saturating_add(value_bytes(value.len()));
+        if name_block(longest) > 0 {
+            let blocks = gap.names().map(|name| name_block(name.len()));
+            bytes = blocks.fold(bytes, usize::saturating_add);
+        }
         self.check_size(list, value.len(), 0)?;
         let allowed = self.tree.domains.allows(domid, Quota::Memory, bytes);
         allowed.then_some(()).ok_or(XsError::ENOMEM)

@@ -228,4 +228,18 @@ impl Transactions {
     pub(super) fn open(&self) -> usize {
         self.open
     }
+
+    /// Bytes that they take of the allocator, without values and names.
+    pub(super) fn taken(&self) -> usize {
+        self.heads.taken().saturating_add(self.places.taken())
+    }
+
+    /// What is charged for transactions and their records, without values, the blocks of names and nodes that were made; and
+    /// what the records take of that, without the names.
+    pub(super) fn charged(&self) -> (usize, usize) {
+        let heads = self.heads.len().saturating_mul(TRANSACTION_BYTES);
+        let records = self.places.len();
+        let alone = heads.saturating_add(records.saturating_mul(TOUCHED_BYTES));
+        (alone.saturating_add(records.saturating_mul(Tree::NAME_BYTES)), alone)
+    }
 }

@@ -13,11 +13,12 @@ mod detached;
 mod lists;
 mod named;
 mod owned;
+mod sums;
 
 use super::domain::Accounts;
 use super::path;
 use super::perms::{Access, Entry, Party, Rights, rights};
-use crate::mem::{Arena, Bytes, NIL, NoMemory, Record, Table, TryVec, try_bytes};
+use crate::mem::{Arena, Bytes, NIL, NoMemory, Record, Table, TryVec, block_bytes, try_bytes};
 use crate::proto::id::{ConnId, DomId};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -33,17 +34,13 @@ const ASIDE: u32 = NIL - 1;
 /// The handle of the root, which is the first node made and never goes away.
 pub(super) const ROOT: u32 = 0;
 
-/// What a node counts for besides its value and name. It is a price, the same in all versions of this
-/// server, because a successor has to come to the same accounts as its predecessor. It covers what a node costs
-/// if it shares its name with no other and has children.
-pub(super) const NODE_BYTES: usize = 180;
-const _: () = assert!(
-    Table::<Node>::RECORD_BYTES
-        + Table::<Name>::RECORD_BYTES
-        + Table::<Owned>::RECORD_BYTES
-        + Arena::<Family>::RECORD_BYTES
-        <= NODE_BYTES
-);
+/// What a node counts for besides the blocks of its value and name: its records, if it shares its name with no other and
+/// has children. A successor has to come to the same accounts as its predecessor, so if this or another price changes, the
+/// hand-over gets a new version ([`PRICES_SINCE`](crate::proto::handover::PRICES_SINCE)).
+pub(super) const NODE_BYTES: usize = Table::<Node>::RECORD_BYTES
+    + Table::<Name>::RECORD_BYTES
+    + Table::<Owned>::RECORD_BYTES
+    + Arena::<Family>::RECORD_BYTES;
 
 /// What the header of a node counts for in its size, and each entry of its permissions: the C
 /// server's figures, so that a guest meets `node-size` at the same place.
@@ -60,11 +57,6 @@ pub(super) enum Value {
     Short { len: u8, bytes: [u8; SHORT_MAX] },
     /// Everything longer: a handle in [`Tree::long`].
     Long(u32),
-}
-
-impl Value {
-    /// The longest that needs no block.
-    pub(super) const SHORT_MAX: usize = SHORT_MAX;
 }
 
 /// A node.
@@ -250,6 +242,21 @@ pub(super) struct Tree {
     leaving: u32,
     /// Nodes that were made and are not yet in the tree.
     aside: u32,
+    blocks: Blocks,
+}
+
+/// Bytes that the allocator takes for what records own in blocks of their own.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct Blocks {
+    /// Long values.
+    pub(super) values: usize,
+    /// Long names, and the same once for each user of each.
+    pub(super) names: usize,
+    pub(super) name_uses: usize,
+    /// Permission lists.
+    pub(super) lists: usize,
+    /// Permission lists that nobody pays for, with their records.
+    pub(super) unpaid: usize,
 }
 
 impl Tree {
@@ -288,6 +295,7 @@ impl Tree {
             removals: 0,
             leaving: 0,
             aside: 0,
+            blocks: Blocks::default(),
         };
         let closed = Entry { domid: owner, access: Access::None, stale: false };
         let all = Entry { domid: DomId::ANY, access: Access::Read, stale: false };
@@ -560,8 +568,23 @@ impl Tree {
                 to.copy_from_slice(value);
                 Ok(Value::Short { len, bytes })
             }
-            _ => self.long.insert(try_bytes(value)?).map(Value::Long),
+            _ => self.keep_long(try_bytes(value)?),
         }
+    }
+
+    /// A value that has a block.
+    fn keep_long(&mut self, value: Box<[u8]>) -> Result<Value, NoMemory> {
+        let block = block_bytes(value.len());
+        let kept = self.long.insert(value)?;
+        self.blocks.values = self.blocks.values.saturating_add(block);
+        Ok(Value::Long(kept))
+    }
+
+    /// Gives the block of a value back; how long it was.
+    fn drop_long(&mut self, handle: u32) -> usize {
+        let len = self.long.remove(handle).map_or(0, |value| value.len());
+        self.blocks.values = self.blocks.values.saturating_sub(block_bytes(len));
+        len
     }
 
     /// The bytes of a value that is in no node.
@@ -577,7 +600,7 @@ impl Tree {
     pub(super) fn drop_value(&mut self, value: &Value) -> usize {
         match value {
             Value::Short { len, .. } => usize::from(*len),
-            Value::Long(handle) => self.long.remove(*handle).map_or(0, |value| value.len()),
+            Value::Long(handle) => self.drop_long(*handle),
         }
     }
 
@@ -661,8 +684,8 @@ impl Tree {
         let list = node.list;
         let old_len = self.drop_value(&old);
         let owner = self.owner(list);
-        self.domains.give_back(owner, super::quota::Quota::Memory, old_len);
-        self.domains.take(owner, super::quota::Quota::Memory, new);
+        self.domains.give_back(owner, super::quota::Quota::Memory, value_bytes(old_len));
+        self.domains.take(owner, super::quota::Quota::Memory, value_bytes(new));
     }
 
     /// Replaces the permissions. Takes over one use of `list`.
@@ -694,16 +717,23 @@ impl Tree {
 
     #[inline]
     fn use_name(&mut self, hash: u64, bytes: &[u8]) -> Option<u32> {
-        self.names.find_mut(hash, |name| {
+        let found = self.names.find_mut(hash, |name| {
             let is_it = name.bytes.get() == bytes;
             name.users = name.users.saturating_add(u32::from(is_it));
             is_it
-        })
+        });
+        let block = if found.is_some() { name_block(bytes.len()) } else { 0 };
+        self.blocks.name_uses = self.blocks.name_uses.saturating_add(block);
+        found
     }
 
     fn add_name(&mut self, hash: u64, bytes: &[u8]) -> Result<u32, NoMemory> {
         let name = Name { bytes: Bytes::new(bytes)?, users: 1, chain: NIL };
-        self.names.insert_hashed(hash, name)
+        let added = self.names.insert_hashed(hash, name)?;
+        let block = name_block(bytes.len());
+        self.blocks.names = self.blocks.names.saturating_add(block);
+        self.blocks.name_uses = self.blocks.name_uses.saturating_add(block);
+        Ok(added)
     }
 
     /// One use less of a name; how long it is.
@@ -712,7 +742,9 @@ impl Tree {
         let Some(name) = self.names.get_mut(handle) else { return 0 };
         let len = name.bytes.len();
         name.users = name.users.saturating_sub(1);
-        if name.users == 0 {
+        let is_last = name.users == 0;
+        self.blocks.name_uses = self.blocks.name_uses.saturating_sub(name_block(len));
+        if is_last {
             self.remove_name(handle);
         }
         len
@@ -720,7 +752,8 @@ impl Tree {
 
     #[inline(never)]
     fn remove_name(&mut self, handle: u32) {
-        self.names.remove(handle);
+        let len = self.names.remove(handle).map_or(0, |name| name.bytes.len());
+        self.blocks.names = self.blocks.names.saturating_sub(name_block(len));
     }
 
     /// Every name with its handle and number of users, for the consistency check.
@@ -731,7 +764,22 @@ impl Tree {
 
 /// What a node counts for in its owner's memory.
 pub(super) fn node_bytes(name: &[u8], value: &[u8]) -> usize {
-    NODE_BYTES.saturating_add(value.len()).saturating_add(name.len())
+    NODE_BYTES.saturating_add(name_block(name.len())).saturating_add(value_bytes(value.len()))
+}
+
+/// What the block of a name takes: short ones have none.
+#[inline]
+pub(super) fn name_block(len: usize) -> usize {
+    block_bytes(Bytes::block_len(len))
+}
+
+/// What a value takes: short ones are in their node.
+#[inline]
+pub(super) fn value_bytes(len: usize) -> usize {
+    if len <= SHORT_MAX {
+        return 0;
+    }
+    block_bytes(len).saturating_add(Arena::<Box<[u8]>>::RECORD_BYTES)
 }
 
 /// What a child adds to its parent's list of children.

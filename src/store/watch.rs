@@ -9,8 +9,8 @@
 
 use super::events::Conn;
 use super::path;
-use super::tree::{Tree, bytes_hash, child_hash};
-use crate::mem::{NIL, NoMemory, Record, Table, TryVec, try_bytes};
+use super::tree::{Tree, bytes_hash, child_hash, name_block};
+use crate::mem::{NIL, NoMemory, Record, Table, TryVec, block_bytes, try_bytes};
 use crate::proto::id::ConnId;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -120,6 +120,7 @@ pub(super) struct Watches {
     serial: u64,
     /// Watches that are only there for their pins.
     dead: usize,
+    held: Held,
 }
 
 impl Watches {
@@ -128,7 +129,8 @@ impl Watches {
         Table::<Watch>::INSERT_BYTES + Table::<Place>::INSERT_BYTES;
 
     pub(super) const fn new(seed: u64) -> Self {
-        Self { watches: Table::new(seed), places: Table::new(seed), serial: 0, dead: 0 }
+        let held = Held { tokens: 0, names: 0, charged: 0 };
+        Self { watches: Table::new(seed), places: Table::new(seed), serial: 0, dead: 0, held }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -290,7 +292,11 @@ impl Watches {
         let made = self.places.insert(place);
         if made.is_err() {
             tree.release_name(name);
-        } else if let Some(above) = self.places.get_mut(parent) {
+            return made;
+        }
+        let block = name_block(tree.name_of(name).len());
+        self.held.names = self.held.names.saturating_add(block);
+        if let Some(above) = self.places.get_mut(parent) {
             above.below = above.below.saturating_add(1);
         }
         made
@@ -305,7 +311,8 @@ impl Watches {
             }
             let (parent, name) = (place.parent, place.name);
             self.places.remove(at);
-            tree.release_name(name);
+            let block = name_block(tree.release_name(name));
+            self.held.names = self.held.names.saturating_sub(block);
             if let Some(above) = self.places.get_mut(parent) {
                 above.below = above.below.saturating_sub(1);
             }
@@ -346,6 +353,7 @@ impl Watches {
         let place = self.make_place(tree, path.bytes())?;
         let prev_here = self.places.get(place).map_or(NIL, |place| place.last);
         let prev_own = conn.watches.1;
+        let (bytes, block) = (watch_bytes(path.bytes(), token), block_bytes(token.len()));
         let made = self.watches.insert(Watch {
             token: copy,
             serial: self.serial.saturating_add(1),
@@ -358,7 +366,7 @@ impl Watches {
             next_own: NIL,
             prev_own,
             chain: NIL,
-            bytes: u32::try_from(watch_bytes(path.bytes(), token)).unwrap_or(u32::MAX),
+            bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
             pins: 0,
             home: u8::try_from(path.home()).unwrap_or(0),
             is_dead: false,
@@ -367,6 +375,8 @@ impl Watches {
             self.drop_unused(tree, place);
             return Err(NoMemory);
         };
+        self.held.charged = self.held.charged.saturating_add(bytes);
+        self.held.tokens = self.held.tokens.saturating_add(block);
         self.serial = self.serial.saturating_add(1);
         if let Some(before) = self.watches.get_mut(prev_here) {
             before.next_here = watch;
@@ -391,7 +401,9 @@ impl Watches {
     pub(super) fn remove(&mut self, tree: &mut Tree, conn: &mut Conn, watch: u32) -> usize {
         let Some(gone) = self.watches.get(watch).filter(|watch| !watch.is_dead) else { return 0 };
         let (prev, next, pins) = (gone.prev_own, gone.next_own, gone.pins);
-        let bytes = gone.bytes as usize;
+        let (bytes, block) = (gone.bytes as usize, block_bytes(gone.token.len()));
+        self.held.charged = self.held.charged.saturating_sub(bytes);
+        self.held.tokens = self.held.tokens.saturating_sub(block);
         if let Some(before) = self.watches.get_mut(prev) {
             before.next_own = next;
         }
@@ -483,10 +495,50 @@ pub(super) fn levels(path: &[u8]) -> u32 {
     u32::try_from(path.iter().filter(|byte| **byte == b'/').count()).unwrap_or(u32::MAX)
 }
 
-/// What a watch counts for in the memory of its connection's domain.
+/// What a watch counts for in the memory of its connection's domain: itself, its token, and every place on the way to its
+/// path, as if nobody else had a watch there.
 pub(super) fn watch_bytes(path: &[u8], token: &[u8]) -> usize {
-    path.len().saturating_add(token.len()).saturating_add(WATCH_PRICE)
+    let itself = WATCH_BYTES.saturating_add(block_bytes(token.len())).saturating_add(PLACE_BYTES);
+    if !path.starts_with(b"/") {
+        return itself.saturating_add(name_block(path.len()));
+    }
+    path::components(path).fold(itself, |sum, name| {
+        sum.saturating_add(PLACE_BYTES).saturating_add(name_block(name.len()))
+    })
 }
 
-/// What a watch counts for besides its texts.
-const WATCH_PRICE: usize = 80;
+/// What a watch takes besides its token.
+const WATCH_BYTES: usize = Table::<Watch>::RECORD_BYTES;
+
+/// What a place takes besides the block of a long name, if nobody else uses that name.
+const PLACE_BYTES: usize = Table::<Place>::RECORD_BYTES + Tree::NAME_BYTES;
+
+/// What watches take, and what is charged for them.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct Held {
+    /// The blocks of tokens.
+    tokens: usize,
+    /// The blocks of long names, once for each place.
+    names: usize,
+    /// What all watches together count for.
+    charged: usize,
+}
+
+impl Watches {
+    /// Bytes that they take of the allocator.
+    pub(super) fn taken(&self) -> usize {
+        self.watches.taken().saturating_add(self.places.taken()).saturating_add(self.held.tokens)
+    }
+
+    /// What they count for together, and what their records and blocks take of that, without the names.
+    pub(super) fn charged(&self) -> (usize, usize) {
+        let watches = self.watches.len().saturating_mul(WATCH_BYTES);
+        let places = self.places.len().saturating_mul(Table::<Place>::RECORD_BYTES);
+        (self.held.charged, watches.saturating_add(places).saturating_add(self.held.tokens))
+    }
+
+    /// What the blocks of long names take that places use, once for each of them.
+    pub(super) fn name_blocks(&self) -> usize {
+        self.held.names
+    }
+}

@@ -10,6 +10,7 @@ use super::abi::xen::SharedInfo;
 use super::layout::PAGE_SIZE;
 use super::shared_page::SharedPage;
 use super::{DOMID_SELF, console, hypercall, memory};
+use crate::mem::room_bytes;
 use crate::proto::id::DomId;
 use crate::proto::ring::{RingPage, Word};
 use crate::server::platform::PlatformError;
@@ -57,6 +58,11 @@ pub(super) fn adopt_shared_info() -> Result<&'static SharedInfo, PlatformError> 
 /// The first page of the window that was never used.
 pub(super) fn window_end() -> usize {
     WINDOW.lock().next
+}
+
+/// Bytes that the list of free pages takes of the heap.
+pub(super) fn held() -> usize {
+    room_bytes(&WINDOW.lock().free)
 }
 
 /// Takes the old image's window over, before any of its pages is adopted.

@@ -1,13 +1,13 @@
 //! The end of a transaction: what is looked at, what changes at once, and what is left to be done in slices.
 
-use super::overlay::{Open, value_bytes};
+use super::overlay::Open;
 use super::{Places, State};
 use crate::mem::{Budget, NIL, NoMemory, Progress, TryVec};
 use crate::store::Store;
 use crate::store::events::Post;
 use crate::store::path;
 use crate::store::quota::Quota;
-use crate::store::tree::{Found, ROOT, Tree};
+use crate::store::tree::{Found, ROOT, Tree, value_bytes};
 use crate::store::watch::Class;
 use alloc::vec::Vec;
 

@@ -4,12 +4,11 @@ use super::{
     Base, Now, OpenOf, Places, State, TOUCHED_BYTES, TRANSACTION_BYTES, Touched, Transaction,
     Transactions,
 };
-use crate::mem::{Arena, Bytes, NIL, NoMemory, Table, block_bytes};
+use crate::mem::{NIL, NoMemory, Table};
 use crate::proto::id::{ConnId, DomId, TxId};
 use crate::store::perms::{Access, Party};
-use crate::store::tree::{Node, ROOT, Tree, Value, entry_bytes};
+use crate::store::tree::{Node, ROOT, Tree, entry_bytes, name_block, value_bytes};
 use crate::store::watch::Class;
-use alloc::boxed::Box;
 use core::ops::{Deref, DerefMut};
 
 /// Marks the handle of a transaction where otherwise that of a record stands. No table has so many records.
@@ -91,15 +90,7 @@ impl Touched {
 
 /// What a name counts for that somebody uses.
 fn name_bytes(len: usize) -> usize {
-    block_bytes(Bytes::block_len(len)).saturating_add(Tree::NAME_BYTES)
-}
-
-/// What a value counts for that is not in a node.
-pub(super) fn value_bytes(len: usize) -> usize {
-    if len <= Value::SHORT_MAX {
-        return 0;
-    }
-    block_bytes(len).saturating_add(Arena::<Box<[u8]>>::RECORD_BYTES)
+    name_block(len).saturating_add(Tree::NAME_BYTES)
 }
 
 /// What a step on the way counts for.
@@ -282,6 +273,11 @@ impl Places {
             Some(value) => Some(tree.kept(value)),
             None => self.live(tree, at, party).map(|(_, node)| tree.value(node)),
         }
+    }
+
+    /// Whether the value of a touched node is the transaction's own.
+    pub(in crate::store) fn has_value(&self, at: u32) -> bool {
+        self.get(at).is_some_and(|touched| touched.is_fresh() || touched.value.is_some())
     }
 
     /// The generation that a node has outside if it is not the one of the first access, 0 if it is gone.

@@ -8,7 +8,7 @@ use crate::store::events::Post;
 use crate::store::path;
 use crate::store::quota::Quota;
 use crate::store::session::{Gap, Session, Sight, Spot};
-use crate::store::tree::{Found, ROOT, Value};
+use crate::store::tree::{Found, ROOT, Value, value_bytes};
 use crate::store::watch::Class;
 
 /// Where a walk along a path has come to, in the overlay.
@@ -191,12 +191,11 @@ impl<P: Post> Session<'_, P> {
     /// Keeps the value of a node that is read in the transaction.
     pub(in crate::store) fn keep_value(&mut self, at: u32) -> Result<(), XsError> {
         let Some(tx) = self.tx.as_ref() else { return Ok(()) };
-        let is_kept = |touched: &Touched| touched.is_fresh() || touched.value.is_some();
-        if tx.get(at).is_none_or(is_kept) {
+        if tx.get(at).is_none() || tx.places.has_value(at) {
             return Ok(());
         }
         let Some((live, node)) = tx.places.live(self.tree, at, &self.party) else { return Ok(()) };
-        let (bytes, count) = (self.tree.value(node).len(), tx.len());
+        let (bytes, count) = (value_bytes(self.tree.value(node).len()), tx.len());
         self.check_transaction(count, bytes)?;
         let copied = self.tree.copy_value(live).map_err(XsError::from);
         let value = self.spoiled(copied)?;

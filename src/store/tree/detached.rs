@@ -3,7 +3,7 @@
 //! So what may be refused for want of memory is done first, what everybody sees changes at once and cannot fail, and
 //! what takes long is done afterwards, in slices.
 
-use super::{ASIDE, Family, NODE_BYTES, Node, ROOT, Tree, Value};
+use super::{ASIDE, Family, NODE_BYTES, Node, ROOT, Tree, Value, name_block, value_bytes};
 use crate::mem::{Budget, NIL, NoMemory, Progress};
 use crate::proto::id::DomId;
 
@@ -19,13 +19,13 @@ struct Run {
     list: u32,
     owner: DomId,
     count: u32,
-    /// Bytes of their names and values.
-    texts: usize,
+    /// What their names and values take.
+    blocks: usize,
 }
 
 impl Run {
     /// No node yet.
-    const NONE: Self = Self { list: NIL, owner: DomId(0), count: 0, texts: 0 };
+    const NONE: Self = Self { list: NIL, owner: DomId(0), count: 0, blocks: 0 };
 }
 
 impl Tree {
@@ -341,7 +341,7 @@ impl Tree {
         let Some(Node { name, list, value, .. }) = self.nodes.take(at) else { return };
         let value = match value {
             Value::Short { len, .. } => usize::from(len),
-            Value::Long(handle) => self.long.remove(handle).map_or(0, |value| value.len()),
+            Value::Long(handle) => self.drop_long(handle),
         };
         let name = self.release_name(name);
         if list != run.list || run.count == 0 || run.count == RUN_MAX {
@@ -353,18 +353,18 @@ impl Tree {
             self.unlink_owned(run.owner, at);
         }
         run.count = run.count.wrapping_add(1);
-        run.texts = run.texts.wrapping_add(name).wrapping_add(value);
+        run.blocks = run.blocks.wrapping_add(name_block(name)).wrapping_add(value_bytes(value));
     }
 
     fn end_run(&mut self, run: &mut Run) {
         if run.count > 0 {
             let prices = NODE_BYTES.saturating_mul(run.count as usize);
             if self.is_anybodys(run.list) {
-                self.domains.disown(run.owner, run.count, prices.saturating_add(run.texts));
+                self.domains.disown(run.owner, run.count, prices.saturating_add(run.blocks));
             }
             self.release_uses(run.list, run.count);
         }
-        (run.count, run.texts) = (0, 0);
+        (run.count, run.blocks) = (0, 0);
     }
 }
 
@@ -419,6 +419,10 @@ mod tests {
         assert!(tree.is_detached(a) && !tree.is_attached(b) && owned(&tree) == 2);
         assert_eq!(tree.free_some(a, &mut Budget::endless()), Progress::Done);
         assert_eq!((counts(&tree), owned(&tree)), (before, 0));
+        // All but the permission list, which is still in use.
+        let bytes = tree.lists.get(list).unwrap().bytes();
+        assert_eq!(tree.domains.get(GUEST).unwrap().used.get(Quota::Memory) as usize, bytes);
+        tree.release_list(list);
         assert_eq!(tree.domains.get(GUEST).unwrap().used.get(Quota::Memory), 0);
     }
 

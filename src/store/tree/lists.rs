@@ -2,7 +2,9 @@
 //! that the rights of a domain that is gone go one list at a time.
 
 use super::Tree;
-use crate::mem::{Budget, NIL, NoMemory, Progress, Record, try_fill, try_slice};
+use crate::mem::{
+    Budget, NIL, NoMemory, Progress, Record, Table, block_bytes, try_fill, try_slice,
+};
 use crate::proto::id::DomId;
 use crate::store::perms::Entry;
 use alloc::boxed::Box;
@@ -37,9 +39,27 @@ pub(in crate::store) struct List {
     len: u32,
     pub(in crate::store) users: u32,
     chain: u32,
+    /// Its owner pays for it.
+    is_paid: bool,
 }
 
 impl List {
+    /// Bytes of its blocks.
+    fn blocks(&self) -> usize {
+        let entries = block_bytes(size_of_val(&*self.entries));
+        entries.saturating_add(block_bytes(size_of_val(&*self.links)))
+    }
+
+    /// What its owner pays for it: all of it, once, whatever the number of nodes that have it.
+    pub(in crate::store) fn bytes(&self) -> usize {
+        Tree::LIST_BYTES.saturating_add(self.blocks())
+    }
+
+    /// Whether its owner pays for it.
+    pub(in crate::store) fn is_paid(&self) -> bool {
+        self.is_paid
+    }
+
     /// The entries.
     pub(in crate::store) fn entries(&self) -> &[Entry] {
         self.entries.get(..self.len as usize).unwrap_or(&[])
@@ -69,6 +89,9 @@ fn list_hash(seed: u64, entries: &[Entry]) -> u64 {
 }
 
 impl Tree {
+    /// What a permission list takes besides its blocks.
+    pub(in crate::store) const LIST_BYTES: usize = Table::<List>::RECORD_BYTES;
+
     pub(in crate::store) fn entries(&self, list: u32) -> &[Entry] {
         self.lists.get(list).map_or(&[], List::entries)
     }
@@ -90,10 +113,37 @@ impl Tree {
             Box::default()
         };
         let len = u32::try_from(entries.len()).unwrap_or(0);
-        let list = List { entries: try_slice(entries)?, links, len, users: 1, chain: NIL };
+        let entries_of = try_slice(entries)?;
+        let mut list =
+            List { entries: entries_of, links, len, users: 1, chain: NIL, is_paid: false };
+        let (blocks, bytes) = (list.blocks(), list.bytes());
+        let owner = entries.first().filter(|owner| !owner.stale).map(|owner| owner.domid);
+        let payer = owner.filter(|owner| self.domains.get(*owner).is_some());
+        list.is_paid = payer.is_some();
         let handle = self.lists.insert(list)?;
+        let _is_paid = payer.is_some_and(|payer| self.domains.take_list(payer, bytes));
+        self.blocks.lists = self.blocks.lists.saturating_add(blocks);
+        if payer.is_none() {
+            self.blocks.unpaid = self.blocks.unpaid.saturating_add(bytes);
+        }
         (0..len).for_each(|place| self.link_right((handle, place)));
         Ok(handle)
+    }
+
+    /// Nobody pays for a list any more, which is in the hands of a transaction or on its way out.
+    fn stop_paying(&mut self, handle: u32) {
+        let Some(list) = self.lists.get_mut(handle) else { return };
+        if core::mem::take(&mut list.is_paid) {
+            let bytes = list.bytes();
+            let owner = self.owner(handle);
+            self.domains.give_back_list(owner, bytes);
+            self.blocks.unpaid = self.blocks.unpaid.saturating_add(bytes);
+        }
+    }
+
+    /// Whether a list was made for the one who has a use of it, and for nobody else.
+    pub(in crate::store) fn is_new_list(&self, list: u32) -> bool {
+        self.lists.get(list).is_some_and(|list| list.users == 1)
     }
 
     /// Whether a domain's rights are listed, and this is one.
@@ -124,9 +174,17 @@ impl Tree {
         let Some(list) = self.lists.get_mut(handle) else { return };
         list.users = list.users.saturating_sub(uses);
         if list.users == 0 {
-            self.unlink_rights(handle);
-            self.lists.remove(handle);
+            self.remove_list(handle);
         }
+    }
+
+    #[inline(never)]
+    fn remove_list(&mut self, handle: u32) {
+        self.unlink_rights(handle);
+        self.stop_paying(handle);
+        let Some(list) = self.lists.remove(handle) else { return };
+        self.blocks.lists = self.blocks.lists.saturating_sub(list.blocks());
+        self.blocks.unpaid = self.blocks.unpaid.saturating_sub(list.bytes());
     }
 
     /// The list that a new node gets: its parent's, owned by `creator` if that is somebody.
@@ -228,6 +286,9 @@ impl Tree {
 
     fn strip(&mut self, handle: u32, domid: DomId) {
         self.unlink_rights(handle);
+        if self.owner(handle) == domid && self.is_anybodys(handle) {
+            self.stop_paying(handle);
+        }
         self.lists.rekey(handle, |list| {
             let mut kept = 0_usize;
             for place in 0..list.len as usize {

@@ -32,7 +32,7 @@ impl Tree {
         match self.nodes.get(handle).map(|node| node.value) {
             Some(Value::Long(long)) => {
                 let copy = try_bytes(self.long.get(long).map_or(&[], |value| value))?;
-                self.long.insert(copy).map(Value::Long)
+                self.keep_long(copy)
             }
             Some(short @ Value::Short { .. }) => Ok(short),
             None => self.keep(&[]),
