@@ -5,6 +5,9 @@ image=/usr/lib/xenstore-stubdom/xenstore-stubdom
 start=/usr/lib/xenstore-stubdom/xenstored
 # What people look at the store with.
 tools=/usr/lib/xenstore-stubdom/xenstore-tools
+# What has the domain go on when it was shut down, and its unit.
+guard=/usr/lib/xenstore-stubdom/xenstore-guard
+guard_unit=xenstore-stubdom-guard.service
 start_with_xl=/usr/lib/xenstore-stubdom/start-with-xl
 settings=/etc/default/xenstore-stubdom
 # The domain as `xl create` builds it.
@@ -18,6 +21,9 @@ pid_file=/run/xen/xenstored.pid
 IMAGE=$image MEMORY=8 MAXMEM=64 OPTIONS='' FALLBACK=yes WITH_XL=no
 # shellcheck source=scripts/deb/default
 [ ! -r $settings ] || . $settings
+
+# has_systemd: it is what runs this host.
+has_systemd() { [ -d /run/systemd/system ]; }
 
 say() { printf "xenstore-stubdom: %s\n" "$*" >&2; }
 

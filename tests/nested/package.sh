@@ -79,6 +79,12 @@ equal "and more of them" 77 "$(awk '$1 == "watches" { print $3 }' /run/quota)"
 check "a daemon's option is named on the console" wait_for 20 grep -q -- "--verbose has no effect here" $logs/guest-Xenstore.log
 check "status" run xenstore-stubdom status
 check "it names the domain and what it runs" said "now:       domain 1, [xenstore-stubdom "
+check "and that nobody watches over it" said "guard:     none"
+# A unit of systemd does this.
+xenstore-stubdom guard 2>/run/guard.log &
+check "the guard has found the domain" wait_for 20 grep -q "^watching domain 1, the xenstore" /run/guard.log
+check "status" run xenstore-stubdom status
+check "it names the guard" said "guard:     process "
 
 step "the tools"
 check "xenstore-write, -read" serves first
