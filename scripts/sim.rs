@@ -3,6 +3,7 @@
 //! ```text
 //! sim [--seeds N] [--from N] [--jobs N]   N seeds from a first one on, on so many processors
 //! sim --seed N                            one seed
+//! sim --fail yes ...                      the judged seeds only, and each of them with failures of the server
 //! sim --refuse N ...                      each judged seed N times, each time with another block refused; 0 for every one
 //! sim --only hungry|judged ...            only the seeds of this kind: hungry guests, or those that the model judges
 //! ```
@@ -30,12 +31,15 @@ struct Wanted {
     jobs: u64,
     /// How many blocks of each judged seed are refused, one at a time.
     refuse: Option<u64>,
+    /// The server fails in each judged seed.
+    fail: bool,
     /// Only seeds of hungry guests, or only the others.
     hungry: Option<bool>,
 }
 
 fn arguments() -> Option<Wanted> {
-    let mut wanted = Wanted { from: 0, seeds: 1000, jobs: 1, refuse: None, hungry: None };
+    let mut wanted =
+        Wanted { from: 0, seeds: 1000, jobs: 1, refuse: None, fail: false, hungry: None };
     let mut words = env::args().skip(1);
     while let Some(word) = words.next() {
         let value = words.next()?;
@@ -45,6 +49,10 @@ fn arguments() -> Option<Wanted> {
                 "judged" => false,
                 _ => return None,
             });
+            continue;
+        }
+        if word == "--fail" {
+            (wanted.fail, wanted.hungry) = (value == "yes", Some(false));
             continue;
         }
         let value = value.parse().ok()?;
@@ -66,8 +74,16 @@ fn say(line: &str) {
 }
 
 fn main() -> ExitCode {
+    if cfg!(panic = "abort") {
+        say(
+            "built so that a panic is the end, this cannot have servers fail: cargo run --profile sim --example sim",
+        );
+        return ExitCode::from(2);
+    }
     let Some(wanted) = arguments() else {
-        say("sim [--seeds N] [--from N] [--jobs N] [--seed N] [--only hungry|judged] [--refuse N]");
+        say(
+            "sim [--seeds N] [--from N] [--jobs N] [--seed N] [--only hungry|judged] [--fail yes] [--refuse N]",
+        );
         return ExitCode::from(2);
     };
     let (next, requests) = (AtomicU64::new(wanted.from), AtomicU64::new(0));
@@ -96,17 +112,11 @@ fn main() -> ExitCode {
                 }
                 continue;
             }
-            match swarm::play(seed) {
-                Ok(report) => {
-                    requests.fetch_add(report.requests, Ordering::Relaxed);
-                    if wanted.seeds == 1 {
-                        say(&format!("trace {:016x}", report.trace));
-                    }
+            match play(seed, &wanted) {
+                Some(judged) => {
+                    requests.fetch_add(judged, Ordering::Relaxed);
                 }
-                Err(failure) => {
-                    say(&format!("{failure}"));
-                    failed.store(true, Ordering::Relaxed);
-                }
+                None => failed.store(true, Ordering::Relaxed),
             }
             let done = seed - wanted.from + 1;
             if done % PROGRESS == 0 {
@@ -130,6 +140,22 @@ fn main() -> ExitCode {
         start.elapsed()
     ));
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Plays a seed; how many requests were judged, or `None` if something was wrong.
+fn play(seed: u64, wanted: &Wanted) -> Option<u64> {
+    match if wanted.fail { swarm::play_failing(seed) } else { swarm::play(seed) } {
+        Ok(report) => {
+            if wanted.seeds == 1 {
+                say(&format!("trace {:016x}", report.trace));
+            }
+            Some(report.requests)
+        }
+        Err(failure) => {
+            say(&format!("{failure}"));
+            None
+        }
+    }
 }
 
 /// Refuses some blocks of a seed, one at a time, or every one; says how many.

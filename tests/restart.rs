@@ -8,6 +8,7 @@ use core::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
 use xenstore_stubdom::proto::id::DomId;
 use xenstore_stubdom::proto::wire::Kind;
+use xenstore_stubdom::server::Pass;
 use xenstore_stubdom::sim::{Client, Simulation};
 
 /// More calls than any of the requests below makes.
@@ -37,6 +38,9 @@ impl Scene {
             );
             assert_eq!(introduced.last().unwrap().payload, b"OK\0");
         }
+        // One that is not introduced yet, and a second port of one that is.
+        simulation.world.create(DomId(9));
+        simulation.world.offer(DomId(8));
         let guest = simulation.client(DomId(7));
         let mut scene = Self { simulation, dom0, guest };
         for (kind, tx, payload) in [
@@ -98,7 +102,7 @@ fn reply(messages: Vec<xenstore_stubdom::sim::Message>) -> Option<Vec<u8>> {
 }
 
 /// Who asks for what: whether it is the guest, the type, the transaction, the payload.
-const REQUESTS: [(bool, Kind, u32, &str); 24] = [
+const REQUESTS: [(bool, Kind, u32, &str); 29] = [
     (true, Kind::Write, 0, "/guest/one\0value"),
     (true, Kind::Write, 0, "/guest/a/b/c/d/e\0value"),
     (true, Kind::Write, 0, "/guest/x/y\0another"),
@@ -120,6 +124,11 @@ const REQUESTS: [(bool, Kind, u32, &str); 24] = [
     (false, Kind::Write, 0, "/tree/a/b\0another"),
     (false, Kind::Release, 0, "7\0"),
     (false, Kind::Release, 0, "8\0"),
+    (false, Kind::Introduce, 0, "9\x001\x0010\0"),
+    (false, Kind::Introduce, 0, "8\x001\x0011\0"),
+    (false, Kind::SetPerms, 0, "/tree\0n9\0r8\0"),
+    (true, Kind::ResetWatches, 0, "\0"),
+    (false, Kind::Control, 0, "quota\0max\0"),
     (false, Kind::SetTarget, 0, "8\x007\0"),
     (false, Kind::Control, 0, "check\0"),
     (false, Kind::Control, 0, "stats\0"),
@@ -137,6 +146,8 @@ fn fail_everywhere(request: (bool, Kind, u32, &str)) -> u32 {
         scene.simulation.world.set_failure(Some(calls));
         let Scene { simulation, dom0, guest } = &mut scene;
         let client = if by_guest { guest } else { dom0 };
+        let domid = DomId(if by_guest { 7 } else { 0 });
+        let signals = simulation.world.signals(domid);
         let asked = catch_unwind(AssertUnwindSafe(|| {
             reply(simulation.ask(client, kind, tx, payload.as_bytes()))
         }));
@@ -151,7 +162,10 @@ fn fail_everywhere(request: (bool, Kind, u32, &str)) -> u32 {
             }
             Err(_) => {
                 simulation.go_on().unwrap_or_else(|why| panic!("{place}: {why}"));
-                reply(simulation.drain(client))
+                let reply = reply(simulation.drain(client));
+                // A client that waits for its reply sleeps.
+                assert!(simulation.world.signals(domid) > signals, "{place}: nobody was signalled");
+                reply
             }
         };
         if kind != Kind::Release || payload != "7\0" {
@@ -283,8 +297,8 @@ fn a_death_that_a_failure_meets_is_brought_to_its_end() {
             };
             let is_over = !messages.is_empty();
             messages.extend(simulation.drain(dom0));
-            let is_told = messages.iter().any(|m| m.payload.starts_with(b"@releaseDomain\0"));
-            assert!(is_told, "call {calls}: nobody was told");
+            let news = messages.iter().filter(|m| m.payload.starts_with(b"@releaseDomain\0"));
+            assert_eq!(news.count(), 1, "call {calls}: how often it was told");
             scene.simulation.server.check().unwrap_or_else(|why| panic!("call {calls}: {why}"));
             let read = scene.ask(false, Kind::Read, 0, "/guest/x/y\0");
             assert_eq!(read, b"ENOENT\0", "call {calls}");
@@ -300,4 +314,100 @@ fn a_death_that_a_failure_meets_is_brought_to_its_end() {
         Ok(places) => assert!(places > 2, "only {places} places"),
         Err(why) => panic!("{}", why.downcast_ref::<String>().cloned().unwrap_or_default()),
     }
+}
+
+/// Does something in a scene, with a failure at each call that the server makes of the world because of it; looks at the
+/// scene afterwards. Says at how many calls.
+fn at_each_call(act: impl Fn(&mut Scene), look: impl Fn(&mut Scene, u32)) -> u32 {
+    at_each_call_while(act, |simulation| _ = simulation.settle(), look)
+}
+
+/// The same, with another way to let the server work.
+fn at_each_call_while(
+    act: impl Fn(&mut Scene),
+    work: impl Fn(&mut Simulation),
+    look: impl Fn(&mut Scene, u32),
+) -> u32 {
+    for calls in 0..CALLS_MAX {
+        let mut scene = Scene::new();
+        act(&mut scene);
+        let simulation = &mut scene.simulation;
+        simulation.world.set_failure(Some(calls));
+        while simulation
+            .survive(&work)
+            .unwrap_or_else(|why| panic!("call {calls}: {why}"))
+            .is_none()
+        {}
+        let is_over = simulation.world.has_failure();
+        simulation.world.set_failure(None);
+        look(&mut scene, calls);
+        scene.simulation.server.check().unwrap_or_else(|why| panic!("call {calls}: {why}"));
+        scene.must(false, Kind::Write, 0, "/afterwards\0works");
+        scene.simulation.hand_over().unwrap_or_else(|why| panic!("call {calls}: {why}"));
+        if is_over {
+            return calls;
+        }
+    }
+    panic!("more than {CALLS_MAX} calls");
+}
+
+fn count(messages: &[xenstore_stubdom::sim::Message], payload: &[u8]) -> usize {
+    messages.iter().filter(|message| message.payload == payload).count()
+}
+
+/// Two guests shut down, and the server fails while it finds that out: it is told once.
+#[test]
+fn a_shutdown_that_a_failure_meets_is_told_once() {
+    let shut_down = |scene: &mut Scene| {
+        for domid in [7, 8] {
+            scene.simulation.world.set_shutdown(DomId(domid), true);
+        }
+    };
+    let places = at_each_call(shut_down, |scene, calls| {
+        let messages = scene.simulation.drain(&mut scene.dom0);
+        assert_eq!(count(&messages, b"@releaseDomain\0gone\0"), 1, "call {calls}");
+    });
+    assert!(places > 3, "only {places} places");
+}
+
+/// A failure while the server tells why a live update has failed: whoever asked for it has an answer.
+#[test]
+fn who_asks_for_a_live_update_that_fails_has_an_answer() {
+    let start = |scene: &mut Scene| {
+        scene.must(false, Kind::Control, 0, "live-update\0-b\x004\0");
+        scene.must(false, Kind::Control, 0, "live-update\0-d\x004\0\x7fELF\0");
+        let payload = b"live-update\0-s\0-t\x0060\0";
+        let (bytes, _) = scene.dom0.request(Kind::Control.number(), 0, payload);
+        assert_eq!(scene.dom0.write(&bytes), bytes.len());
+    };
+    let look = |scene: &mut Scene, calls| {
+        let messages = scene.simulation.drain(&mut scene.dom0);
+        assert_eq!(messages.len(), 1, "call {calls}: {messages:?}");
+    };
+    let work = |simulation: &mut Simulation| {
+        loop {
+            match simulation.server.pass() {
+                Pass::More => {}
+                Pass::Idle(_) => return,
+                Pass::HandOver => drop(simulation.fail_to_hand_over()),
+            }
+        }
+    };
+    let places = at_each_call_while(start, work, look);
+    assert!(places > 1, "only {places} places");
+}
+
+/// A guest is given up, and the server fails on the way: it goes on, and keeps no port of it.
+#[test]
+fn a_guest_that_is_given_up_while_the_server_fails_is_given_up() {
+    let endless = |scene: &mut Scene| {
+        let header = [2_u32, 1, 0, 1 << 20].map(u32::to_le_bytes).concat();
+        assert_eq!(scene.guest.write(&header), header.len());
+    };
+    let places = at_each_call(endless, |scene, calls| {
+        assert_eq!(scene.simulation.world.bound_ports(), 2, "call {calls}");
+        let asked = scene.simulation.ask(&mut scene.dom0, Kind::Release, 0, b"7\0");
+        assert_eq!(count(&asked, b"OK\0"), 1, "call {calls}");
+    });
+    assert!(places > 1, "only {places} places");
 }

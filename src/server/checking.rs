@@ -129,7 +129,15 @@ impl<P: Platform> Server<P> {
 
     /// One turn of that.
     pub(super) fn maxima_on(&mut self) {
-        let Some(mut maxima) = self.maxima.take() else { return };
+        let Some(maxima) = self.maxima.take() else { return };
+        let requester = maxima.requester;
+        self.doing = Doing { conn: Some(requester.conn), header: Some(requester.header()) };
+        self.maxima_part(maxima);
+        self.doing = Doing::default();
+    }
+
+    /// A turn of it, and if that was the last one, the answer.
+    fn maxima_part(&mut self, mut maxima: Maxima) {
         let privileged = self.store.privileged();
         while let Some(from) = maxima.next
             && let Some((domid, _)) = self.domains.next_from(from)

@@ -205,10 +205,12 @@ impl<P: Platform> Server<P> {
             }
         };
         let id = self.open(domid, page, port, identity)?;
+        // First of all that it is to be announced: from here on a failure finds it introduced.
         if domid != self.privileged {
-            self.announce(Special::IntroduceDomain, domid, true);
+            self.store.will_announce(Special::IntroduceDomain, domid, true);
         }
         self.start_over(id);
+        self.bury();
         Ok(self.when_told(domid))
     }
 
@@ -338,8 +340,7 @@ impl<P: Platform> Server<P> {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let is_connected = connection.is_connected();
         if let Some(old) = connection.port.take() {
-            let _ = self.ports.remove(old);
-            self.platform.unbind(old);
+            self.close(old);
         }
         let bound =
             if is_connected { self.platform.bind(domid, remote_port).map(Some) } else { Ok(None) };
@@ -455,59 +456,62 @@ impl<P: Platform> Server<P> {
 
     /// Looks at once what became of every tracked domain.
     pub(super) fn look_at_domains(&mut self, look: Look) {
-        let mut scan = Scan { next: Some(DomId(0)), ..Scan::new(look) };
-        while self.look_at_next(&mut scan) {}
-        self.announce_shutdown(&mut scan.announced, Plain::Yes);
+        self.scan = Some(Scan { next: Some(DomId(0)), ..Scan::new(look) });
+        while self.look_at_next() {}
+        self.announce_shutdown(Plain::Yes);
+        self.scan = self.scan.filter(|scan| scan.again).map(|_| Scan::new(Look::News));
     }
 
-    /// Goes on with finding that out.
+    /// Goes on with finding that out. How far that has come is always in its place, for a failure in between.
     pub(super) fn scan_on(&mut self) {
-        let Some(mut scan) = self.scan.take() else { return };
-        while !self.budget.is_over() {
-            if self.look_at_next(&mut scan) {
+        while let Some(scan) = self.scan
+            && !self.budget.is_over()
+        {
+            if self.look_at_next() {
                 continue;
             }
             // One plain event for all that shut down, with the last of them.
-            self.announce_shutdown(&mut scan.announced, Plain::Yes);
-            if !scan.again {
-                return;
-            }
-            scan = Scan::new(Look::News);
+            self.announce_shutdown(Plain::Yes);
+            self.scan = scan.again.then(|| Scan::new(Look::News));
         }
-        self.scan = Some(scan);
     }
 
     /// Looks at one domain; `false` if there is none left.
-    fn look_at_next(&mut self, scan: &mut Scan) -> bool {
+    fn look_at_next(&mut self) -> bool {
         self.budget.spend(ASK_WORK);
+        let Some(scan) = self.scan else { return false };
         let Some(from) = scan.next else {
             match self.platform.next_change() {
-                Change::Domain(domid, state) => {
-                    self.domain_changed(domid, state, &mut scan.announced);
-                }
+                Change::Domain(domid, state) => self.domain_changed(domid, state),
                 Change::Done => return false,
-                Change::Unsupported => scan.next = Some(DomId(0)),
+                Change::Unsupported => {
+                    if let Some(scan) = &mut self.scan {
+                        scan.next = Some(DomId(0));
+                    }
+                }
             }
             return true;
         };
         let Some((domid, _)) = self.domains.next_from(from) else { return false };
-        scan.next = Some(DomId(domid.0.saturating_add(1)));
         let state = self.ask(domid);
         if state != DomainState::Unknown || scan.look == Look::News {
-            self.domain_changed(domid, state, &mut scan.announced);
+            self.domain_changed(domid, state);
+        }
+        if let Some(scan) = &mut self.scan {
+            scan.next = Some(DomId(domid.0.saturating_add(1)));
         }
         true
     }
 
-    /// Acts on the state of one domain. `announced` is a domain whose shutdown has been seen but not announced yet.
-    fn domain_changed(&mut self, domid: DomId, state: DomainState, announced: &mut Option<DomId>) {
+    /// Acts on the state of one domain, which is looked at.
+    fn domain_changed(&mut self, domid: DomId, state: DomainState) {
         let Some(domain) = self.domains.get(domid) else { return };
         let is_introduced = domain.connection.is_some();
         match state {
             // It may be the one that has shut down; whoever cares has to look.
             DomainState::Unknown if is_introduced && domid != self.privileged => {
-                self.announce_shutdown(announced, Plain::No);
-                *announced = Some(domid);
+                self.announce_shutdown(Plain::No);
+                self.announce_next(domid);
             }
             DomainState::Unknown => {}
             DomainState::Exists { shutdown, identity, .. }
@@ -518,15 +522,17 @@ impl<P: Platform> Server<P> {
                     domain.identity = identity;
                 }
                 if shutdown && is_introduced && !domain.shutdown_reported {
-                    domain.shutdown_reported = true;
-                    self.announce_shutdown(announced, Plain::No);
-                    *announced = Some(domid);
+                    self.announce_shutdown(Plain::No);
+                    self.announce_next(domid);
+                    if let Some(domain) = self.domains.get_mut(domid) {
+                        domain.shutdown_reported = true;
+                    }
                 }
             }
             DomainState::Exists { .. } | DomainState::Gone => {
                 // The plain event of a death stands for those before it.
                 if is_introduced {
-                    self.announce_shutdown(announced, Plain::No);
+                    self.announce_shutdown(Plain::No);
                 }
                 self.destroy(domid);
             }
@@ -540,9 +546,20 @@ impl<P: Platform> Server<P> {
         self.report_drops();
     }
 
-    fn announce_shutdown(&mut self, announced: &mut Option<DomId>, plain: Plain) {
-        if let Some(domid) = announced.take() {
+    /// Announces the shutdown that the look has seen last.
+    fn announce_shutdown(&mut self, plain: Plain) {
+        if let Some(domid) = self.scan.and_then(|scan| scan.announced) {
             self.announce(Special::ReleaseDomain, domid, plain == Plain::Yes);
+            if let Some(scan) = &mut self.scan {
+                scan.announced = None;
+            }
+        }
+    }
+
+    /// The shutdown of a domain has been seen; it is announced with the next one or at the end of the look.
+    fn announce_next(&mut self, domid: DomId) {
+        if let Some(scan) = &mut self.scan {
+            scan.announced = Some(domid);
         }
     }
 
@@ -570,25 +587,33 @@ impl<P: Platform> Server<P> {
             self.platform.log(format_args!("domain {domid} is gone; it was the privileged one"));
             return;
         }
-        let Some(domain) = self.domains.remove(domid) else { return };
+        if !self.domains.contains(domid) {
+            return;
+        }
         self.budget.spend(END_WORK);
         self.trace("obj", format_args!("domain {domid}: forgotten"));
+        self.give_headroom();
+        let Some(domain) = self.domains.remove(domid) else { return };
         // First of all it gets no events any more, not even about its own nodes.
         let connection = domain.connection.and_then(|id| self.detach(id));
         // Others lose the rights that they had as its emulators, too.
-        self.give_headroom();
         self.store.forget(domid);
-        if let Some(port) = connection.as_ref().and_then(|connection| connection.port) {
-            let _ = self.ports.remove(port);
-            self.platform.unbind(port);
-        }
-        // This unmaps the page.
-        drop(connection);
         if domain.connection.is_some() {
             self.announce(Special::ReleaseDomain, domid, true);
         }
         // What is little is gone at once.
         self.bury();
+        if let Some(port) = connection.as_ref().and_then(|connection| connection.port) {
+            self.close(port);
+        }
+        // This unmaps the page.
+        drop(connection);
+    }
+
+    /// Closes a port, and then forgets it: a failure in between leaves nothing that nobody knows of.
+    pub(super) fn close(&mut self, port: EvtchnPort) {
+        self.platform.unbind(port);
+        let _ = self.ports.remove(port);
     }
 
     /// Whether connections, domains, ports and the store agree; what does not is given to `report`.
@@ -620,6 +645,7 @@ impl<P: Platform> Server<P> {
 
     /// Takes a connection out of everything but the hypervisor.
     pub(super) fn detach(&mut self, id: ConnId) -> Option<Connection<P::Ring>> {
+        self.drop_upload_of(id, "its connection is gone");
         self.store.disconnect(id);
         self.timers.set(&mut self.connections, id, None);
         if self.rescanned == Some(id) {
@@ -627,7 +653,6 @@ impl<P: Platform> Server<P> {
         }
         let mut connection = self.connections.remove(id)?;
         self.timers.withdraw();
-        self.drop_upload_of(id, "its connection is gone");
         connection.credit.leave(&mut self.reserve);
         self.past.add(connection.figures);
         self.history.refused = self.history.refused.saturating_add(connection.told.refused);

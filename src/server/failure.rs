@@ -128,7 +128,8 @@ impl<P: Platform> Server<P> {
     /// Brings to its end what may have been broken off between two books.
     fn mend(&mut self) {
         for domid in self.store.domids() {
-            if domid != self.privileged && !self.domains.contains(domid) {
+            let is_lost = !self.domains.contains(domid) && !self.store.is_dying(domid);
+            if domid != self.privileged && is_lost {
                 self.store.forget(domid);
                 self.announce(Special::ReleaseDomain, domid, true);
             }
@@ -138,10 +139,17 @@ impl<P: Platform> Server<P> {
             next = self.connections.next(List::All, id);
             let Some(connection) = self.connections.get(id) else { continue };
             if connection.is_local || self.connection_of(connection.domid) == Some(id) {
-                continue;
+                self.close_ignored(id);
+            } else {
+                let _gone = self.detach(id);
             }
-            if let Some(port) = self.detach(id).and_then(|connection| connection.port) {
-                self.platform.unbind(port);
+        }
+        let mut at = 0;
+        while let Some((handle, port, id)) = self.ports.next_from(at).map(|(h, p, id)| (h, p, *id))
+        {
+            at = handle.saturating_add(1);
+            if self.connections.get(id).is_none_or(|connection| connection.port != Some(port)) {
+                self.close(port);
             }
         }
     }

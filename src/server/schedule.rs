@@ -584,10 +584,12 @@ impl<P: Platform> Server<P> {
 
     /// Tells the peer of what was put into its ring or taken out of it, if it does not know.
     pub(super) fn signal(platform: &mut P, connection: &mut Connection<P::Ring>) {
-        if core::mem::take(&mut connection.must_notify)
-            && let Some(port) = connection.port
-        {
-            platform.notify(port);
+        // Forgotten only when it is done, for a failure in between.
+        if connection.must_notify {
+            if let Some(port) = connection.port {
+                platform.notify(port);
+            }
+            connection.must_notify = false;
         }
     }
 
@@ -659,9 +661,20 @@ impl<P: Platform> Server<P> {
                 self.connections.push(List::Short, id);
             }
             Fault::Oversize(len) => {
-                self.tell(id, format_args!("a request announced {len} bytes of payload"));
+                // With that header it must not stay as it is, whatever happens on the way to the console.
                 self.ignore(id, RingError::Protocol);
+                self.tell(id, format_args!("a request announced {len} bytes of payload"));
             }
+        }
+    }
+
+    /// The signals of a client that is given up must not wake the server any more.
+    pub(super) fn close_ignored(&mut self, id: ConnId) {
+        let connection = self.connections.get(id).filter(|connection| !connection.is_connected());
+        let Some(port) = connection.and_then(|connection| connection.port) else { return };
+        self.close(port);
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.port = None;
         }
     }
 
@@ -669,15 +682,13 @@ impl<P: Platform> Server<P> {
     pub(super) fn ignore(&mut self, id: ConnId, why: RingError) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         connection.ignore(why, &mut self.messages, &mut self.trash);
-        if let Some(port) = connection.port.take() {
-            // The client may wait for the word that was just written. After that its
-            // signals must not wake the server any more.
-            self.platform.notify(port);
-            let _ = self.ports.remove(port);
-            self.platform.unbind(port);
-        }
-        self.drop_upload_of(id, "its connection was given up");
         self.store.disconnect(id);
+        if let Some(port) = connection.port {
+            // The client may wait for the word that was just written.
+            self.platform.notify(port);
+        }
+        self.close_ignored(id);
+        self.drop_upload_of(id, "its connection was given up");
         self.set_timer(id);
         let why = match why {
             RingError::Comm => "its event channel or page cannot be used",

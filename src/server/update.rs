@@ -410,8 +410,9 @@ impl<P: Platform> Server<P> {
     /// The successor was not able to take over: goes on, and tells who asked.
     pub fn stay(&mut self, why: &str) {
         self.upload = None;
-        let passage = self.passage.take();
+        // Whoever asked is known until the answer is given: a failure in between is told, too.
         self.platform.log(format_args!("live update failed: {why}"));
+        let passage = self.passage.take();
         if let Some(requester) = passage.and_then(|passage| passage.requester) {
             self.answer_requester(requester, text(format_args!("{why}")));
         }

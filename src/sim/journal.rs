@@ -41,6 +41,8 @@ pub enum Seen {
     Memory(usize, bool),
     /// The server read the clock.
     Clock(u64),
+    /// The server failed in its code.
+    Failed,
     /// Nothing is left of what dead domains had, and everybody has been told what became of domains.
     Settled,
 }

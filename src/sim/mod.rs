@@ -45,6 +45,8 @@ use crate::server::{Offer, Pass, Server};
 use crate::xen::bounded::outside;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::panic::AssertUnwindSafe;
+use std::panic::catch_unwind;
 
 /// How many passes a server may take over what lies before it. More means that it runs in circles.
 const PASSES_MAX: usize = 100_000;
@@ -203,14 +205,39 @@ impl Simulation {
             let (stream, private) = offer.region.bytes.split_at(offer.stream_len);
             let line = self.server.successor_line();
             let new = Server::restore(self.world.successor(), line, stream, private)?;
-            outside(|| new.check().map_err(|findings| Sentence::from(findings.as_str())))?;
-            // What has failed may not even be dropped.
-            core::mem::forget(core::mem::replace(&mut self.server, new));
+            outside(|| self.world.look(|| new.check()))
+                .map_err(|findings| Sentence::from(findings.as_str()))?;
+            let failed = core::mem::replace(&mut self.server, new);
+            if self.world.memory().is_some() {
+                // Its memory goes back, as far as what has failed can still be dropped.
+                let _dropped = catch_unwind(AssertUnwindSafe(|| failed.abandon()));
+            } else {
+                core::mem::forget(failed);
+            }
             self.note_settled();
             outside(|| self.world.journal().note(|| Seen::Look));
             self.server.take_over();
             Ok(())
         })
+    }
+
+    /// Does something with the server that may [fail](World::set_failure); if it does, the server goes on, and the
+    /// answer is `None`.
+    ///
+    /// # Errors
+    /// Why it cannot go on.
+    pub fn survive<R>(&mut self, f: impl FnOnce(&mut Self) -> R) -> Result<Option<R>, Sentence> {
+        let mut done = catch_unwind(AssertUnwindSafe(|| f(self))).map(Some);
+        while done.is_err() {
+            self.world.journal().note(|| Seen::Failed);
+            // It may fail once more, when it has begun to serve.
+            let going_on = catch_unwind(AssertUnwindSafe(|| self.go_on()));
+            done = match going_on {
+                Ok(result) => return result.map(|()| None),
+                Err(again) => Err(again),
+            };
+        }
+        done.map_err(|_| Sentence::from("it failed and nobody noticed"))
     }
 
     /// A live update that fails at the last moment: the old server goes on.
@@ -244,7 +271,8 @@ impl Simulation {
             Server::restore(self.world.successor(), self.server.successor_line(), stream, private)?;
         let digest = new.digest()?;
         if digest == Digest::of(all) {
-            outside(|| new.check().map_err(|findings| Sentence::from(findings.as_str())))?;
+            outside(|| self.world.look(|| new.check()))
+                .map_err(|findings| Sentence::from(findings.as_str()))?;
             return Ok(new);
         }
         Err(Sentence::from("what was restored is not what was handed over"))
@@ -270,8 +298,7 @@ impl Simulation {
     /// The findings, one a line.
     pub fn check(&self) -> Result<(), String> {
         // A look of the test's own, not on the server's memory.
-        self.server.check()?;
-        self.server.check_bytes()
+        self.world.look(|| self.server.check().and_then(|()| self.server.check_bytes()))
     }
 
     /// The server ends, and with it all that it holds.

@@ -66,10 +66,16 @@ impl Store {
         budget: &mut Budget,
         post: &mut impl Post,
     ) -> Progress {
+        self.will_announce(special, domid, plain);
+        self.go_on_deaths(budget, post)
+    }
+
+    /// As [`announce`](Self::announce), but nobody is told yet.
+    pub fn will_announce(&mut self, special: Special, domid: DomId, plain: bool) {
         if self.tree.domains.get(domid).is_none() {
             if self.tree.domains.learn(domid).is_err() {
                 self.dropped = self.dropped.saturating_add(1);
-                return Progress::Done;
+                return;
             }
             self.tree.domains.enlist(domid, |affairs| affairs.forget = true);
         }
@@ -80,7 +86,6 @@ impl Store {
                 affairs.release_plain |= plain;
             }
         });
-        self.go_on_deaths(budget, post)
     }
 
     /// Whether [`go_on_deaths`](Self::go_on_deaths) has something to do.
@@ -125,31 +130,34 @@ impl Store {
             return Progress::More;
         }
         loop {
-            if let Some(mut news) = self.burial.news.take() {
-                let (tree, mut bell) = self.tree_and_bell(budget, post);
-                if bell.go_on(tree, &mut news) == Progress::More {
-                    self.burial.news = Some(news);
-                    return Progress::More;
-                }
+            // It stays where it is meanwhile, for a failure of the server in between.
+            let (tree, mut bell, burial) = self.parts(budget, post);
+            if let Some(news) = &mut burial.news
+                && bell.go_on(tree, news) == Progress::More
+            {
+                return Progress::More;
             }
+            self.burial.news = None;
             if budget.is_over() {
                 return Progress::More;
             }
-            let Some(domain) = self.tree.domains.get_mut(domid) else { break };
-            let affairs = &mut domain.affairs;
-            let (special, audience) = if core::mem::take(&mut affairs.introduce) {
-                affairs.introduce_plain = true;
+            let Some(domain) = self.tree.domains.get(domid) else { break };
+            let affairs = &domain.affairs;
+            let (special, audience) = if affairs.introduce {
                 (Special::IntroduceDomain, Audience::Domids)
-            } else if core::mem::take(&mut affairs.introduce_plain) {
+            } else if affairs.introduce_plain {
                 (Special::IntroduceDomain, Audience::Plain)
-            } else if core::mem::take(&mut affairs.release) {
+            } else if affairs.release {
                 (Special::ReleaseDomain, Audience::Domids)
-            } else if core::mem::take(&mut affairs.release_plain) {
+            } else if affairs.release_plain {
                 (Special::ReleaseDomain, Audience::Plain)
             } else {
                 break;
             };
             self.ring_special(special, domid, audience, budget, post);
+            // Only now, likewise. Who is told twice by that has the same event waiting, which swallows it.
+            let Some(domain) = self.tree.domains.get_mut(domid) else { break };
+            domain.affairs.told(special, audience);
         }
         self.tree.domains.settle();
         if forget {
@@ -184,12 +192,12 @@ impl Store {
     /// Takes away what a domain has.
     fn bury(&mut self, domid: DomId, budget: &mut Budget, post: &mut impl Post) -> Progress {
         loop {
-            if let Some(mut removal) = self.burial.removal.take() {
-                let (tree, mut bell) = self.tree_and_bell(budget, post);
+            let (tree, mut bell, burial) = self.parts(budget, post);
+            if let Some(removal) = &mut burial.removal {
                 if removal.go_on(tree, &mut bell) == Progress::More {
-                    self.burial.removal = Some(removal);
                     return Progress::More;
                 }
+                self.burial.removal = None;
                 if budget.is_over() {
                     return Progress::More;
                 }

@@ -3,6 +3,8 @@
 //! Everything a guest makes the server hold is counted here, at the place where it is
 //! stored, so that the figures can be recounted from the data (see `check.rs`).
 
+use super::Special;
+use super::events::Audience;
 use super::quota::{Quota, Quotas};
 use super::tree::{NO_RIGHT, Right};
 use crate::mem::{Boxed, NIL, NoMemory, block_bytes, try_array};
@@ -24,6 +26,20 @@ pub(super) struct Affairs {
     /// It is in the list; who comes next there.
     pub(super) is_listed: bool,
     next: Option<DomId>,
+}
+
+impl Affairs {
+    /// What became of the domain has been told to these.
+    pub(super) fn told(&mut self, special: Special, audience: Audience) {
+        match (special, audience) {
+            (Special::IntroduceDomain, Audience::Plain) => self.introduce_plain = false,
+            (Special::IntroduceDomain, _) => {
+                (self.introduce, self.introduce_plain) = (false, true);
+            }
+            (Special::ReleaseDomain, Audience::Plain) => self.release_plain = false,
+            (Special::ReleaseDomain, _) => self.release = false,
+        }
+    }
 }
 
 /// A tracked domain.

@@ -620,6 +620,16 @@ impl Store {
         budget: &'a mut Budget,
         post: &'a mut P,
     ) -> (&'a mut Tree, Bell<'a, P>) {
+        let (tree, bell, _) = self.parts(budget, post);
+        (tree, bell)
+    }
+
+    /// The same, and what is being cleared away.
+    fn parts<'a, P: Post>(
+        &'a mut self,
+        budget: &'a mut Budget,
+        post: &'a mut P,
+    ) -> (&'a mut Tree, Bell<'a, P>, &'a mut Burial) {
         let bell = Bell {
             watches: &mut self.watches,
             conns: &self.conns,
@@ -629,7 +639,7 @@ impl Store {
             headroom: &mut self.headroom,
             dropped: &mut self.dropped,
         };
-        (&mut self.tree, bell)
+        (&mut self.tree, bell, &mut self.burial)
     }
 }
 

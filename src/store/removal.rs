@@ -18,10 +18,16 @@ const LEAF_WORK: u64 = 600;
 /// A removal that was begun.
 #[derive(Debug)]
 pub(super) struct Removal {
+    /// The node's path as it was; nothing if there was no memory for it, and then nobody is told.
+    pub(super) path: Option<Box<[u8]>>,
+    pub(super) rest: Rest,
+}
+
+/// What is left of it.
+#[derive(Debug)]
+pub(super) struct Rest {
     /// The node; it is in no tree any more.
     top: u32,
-    /// Its path as it was; nothing if there was no memory for it, and then nobody is told.
-    pub(super) path: Option<Box<[u8]>>,
     /// The permissions of the node above it, with a use of their own.
     above: u32,
     /// Everything is gone but the node itself, and this was told.
@@ -37,7 +43,7 @@ impl Removal {
         let above = tree.node(parent).map_or(NIL, |node| node.list);
         tree.retain_list(above);
         tree.detach(top);
-        Self { top, path: None, above, is_told: false, news: None }
+        Self { path: None, rest: Rest { top, above, is_told: false, news: None } }
     }
 
     /// The same, with the path as nobody else knows it.
@@ -53,7 +59,7 @@ impl Removal {
         bell: &mut Bell<'_, P>,
         path: &[u8],
     ) -> Progress {
-        let progress = self.work(tree, bell, Some(path));
+        let progress = self.rest.work(tree, bell, Some(path));
         if progress == Progress::More {
             self.path = try_bytes(path).ok();
             if self.path.is_none() {
@@ -65,21 +71,21 @@ impl Removal {
 
     /// Goes on, as far as the budget reaches.
     pub(super) fn go_on<P: Post>(&mut self, tree: &mut Tree, bell: &mut Bell<'_, P>) -> Progress {
-        if let Some(news) = &mut self.news {
+        let Self { path, rest } = self;
+        if let Some(news) = &mut rest.news {
             if bell.go_on(tree, news) == Progress::More {
                 return Progress::More;
             }
-            self.news = None;
+            rest.news = None;
             if bell.budget.is_over() {
                 return Progress::More;
             }
         }
-        let path = self.path.take();
-        let progress = self.work(tree, bell, path.as_deref());
-        self.path = path;
-        progress
+        rest.work(tree, bell, path.as_deref())
     }
+}
 
+impl Rest {
     fn work<P: Post>(
         &mut self,
         tree: &mut Tree,

@@ -69,7 +69,7 @@ impl Announcement {
 
 impl Removal {
     fn taken(&self) -> usize {
-        let news = self.news.as_ref().map_or(0, Announcement::taken);
+        let news = self.rest.news.as_ref().map_or(0, Announcement::taken);
         let path = self.path.as_ref().map_or(0, |path| block_bytes(path.len()));
         path.saturating_add(news)
     }

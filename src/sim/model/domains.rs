@@ -87,6 +87,7 @@ impl Model {
         domid: u16,
         port: u32,
         answers: &[Seen],
+        fails: bool,
     ) -> Result<(Vec<Event>, Result<(), &'static str>), String> {
         if port == 0 || domid >= RESERVED {
             return Ok((Vec::new(), Err("EINVAL")));
@@ -110,6 +111,10 @@ impl Model {
         if let Some(id) = self.domains.get(&domid).and_then(|domain| domain.conn) {
             let conn = self.conns.get_mut(&id).expect("an introduced domain has a connection");
             conn.port = if conn.live { bound.flatten() } else { None };
+            if fails && !answers.contains(&Seen::Emptied(conn.page)) {
+                // The old port is closed, and that is all: whoever gets EIO introduces the domain again.
+                return Ok((events, Ok(())));
+            }
             if conn.live && bound.is_none() {
                 return Err(format!("domain {domid}: its new port was not bound"));
             }
@@ -273,7 +278,7 @@ impl Model {
                         self.tell_shutdown(pending.take(), false, unsure);
                     }
                     let events = self.destroy(domid);
-                    self.queue_events(events, None, unsure);
+                    self.queue_events(events, None, unsure, 0);
                 }
             }
         }
@@ -284,7 +289,7 @@ impl Model {
     fn tell_shutdown(&mut self, domid: Option<u16>, plain: bool, unsure: bool) {
         if let Some(domid) = domid {
             let events = self.told_special("@releaseDomain", domid, plain);
-            self.queue_events(events, None, unsure);
+            self.queue_events(events, None, unsure, 0);
         }
     }
 }

@@ -83,7 +83,7 @@ struct Watch {
 }
 
 /// A connection, for as long as its domain is introduced.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Conn {
     domid: u16,
     page: PageId,
@@ -100,7 +100,7 @@ struct Conn {
 }
 
 /// The model.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Model {
     setting: Setting,
     now_ms: u64,
@@ -114,6 +114,9 @@ pub struct Model {
     honest: BTreeSet<PageId>,
     /// How many requests were judged.
     requests: u64,
+    /// It supposes that a request in the middle of which the server fails has done nothing; whether one has.
+    doubts: bool,
+    has_doubted: bool,
 }
 
 /// The privileged domain.
@@ -144,7 +147,30 @@ impl Model {
             next_cause: 1,
             honest: BTreeSet::new(),
             requests: 0,
+            doubts: false,
+            has_doubted: false,
         }
+    }
+
+    /// Judges a pass in which the server has failed: the request in the middle of which it has may have been carried out,
+    /// with EIO for its reply and some of its events lost, or not at all. What may have been is added to `models`.
+    ///
+    /// # Errors
+    /// As [`judge`](Self::judge): neither can have been.
+    pub fn judge_failure(&self, seen: &[Seen], models: &mut Vec<Self>) -> Verdict {
+        let (mut done, mut undone) = (self.clone(), self.clone());
+        let verdict = done.judge(seen);
+        (undone.doubts, undone.has_doubted) = (true, false);
+        let other = undone.judge(seen);
+        let before = models.len();
+        if verdict.is_ok() {
+            models.push(done);
+        }
+        if undone.has_doubted && other.is_ok() {
+            undone.doubts = false;
+            models.push(undone);
+        }
+        if models.len() > before { Ok(()) } else { verdict }
     }
 
     /// From now on the client behind this page keeps the rules, or it does not.
@@ -228,8 +254,10 @@ impl Model {
                 Seen::Scan => rest = self.scan_all(rest, true)?,
                 Seen::Look => {
                     // The successor answers whoever asked for it before it looks.
-                    while let Some((first @ (Seen::Put(..) | Seen::Clock(_) | Seen::Settled), _)) =
-                        rest.split_first()
+                    while let Some((
+                        first @ (Seen::Put(..) | Seen::Clock(_) | Seen::Settled | Seen::Failed),
+                        _,
+                    )) = rest.split_first()
                     {
                         self.judge(core::slice::from_ref(first))?;
                         rest = &rest[1..];
@@ -237,6 +265,7 @@ impl Model {
                     rest = self.scan_all(rest, false)?;
                 }
                 Seen::Clock(now_ms) => self.now_ms = *now_ms,
+                Seen::Failed => self.conns.values_mut().for_each(|conn| conn.out.may_fail = true),
                 Seen::Settled => self.conns.values_mut().for_each(|conn| conn.out.settled()),
                 Seen::GaveUp(..)
                 | Seen::Emptied(_)
@@ -274,11 +303,22 @@ impl Model {
         let is_next = |seen: &Seen| {
             matches!(
                 seen,
-                Seen::Took(..) | Seen::Put(..) | Seen::Clock(_) | Seen::ScanEnd | Seen::Settled
+                Seen::Took(..)
+                    | Seen::Put(..)
+                    | Seen::Clock(_)
+                    | Seen::ScanEnd
+                    | Seen::Settled
+                    | Seen::Failed
             )
         };
         let end = rest.iter().position(is_next).unwrap_or(rest.len());
-        self.request(id, &message, &rest[..end])
+        let is_other = |seen: &&Seen| matches!(seen, Seen::Took(..) | Seen::Put(..) | Seen::Failed);
+        let fails = rest.iter().find(is_other) == Some(&Seen::Failed);
+        if self.doubts && fails {
+            self.has_doubted = true;
+            return self.fail(id, &message, &rest[..end]);
+        }
+        self.request(id, &message, &rest[..end], fails)
     }
 
     /// The server put bytes of messages.
@@ -288,7 +328,13 @@ impl Model {
         };
         let now_ms = self.now_ms;
         let conn = self.conns.get_mut(&id).expect("just found");
-        conn.out.put(bytes, now_ms).map_err(|what| format!("domain {}: {what}", conn.domid))
+        let put = conn.out.put(bytes, now_ms);
+        let failed = put.map_err(|what| format!("domain {}: {what}", conn.domid))?;
+        if let Some(origin) = failed {
+            // Only one request can have been handled then, and nobody knows how far it got.
+            self.conns.values_mut().for_each(|conn| conn.out.forget(origin));
+        }
+        Ok(())
     }
 
     /// The server serves a ring no longer.
@@ -368,14 +414,14 @@ impl Model {
     }
 
     /// Queues events. `unsure` if memory for some may have been refused.
-    fn queue_events(&mut self, events: Vec<Event>, cause: Option<u64>, unsure: bool) {
+    fn queue_events(&mut self, events: Vec<Event>, cause: Option<u64>, unsure: bool, origin: u64) {
         let (now_ms, timeout) = (self.now_ms, self.setting.event_timeout_ms);
         for event in events {
             let conn = self.conns.get_mut(&event.conn).filter(|conn| conn.live);
             let Some(conn) = conn else { continue };
             let timeout = timeout.filter(|_| conn.domid != PRIVILEGED);
             let deadline = timeout.map(|ms| now_ms.saturating_add(ms));
-            conn.out.event(event, cause, deadline, unsure, now_ms);
+            conn.out.event(event, cause, deadline, unsure, now_ms, origin);
         }
     }
 

@@ -54,6 +54,8 @@ struct Owed {
     /// With those of the same group that follow each other it may come in any order; 0 for none.
     group: u64,
     pace: Pace,
+    /// The request that it is due to, or 0.
+    origin: u64,
     /// The same event was owed already. It comes if that was written before this one was queued.
     repeats: bool,
 }
@@ -64,6 +66,8 @@ pub(super) struct Output {
     owed: VecDeque<Owed>,
     /// Bytes of the message that is being written.
     started: Vec<u8>,
+    /// The server has failed, and perhaps while it handled the request of a reply that is owed.
+    pub(super) may_fail: bool,
     /// How the server spelled the generations of each node.
     generations: BTreeMap<(Vec<u8>, Generation), Vec<u8>>,
 }
@@ -77,7 +81,14 @@ pub(super) fn message_length(bytes: &[u8]) -> Option<usize> {
 
 impl Output {
     /// A reply is owed.
-    pub(super) fn reply(&mut self, header: Header, body: Body, cause: Option<Cause>, pace: Pace) {
+    pub(super) fn reply(
+        &mut self,
+        header: Header,
+        body: Body,
+        cause: Option<Cause>,
+        pace: Pace,
+        origin: u64,
+    ) {
         let Header { kind, req_id, tx_id, .. } = header;
         let (deadline_ms, unsure, group, repeats) = (None, false, 0, false);
         self.owed.push_back(Owed {
@@ -90,6 +101,7 @@ impl Output {
             unsure,
             group,
             pace,
+            origin,
             repeats,
         });
     }
@@ -102,6 +114,7 @@ impl Output {
         deadline_ms: Option<u64>,
         mut unsure: bool,
         now_ms: u64,
+        origin: u64,
     ) {
         let Event { payload, group, news, .. } = event;
         if payload.len() > 4096 {
@@ -131,6 +144,7 @@ impl Output {
             unsure,
             group,
             pace: if news { Pace::News } else { Pace::Now },
+            origin,
             repeats,
         });
     }
@@ -176,14 +190,47 @@ impl Output {
         }
     }
 
-    /// The server wrote these bytes.
-    pub(super) fn put(&mut self, bytes: &[u8], now_ms: u64) -> Result<(), String> {
+    /// The server wrote these bytes. Which request has been answered with EIO, though it was carried out.
+    pub(super) fn put(&mut self, bytes: &[u8], now_ms: u64) -> Result<Option<u64>, String> {
+        let mut failed = None;
         self.started.extend_from_slice(bytes);
         while let Some(length) = message_length(&self.started) {
             let message: Vec<u8> = self.started.drain(..length).collect();
-            self.settle(&message, now_ms)?;
+            if let Err(what) = self.settle(&message, now_ms) {
+                let origin = self.settle_failed(&message, now_ms).ok_or(what)?;
+                self.forget(origin);
+                failed = Some(origin);
+            }
         }
-        Ok(())
+        Ok(failed)
+    }
+
+    /// The reply says that the server has failed, if that may be.
+    fn settle_failed(&mut self, message: &[u8], now_ms: u64) -> Option<u64> {
+        let (head, payload) = message.split_at_checked(HEADER_SIZE)?;
+        let header = Header::from_bytes(head.try_into().ok()?);
+        let is_eio = header.kind == Kind::Error.number() && payload == b"EIO\0";
+        if !is_eio || !core::mem::take(&mut self.may_fail) {
+            return None;
+        }
+        let is_it = |owed: &Owed| {
+            owed.kind != Kind::WatchEvent.number()
+                && (owed.req_id, owed.tx_id) == (header.req_id, header.tx_id)
+        };
+        let found = self.owed.iter().position(is_it)?;
+        let it = self.owed.remove(found)?;
+        let is_fine = |other: &Owed| {
+            other.may_be_gone(now_ms) || other.origin == it.origin || it.may_overtake(other)
+        };
+        self.owed.iter().take(found).all(is_fine).then_some(it.origin)
+    }
+
+    /// The request that these events are due to has failed: they may be lost. No other one can have.
+    pub(super) fn forget(&mut self, origin: u64) {
+        self.may_fail = false;
+        for owed in self.owed.iter_mut().filter(|owed| owed.origin == origin) {
+            owed.unsure = true;
+        }
     }
 
     /// A message is complete: it must be what is owed next, or what may come before that.

@@ -6,6 +6,7 @@ use super::session::{
 };
 use super::tree::{Perm, Perms};
 use super::{Event, FEATURES, Model, PRIVILEGED, Verdict, Watch, text};
+use crate::proto::id::DomId;
 use crate::proto::wire::{HEADER_SIZE, Header, Kind};
 use crate::sim::journal::Seen;
 use alloc::string::String;
@@ -18,6 +19,9 @@ const QUOTAS: &str = "nodes watches outstanding memory soft-memory transactions 
 
 /// Types that only the privileged domain may send.
 const PRIVILEGED_ONLY: [u32; 9] = [0, 8, 9, 17, 18, 19, 24, 25, 26];
+
+/// Types after which a domain that they name is known.
+const LEARNING: [u32; 5] = [14, 23, 24, 25, 26];
 
 /// What a request leads to.
 struct Outcome {
@@ -59,14 +63,45 @@ struct Request<'a> {
     tx: u32,
     payload: &'a [u8],
     answers: &'a [Seen],
+    /// The server fails in the middle of it.
+    fails: bool,
 }
 
 /// What a request leads to, or what the server did wrong meanwhile.
 type Judged = Result<Outcome, String>;
 
 impl Model {
+    /// The server has failed in the middle of a request that has done nothing.
+    pub(super) fn fail(&mut self, id: u32, message: &[u8], answers: &[Seen]) -> Verdict {
+        self.requests += 1;
+        let (head, _) = message.split_at(HEADER_SIZE);
+        let header = Header::from_bytes(head.try_into().map_err(|_| "no header")?);
+        let number = self.next_cause;
+        self.next_cause += 1;
+        // But that it was asked about a domain is remembered.
+        for seen in answers.iter().filter(|_| LEARNING.contains(&header.kind)) {
+            if let Seen::State(DomId(domid), _) = seen {
+                let privileged = self.party(id).privileged;
+                let _knows = self.learn(*domid, answers, privileged)?;
+            }
+        }
+        if let Some(conn) = self.conns.get_mut(&id) {
+            let cause = (conn.domid != PRIVILEGED).then_some((id, number & 0xffff_ffff));
+            let kind = Kind::Error.number();
+            let body = Body::Exact(text::join(["EIO"]));
+            conn.out.reply(Header { kind, ..header }, body, cause, Pace::Now, number);
+        }
+        Ok(())
+    }
+
     /// A request is complete.
-    pub(super) fn request(&mut self, id: u32, message: &[u8], answers: &[Seen]) -> Verdict {
+    pub(super) fn request(
+        &mut self,
+        id: u32,
+        message: &[u8],
+        answers: &[Seen],
+        fails: bool,
+    ) -> Verdict {
         self.requests += 1;
         let (head, payload) = message.split_at(HEADER_SIZE);
         let header = Header::from_bytes(head.try_into().map_err(|_| "no header")?);
@@ -80,10 +115,12 @@ impl Model {
         let number = self.next_cause;
         self.next_cause += 1;
         let cause = (!privileged).then_some(u64::from(id) << 32 | number & 0xffff_ffff);
-        let request = Request { id, kind: header.kind, tx: header.tx_id, payload, answers };
+        let request = Request { id, kind: header.kind, tx: header.tx_id, payload, answers, fails };
         let outcome = self.judge_request(request)?;
-        let unsure = answers.iter().skip(1).any(|seen| matches!(seen, Seen::Memory(_, false)));
-        self.queue_events(outcome.events, cause, unsure);
+        // Who fails in the middle of a request may not have told everybody.
+        let unsure =
+            fails || answers.iter().skip(1).any(|seen| matches!(seen, Seen::Memory(_, false)));
+        self.queue_events(outcome.events, cause, unsure, number);
         let (kind, body) = match outcome.answer {
             Ok(Body::Exact(bytes)) if bytes.len() > 4096 => {
                 (16, Body::Exact(text::join(["E2BIG"])))
@@ -101,19 +138,20 @@ impl Model {
             } else {
                 Pace::Now
             };
-            conn.out.reply(Header { kind, ..header }, body, cause, pace);
+            conn.out.reply(Header { kind, ..header }, body, cause, pace, number);
         }
         self.queue_events(
             outcome.first.map(|event| Event::new(id, event)).into_iter().collect(),
             cause,
             unsure,
+            number,
         );
         Ok(())
     }
 
     /// The checks common to all, then the request itself.
     fn judge_request(&mut self, request: Request<'_>) -> Judged {
-        let Request { id, kind, tx, payload, answers } = request;
+        let Request { id, kind, tx, payload, answers, .. } = request;
         let privileged = self.party(id).privileged;
         if kind > 26 || [15, 16, 20].contains(&kind) {
             return Ok(Outcome::error("ENOSYS"));
@@ -325,7 +363,8 @@ impl Model {
         Ok(match request.kind {
             8 => {
                 let port = text::atoi_unsigned(&strings[2]);
-                let (events, result) = self.introduce(domid, port, request.answers)?;
+                let (events, result) =
+                    self.introduce(domid, port, request.answers, request.fails)?;
                 Outcome { events, news: result.is_ok(), ..Outcome::done(result) }
             }
             9 | 18 if domid == PRIVILEGED => Outcome::error("EINVAL"),

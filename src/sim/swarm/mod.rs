@@ -6,6 +6,8 @@
 //! 2. calm: no more faults, the hostile die, and everybody honest must get all that is due;
 //! 3. the end: the whole store is read back, all guests die, and nothing of them may be left.
 //!
+//! In some seeds ([`is_failing`]) the server fails at random calls of its world, and has to go on.
+//!
 //! Some seeds ([`is_hungry`]) are runs of another kind, `hungry`: guests that take all that they can get, on a server whose
 //! memory has an end. Some others ([`is_reading`]) are of the kind `reader`: lists in parts that change while they are read.
 
@@ -72,6 +74,15 @@ pub fn is_reading(seed: u64) -> bool {
     seed % READERS_OF == 6
 }
 
+/// One seed in so many is a run in which the server fails.
+const FAILING_OF: u64 = 4;
+
+/// Whether a seed is a run in which the server fails in the middle of its work, and goes on.
+#[must_use]
+pub fn is_failing(seed: u64) -> bool {
+    seed % FAILING_OF == 1
+}
+
 /// Plays one seed.
 ///
 /// # Errors
@@ -89,13 +100,26 @@ pub fn play(seed: u64) -> Result<Report, Failure> {
             Failure { seed, options, what, last: String::new() }
         });
     }
-    match attempt(seed, false) {
+    judge(seed, is_failing(seed))
+}
+
+/// Plays a judged seed with failures of the server, whatever kind it is.
+///
+/// # Errors
+/// As [`play`].
+pub fn play_failing(seed: u64) -> Result<Report, Failure> {
+    judge(seed, true)
+}
+
+fn judge(seed: u64, failures: bool) -> Result<Report, Failure> {
+    match attempt(seed, failures, false) {
         (_, Ok(report)) => Ok(report),
         // Once more, this time with a record.
-        (_, Err(_)) => match attempt(seed, true) {
+        (_, Err(_)) => match attempt(seed, failures, true) {
             (last, Err(what)) => {
                 let options = Options::draw(&mut super::Random::new(seed));
-                Err(Failure { seed, options: std::format!("{options}"), what, last })
+                let options = std::format!("{options}{}", if failures { " failing" } else { "" });
+                Err(Failure { seed, options, what, last })
             }
             (last, Ok(_)) => Err(Failure {
                 seed,
@@ -125,7 +149,7 @@ pub fn refuse(seed: u64, n: u64) -> Result<bool, Failure> {
 }
 
 fn refuse_one(seed: u64, n: u64) -> Result<(u64, bool), Failure> {
-    let result = Run::new(seed, false).and_then(|mut run| {
+    let result = Run::new(seed, false, false).and_then(|mut run| {
         let before = run.memory().figures().asked;
         let came = run.play_refused(n)?;
         let asked = run.memory().figures().asked;
@@ -139,8 +163,8 @@ fn refuse_one(seed: u64, n: u64) -> Result<(u64, bool), Failure> {
     })
 }
 
-fn attempt(seed: u64, tell: bool) -> (String, Result<Report, String>) {
-    let mut run = match Run::new(seed, tell) {
+fn attempt(seed: u64, failures: bool, tell: bool) -> (String, Result<Report, String>) {
+    let mut run = match Run::new(seed, failures, tell) {
         Ok(run) => run,
         Err(what) => return (String::new(), Err(what)),
     };

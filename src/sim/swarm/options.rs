@@ -51,6 +51,8 @@ pub struct Options {
     pub lazy: bool,
     /// The server is replaced by a successor once in so many steps; 0 for never.
     pub updates: u32,
+    /// The server fails once in so many steps; 0 for never.
+    pub failures: u32,
     /// What the server was told of limits and time.
     pub setting: Setting,
 }
@@ -91,8 +93,17 @@ impl Options {
             late_writes: random.one_in(3),
             lazy: random.one_in(3),
             updates: random.pick(&[0, 0, 100, 20, 5, 1]),
+            failures: 0,
             setting: Setting { limits, event_timeout_ms: expiry.then_some(2000) },
         }
+    }
+
+    /// Has the server fail now and then. Then Xen tells which domains changed: the model does not know of a look at all of
+    /// them that is broken off. And memory that is there is not refused: without it nobody goes on.
+    pub fn fail(&mut self, random: &mut Random) {
+        self.failures = random.pick(&[15, 40, 100]);
+        self.refusals = 0;
+        (self.tells_changes, self.tells_states) = (true, true);
     }
 
     /// The server's command line.
@@ -102,6 +113,10 @@ impl Options {
                      node-permissions path-max node-size";
         let seconds = self.setting.event_timeout_ms.unwrap_or(0) / 1000;
         let mut line = format!("-w watch-event={seconds} -q memory=0");
+        if self.failures > 0 {
+            // However often it fails, it goes on, and nobody is given up for it.
+            line.push_str(" --test-failures");
+        }
         for (name, value) in names.split(' ').zip(self.setting.limits) {
             if name != "soft-memory" {
                 line.push_str(&format!(" -Q {name}={value}"));
@@ -116,7 +131,7 @@ impl fmt::Display for Options {
         write!(
             f,
             "guests {} hostile {} steps {} names {} piece {} outstanding {} toolstack {} losses {} refusals {} \
-             expiry {} tells {}/{} late {} lazy {} updates {} limits {:?} mix {:?}",
+             expiry {} tells {}/{} late {} lazy {} updates {} failures {} limits {:?} mix {:?}",
             self.guests,
             self.hostile,
             self.steps,
@@ -132,6 +147,7 @@ impl fmt::Display for Options {
             self.late_writes,
             self.lazy,
             self.updates,
+            self.failures,
             self.setting.limits,
             self.mix
         )

@@ -8,7 +8,7 @@ use crate::proto::ring::Word;
 use crate::proto::wire::Kind;
 use crate::server::Pass;
 use crate::sim::Simulation;
-use crate::sim::journal::{Journal, Seen};
+use crate::sim::journal::{Journal, PageId, Seen};
 use crate::sim::memory::Memory;
 use crate::sim::model::{Model, show};
 use crate::sim::random::Random;
@@ -26,6 +26,12 @@ const SETTLE_PASSES: usize = 500;
 /// How many entries of the journal a report shows.
 const SHOWN: usize = 60;
 
+/// So many stories of what may have been are followed.
+const POSSIBLE_MAX: usize = 1024;
+
+/// Within so many calls of the world the server fails when it is to.
+const FAILS_WITHIN: u32 = 40;
+
 /// Pages of the server's domain at the start, and the most: more than any of these runs needs, since the model does not
 /// know what fits.
 const PAGES: (usize, usize) = (1500, 15_800);
@@ -40,6 +46,12 @@ pub(super) struct Run {
     pub(super) random: Random,
     pub(super) simulation: Simulation,
     pub(super) model: Model,
+    /// What else may have been, after a failure of the server.
+    others: Vec<Model>,
+    /// The server has failed since the last judgement.
+    failed: bool,
+    /// When it is to fail, if it is; of its own, so that the rest of the run stays what it is.
+    failures: Option<Random>,
     pub(super) agents: BTreeMap<u16, Agent>,
     /// How many requests of the toolstack about the rings of each domain have no answer yet.
     pub(super) pending: BTreeMap<u16, u32>,
@@ -53,9 +65,14 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub(super) fn new(seed: u64, tell: bool) -> Result<Self, String> {
+    /// A run; in one with `failures` the server fails now and then in the middle of its work.
+    pub(super) fn new(seed: u64, failures: bool, tell: bool) -> Result<Self, String> {
         let mut random = Random::new(seed);
-        let options = Options::draw(&mut random);
+        let mut options = Options::draw(&mut random);
+        let mut failures = failures.then(|| Random::new(!seed));
+        if let Some(failures) = &mut failures {
+            options.fail(failures);
+        }
         let mut model = Model::new(options.setting.clone());
         let (simulation, client) =
             Simulation::start_watched(&options.command_line(), |world, page| {
@@ -76,6 +93,9 @@ impl Run {
             random,
             simulation,
             model,
+            others: Vec::new(),
+            failed: false,
+            failures,
             agents: BTreeMap::from([(0, dom0)]),
             pending: BTreeMap::new(),
             journal,
@@ -85,6 +105,13 @@ impl Run {
         };
         run.judge()?;
         Ok(run)
+    }
+
+    /// From now on the client behind this page keeps the rules, or it does not.
+    pub(super) fn set_honest(&mut self, page: PageId, honest: bool) {
+        for model in core::iter::once(&mut self.model).chain(&mut self.others) {
+            model.set_honest(page, honest);
+        }
     }
 
     pub(super) fn dom0(&mut self) -> &mut Agent {
@@ -106,6 +133,7 @@ impl Run {
         }
         world.set_losses(0);
         world.set_refusals(0);
+        world.set_failure(None);
         if self.blind {
             self.simulation.check()?;
         }
@@ -139,7 +167,7 @@ impl Run {
                 self.act(domid)?;
             }
         }
-        let world = &self.simulation.world;
+        let world = self.simulation.world.clone();
         if self.random.one_in(20) {
             let domid = self.random.below(u32::from(self.options.guests) + 1);
             world.signal(DomId(u16::try_from(domid).unwrap_or(0)));
@@ -149,6 +177,12 @@ impl Run {
         world.set_clock(world.now_ms() + u64::from(pause));
         for _ in 0..self.random.below(3) {
             self.pass()?;
+        }
+        if let Some(failures) = &mut self.failures
+            && !world.has_failure()
+            && failures.one_in(self.options.failures)
+        {
+            world.set_failure(Some(failures.below(FAILS_WITHIN)));
         }
         if self.options.updates > 0 && self.random.one_in(self.options.updates) {
             self.update()?;
@@ -212,10 +246,12 @@ impl Run {
             }
             return Ok(());
         }
-        let result = match self.random.below(4) {
-            0 => self.simulation.fail_to_hand_over(),
-            _ => self.simulation.hand_over(),
-        };
+        let kind = self.random.below(4);
+        let result = self.survive(|simulation| match kind {
+            0 => simulation.fail_to_hand_over(),
+            _ => simulation.hand_over(),
+        })?;
+        let Some(result) = result else { return self.judge() };
         let may_be_short = self.options.refusals > 0 || self.memory().figures().refused > 0;
         match result {
             Err(why) if !may_be_short || !why.contains("memory") => {
@@ -227,13 +263,21 @@ impl Run {
 
     /// The server works once, and is judged.
     fn pass(&mut self) -> Result<Pass, String> {
-        let pass = self.simulation.pass();
+        let pass = self.survive(Simulation::pass)?;
         self.judge()?;
-        Ok(pass)
+        Ok(pass.unwrap_or(Pass::More))
+    }
+
+    /// Does something with the server; `None` if it has failed meanwhile and gone on.
+    fn survive<R>(&mut self, f: impl FnOnce(&mut Simulation) -> R) -> Result<Option<R>, String> {
+        let done = self.simulation.survive(f);
+        let done = done.map_err(|why| format!("it does not go on after a failure: {why}"))?;
+        self.failed |= done.is_none();
+        Ok(done)
     }
 
     /// As long as nobody else does anything, the server comes to an end and would sleep.
-    fn settle(&mut self) -> Outcome {
+    pub(super) fn settle(&mut self) -> Outcome {
         for _ in 0..SETTLE_PASSES {
             if self.pass()? != Pass::More {
                 return Ok(());
@@ -264,7 +308,38 @@ impl Run {
             memory.fail_nth(0);
             self.blind = true;
         }
-        if self.blind { Ok(()) } else { self.model.judge(&seen) }
+        let failed = core::mem::take(&mut self.failed);
+        if self.blind {
+            Ok(())
+        } else if !failed && self.others.is_empty() {
+            self.model.judge(&seen)
+        } else {
+            self.judge_all(&seen, failed)
+        }
+    }
+
+    /// Judges by all that may have been; what cannot have been is forgotten.
+    fn judge_all(&mut self, seen: &[Seen], failed: bool) -> Outcome {
+        let mut left = Vec::new();
+        let mut verdict = Ok(());
+        let others = core::mem::take(&mut self.others);
+        for mut model in core::iter::once(self.model.clone()).chain(others) {
+            let judged = if failed {
+                model.judge_failure(seen, &mut left)
+            } else {
+                let judged = model.judge(seen);
+                left.extend(judged.is_ok().then_some(model));
+                judged
+            };
+            verdict = verdict.and(judged);
+        }
+        left.truncate(POSSIBLE_MAX);
+        if left.is_empty() {
+            return verdict;
+        }
+        self.model = left.remove(0);
+        self.others = left;
+        Ok(())
     }
 
     /// The faults are over. Whoever is honest must get all that is due, in bounded time, and without any
@@ -315,7 +390,14 @@ impl Run {
     }
 
     /// Nothing moves any more: then nothing may be owed.
-    fn is_at_rest(&self) -> Outcome {
+    fn is_at_rest(&mut self) -> Outcome {
+        while !self.others.is_empty() && self.looks_at_rest().is_err() {
+            self.model = self.others.remove(0);
+        }
+        self.looks_at_rest()
+    }
+
+    fn looks_at_rest(&self) -> Outcome {
         for agent in self.agents.values() {
             if self.blind {
                 // Who is introduced is not known any more, but the first domain is.

@@ -77,7 +77,7 @@ impl Run {
         let client = self.simulation.client(DomId(domid));
         let hostile = domid <= self.options.hostile;
         let agent = Agent::new(domid, client, hostile);
-        self.model.set_honest(agent.page(), !hostile);
+        self.set_honest(agent.page(), !hostile);
         self.agents.insert(domid, agent);
         let home = format!("/local/domain/{domid}");
         let owner = format!("n{domid}");
