@@ -4,12 +4,19 @@ use super::Simulation;
 use super::client::Client;
 use super::memory::Memory;
 use crate::proto::id::DomId;
-use crate::proto::ring::Word;
+use crate::proto::ring::{RING_SIZE, Word};
+use crate::proto::stream::{DepthLayout, Version};
+use crate::proto::wire::Kind;
 use crate::transcript::{self, Message, Patience, Stop};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::panic::AssertUnwindSafe;
 use std::format;
+use std::panic::catch_unwind;
+
+/// Bytes in front of the first record of a stream.
+const STREAM_HEADER: usize = 16;
 
 /// How bytes travel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,6 +29,29 @@ pub enum Delivery {
     Updated,
     /// As much as fits at once, and the server fails after every line, while it does nothing.
     Failed,
+    /// As much as fits at once, until the server fails in the middle of what it does because of a line; then the conversation
+    /// ends. Without a failure each line is [recorded](Stage::records).
+    FailedIn(Option<Place>),
+}
+
+/// Where the server fails.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// In the requests of this line; only those that are sent count, from 0.
+    pub line: usize,
+    /// At this call of the world, from 0.
+    pub call: u32,
+}
+
+/// What a line that was sent has led to.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Record {
+    /// What the store had before it, and after it: watches and nodes as in a record stream.
+    pub before: Vec<Vec<u8>>,
+    /// See there.
+    pub after: Vec<Vec<u8>>,
+    /// The replies, without events.
+    pub replies: Vec<(u32, Vec<u8>)>,
 }
 
 type Outcome = Result<(), Stop>;
@@ -46,6 +76,8 @@ pub struct Stage {
     delivery: Delivery,
     random: u64,
     console: Vec<String>,
+    records: Vec<Record>,
+    has_failed: bool,
 }
 
 impl Stage {
@@ -63,11 +95,19 @@ impl Stage {
 
     fn on((simulation, client): (Simulation, Client), delivery: Delivery) -> Self {
         let random = match delivery {
-            Delivery::Whole | Delivery::Updated | Delivery::Failed => 1,
+            Delivery::Whole | Delivery::Updated | Delivery::Failed | Delivery::FailedIn(_) => 1,
             Delivery::Cut(seed) => seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
         };
         let actors = BTreeMap::new();
-        let mut stage = Self { simulation, actors, delivery, random, console: Vec::new() };
+        let mut stage = Self {
+            simulation,
+            actors,
+            delivery,
+            random,
+            console: Vec::new(),
+            records: Vec::new(),
+            has_failed: false,
+        };
         stage.enter(0, client);
         stage
     }
@@ -75,6 +115,76 @@ impl Stage {
     /// The server in its world.
     pub fn simulation(&mut self) -> &mut Simulation {
         &mut self.simulation
+    }
+
+    /// What each line that was sent has led to, for [`Delivery::FailedIn`].
+    #[must_use]
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    /// Whether the server has failed where it was to.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.has_failed
+    }
+
+    /// Watches and nodes, each as its record.
+    fn state(&self) -> Result<Vec<Vec<u8>>, Stop> {
+        let mut bytes = Vec::new();
+        self.simulation.server.dump(Version::Two, DepthLayout::Document, &mut bytes)?;
+        let mut state = Vec::new();
+        let mut rest = bytes.get(STREAM_HEADER..).unwrap_or_default();
+        while let Some((head, tail)) = rest.split_first_chunk::<8>() {
+            let [kind, len] = [0, 4].map(|at| {
+                let word = [head[at], head[at + 1], head[at + 2], head[at + 3]];
+                u32::from_le_bytes(word)
+            });
+            let len = (len as usize).next_multiple_of(8).min(tail.len());
+            if !matches!(kind, 0..=2) {
+                state.push(rest[..len + 8].to_vec());
+            }
+            rest = &tail[len..];
+        }
+        state.sort();
+        Ok(state)
+    }
+
+    /// Sends a line, and records what that leads to.
+    fn send_and_record(&mut self, domid: u16, bytes: &[u8], fails_in: Option<Place>) -> Outcome {
+        let line = self.records.len();
+        if fails_in.is_some_and(|place| place.line != line) {
+            self.records.push(Record::default());
+            return self.write(domid, bytes, true);
+        }
+        let before = self.state()?;
+        let waiting = self.actor(domid)?.messages.len();
+        // What does not fit at once is not in the ring when the server fails.
+        let call = fails_in.filter(|_| bytes.len() <= RING_SIZE as usize);
+        self.simulation.world.set_failure(call.map(|place| place.call));
+        let sent = catch_unwind(AssertUnwindSafe(|| self.write(domid, bytes, true)));
+        match sent {
+            Ok(sent) => {
+                self.simulation.world.set_failure(None);
+                sent?;
+            }
+            Err(_) => {
+                self.has_failed = true;
+                self.simulation.go_on()?;
+                self.run();
+            }
+        }
+        let is_reply = |message: &&Message| message.header.kind != Kind::WatchEvent.number();
+        let replies = self.actor(domid)?.messages.iter().skip(waiting).filter(is_reply);
+        let replies = replies.map(|m| (m.header.kind, m.payload.clone())).collect();
+        let after = self.state()?;
+        self.records.push(Record { before, after, replies });
+        if self.has_failed {
+            self.simulation.check()?;
+            self.simulation.hand_over()?;
+            return Err("it has failed, and the rest of the conversation is of no interest".into());
+        }
+        Ok(())
     }
 
     /// What has come for a domain and was not looked at yet.
@@ -113,7 +223,9 @@ impl Stage {
     /// A piece's length, from 1 on.
     fn piece(&mut self) -> usize {
         match self.delivery {
-            Delivery::Whole | Delivery::Updated | Delivery::Failed => usize::MAX,
+            Delivery::Whole | Delivery::Updated | Delivery::Failed | Delivery::FailedIn(_) => {
+                usize::MAX
+            }
             Delivery::Cut(_) => {
                 self.random ^= self.random << 13;
                 self.random ^= self.random >> 7;
@@ -167,7 +279,7 @@ impl Stage {
     /// A line is over.
     fn update(&mut self) -> Outcome {
         match self.delivery {
-            Delivery::Whole | Delivery::Cut(_) => Ok(()),
+            Delivery::Whole | Delivery::Cut(_) | Delivery::FailedIn(_) => Ok(()),
             // Where a conversation takes the memory away, it fails, and nobody must notice that either.
             Delivery::Updated => match self.simulation.hand_over() {
                 Err(why) if !why.contains("memory") => Err(why.into()),
@@ -209,6 +321,11 @@ impl Stage {
 
 impl transcript::Stage for Stage {
     fn send(&mut self, domid: u16, bytes: &[u8], runs: bool) -> Outcome {
+        if let Delivery::FailedIn(place) = self.delivery
+            && runs
+        {
+            return self.send_and_record(domid, bytes, place);
+        }
         self.write(domid, bytes, runs)?;
         self.update()
     }
