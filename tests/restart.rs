@@ -102,7 +102,7 @@ fn reply(messages: Vec<xenstore_stubdom::sim::Message>) -> Option<Vec<u8>> {
 }
 
 /// Who asks for what: whether it is the guest, the type, the transaction, the payload.
-const REQUESTS: [(bool, Kind, u32, &str); 29] = [
+const REQUESTS: [(bool, Kind, u32, &str); 30] = [
     (true, Kind::Write, 0, "/guest/one\0value"),
     (true, Kind::Write, 0, "/guest/a/b/c/d/e\0value"),
     (true, Kind::Write, 0, "/guest/x/y\0another"),
@@ -132,6 +132,7 @@ const REQUESTS: [(bool, Kind, u32, &str); 29] = [
     (false, Kind::SetTarget, 0, "8\x007\0"),
     (false, Kind::Control, 0, "check\0"),
     (false, Kind::Control, 0, "stats\0"),
+    (false, Kind::Control, 0, "quota\0max\0"),
 ];
 
 /// Fails at each call of one request; says at how many.
@@ -162,10 +163,13 @@ fn fail_everywhere(request: (bool, Kind, u32, &str)) -> u32 {
             }
             Err(_) => {
                 simulation.go_on().unwrap_or_else(|why| panic!("{place}: {why}"));
-                let reply = reply(simulation.drain(client));
+                let messages = simulation.drain(client);
+                let is_event = |kind| kind == Kind::WatchEvent.number();
+                let replies = messages.iter().filter(|m| !is_event(m.header.kind)).count();
+                assert!(replies <= 1, "{place}: {replies} replies");
                 // A client that waits for its reply sleeps.
                 assert!(simulation.world.signals(domid) > signals, "{place}: nobody was signalled");
-                reply
+                reply(messages)
             }
         };
         if kind != Kind::Release || payload != "7\0" {
@@ -204,6 +208,49 @@ fn a_failure_costs_the_request_that_was_handled_and_nothing_else() {
     assert!(count > 60, "only {count} places");
 }
 
+/// A live update is asked for, and the server fails when that is noted already but the request is still being handled: two
+/// parts of it know of the request, and it gets one reply.
+#[test]
+fn a_request_that_is_known_twice_gets_one_reply() {
+    std::panic::set_hook(Box::new(|_| {}));
+    let all = catch_unwind(|| {
+        let mut errors = 0;
+        for calls in 0..CALLS_MAX {
+            let mut scene = Scene::new();
+            for request in ["log\0on\0", "log\0+io\0", "live-update\0-b\x004\0"] {
+                scene.must(false, Kind::Control, 0, request);
+            }
+            scene.must(false, Kind::Control, 0, "live-update\0-d\x004\0\x7fELF\0");
+            scene.simulation.world.set_failure(Some(calls));
+            let Scene { simulation, dom0, .. } = &mut scene;
+            let asked = catch_unwind(AssertUnwindSafe(|| {
+                simulation.ask(dom0, Kind::Control, 0, b"live-update\0-s\0")
+            }));
+            let failed = asked.is_err();
+            let messages = asked.unwrap_or_else(|_| {
+                simulation.go_on().unwrap_or_else(|why| panic!("call {calls}: {why}"));
+                simulation.drain(dom0)
+            });
+            let replies: Vec<_> =
+                messages.iter().filter(|m| m.header.kind != Kind::WatchEvent.number()).collect();
+            assert_eq!(replies.len(), 1, "call {calls}: {replies:?}");
+            errors += u32::from(failed && replies[0].payload == b"EIO\0");
+            scene.simulation.world.set_failure(None);
+            scene.must(false, Kind::Write, 0, "/afterwards\0works");
+            scene.simulation.server.check().unwrap();
+            if !failed {
+                return errors;
+            }
+        }
+        panic!("more than {CALLS_MAX} calls");
+    });
+    drop(std::panic::take_hook());
+    match all {
+        Ok(errors) => assert!(errors > 3, "only {errors} failures"),
+        Err(why) => panic!("{}", why.downcast_ref::<String>().cloned().unwrap_or_default()),
+    }
+}
+
 /// Whether the server goes on after it has failed in the middle of a request of the guest.
 fn goes_on_after_a_request(scene: &mut Scene) -> bool {
     scene.simulation.world.set_failure(Some(3));
@@ -229,6 +276,60 @@ fn who_makes_the_server_fail_again_and_again_is_given_up() {
     assert!(asked.is_empty() || asked[0].payload == b"EIO\0", "it is still served: {asked:?}");
     scene.must(false, Kind::Write, 0, "/afterwards\0works");
     scene.simulation.server.check().unwrap();
+}
+
+/// The server fails while the privileged domain is served, `times` times.
+fn fails_for_dom0(scene: &mut Scene, times: usize) {
+    for _ in 0..times {
+        scene.simulation.world.set_failure(Some(1));
+        let Scene { simulation, dom0, .. } = scene;
+        let asked = catch_unwind(AssertUnwindSafe(|| {
+            reply(simulation.ask(dom0, Kind::Write, 0, b"/one\0value"))
+        }));
+        assert!(asked.is_err(), "it has not failed");
+        simulation.go_on().unwrap();
+        let answer = reply(simulation.drain(dom0));
+        assert_eq!(answer.as_deref(), Some(&b"EIO\0"[..]));
+    }
+}
+
+/// What may be the cause is not kept for ever: at the third failure for which no guest is to blame, transactions and the
+/// events that wait are given up, and nobody is left without a sign of that.
+#[test]
+fn the_third_failure_with_nobody_to_blame_costs_transactions_and_events() {
+    for failures in [2, 3] {
+        let mut scene = Scene::with("");
+        scene.must(false, Kind::Mkdir, 0, "/one\0");
+        // More events than the guest's ring has room for.
+        scene.must(false, Kind::SetPerms, 0, "/one\0n0\0r7\0");
+        scene.must(true, Kind::Watch, 0, "/one\0of-guest\0");
+        for n in 0..60 {
+            scene.must(false, Kind::Write, 0, &format!("/one/{n}\0"));
+        }
+        fails_for_dom0(&mut scene, failures);
+        scene.simulation.server.check().unwrap();
+        let Scene { simulation, guest, .. } = &mut scene;
+        let told: Vec<_> = simulation.drain(guest).into_iter().map(|m| m.payload).collect();
+        let news = told.iter().filter(|event| event.starts_with(b"/one/")).count();
+        let [of_guest, of_x] = [&b"/guest\0of-guest\0"[..], &b"/guest/x\0of-guest\0"[..]]
+            .map(|event| told.iter().filter(|told| *told == event).count());
+        if failures == 2 {
+            assert_eq!((of_guest, of_x), (0, 0));
+            assert_eq!(news, 60);
+        } else {
+            assert_eq!((of_guest, of_x), (1, 1), "each watch is told");
+            assert!(news < 60, "{news} events were kept");
+        }
+        scene.must(true, Kind::Write, 1, "/guest/in/more\0");
+        let end = scene.ask(true, Kind::TransactionEnd, 1, "T\0");
+        assert_eq!(end, if failures == 2 { &b"OK\0"[..] } else { b"EAGAIN\0" });
+        assert_eq!(scene.tree().contains_key("/guest/in/more"), failures == 2);
+        scene.must(false, Kind::Read, 0, "/one/59\0");
+        scene.must(true, Kind::TransactionStart, 0, "\0");
+        scene.must(true, Kind::TransactionEnd, 2, "T\0");
+        scene.simulation.server.check().unwrap();
+        scene.simulation.hand_over().unwrap();
+    }
 }
 
 /// What is handed over does not grow with the number of failures.

@@ -389,10 +389,13 @@ impl<P: Platform> Server<P> {
         let len = u32::try_from(payload.len()).unwrap_or(0);
         let header = Header { kind, len, ..header };
         if first_event.is_none() && connection.put_whole(header, &payload) {
+            // From here on it needs no other reply.
+            self.doing.header = None;
             self.keep_reply_room(payload);
             return;
         }
         self.queue_reply(id, header, payload, asked);
+        self.doing.header = None;
         if let Some(Some(event)) = first_event {
             self.append_event(id, event);
         }

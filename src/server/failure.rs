@@ -6,8 +6,10 @@
 //! successor counts what everybody holds anew instead of comparing it with what was said.
 //!
 //! A guest that finds a way to make the server fail must not gain by it: the second time within [`WINDOW_MS`] its
-//! connection is given up, and after [`FAILURES_MAX`] failures in that time nobody goes on here. Then the domain ends, and
-//! the toolstack sees that.
+//! connection is given up. If no guest was served at the third failure or a later one, something that is kept may be
+//! damaged; then what can be had again is not kept: transactions end in EAGAIN, and instead of the events that waited
+//! everybody is told of each watch once. After [`FAILURES_MAX`] failures in that time nobody goes on here. Then the domain
+//! ends, and whoever looks after it sees that.
 
 use super::Server;
 use super::connection::Busy;
@@ -29,6 +31,9 @@ const WINDOW_MS: u64 = 60_000;
 
 /// As many failures are gone on from in that time.
 const FAILURES_MAX: usize = 4;
+
+/// From so many on in that time, what is kept is in doubt if no guest is to blame.
+const DOUBTFUL: usize = 3;
 
 /// What the server is doing, for the case that it fails.
 #[derive(Clone, Copy, Default, Debug)]
@@ -112,6 +117,7 @@ impl<P: Platform> Server<P> {
                 WINDOW_MS.wrapping_div(1000)
             ));
         }
+        let in_doubt = self.is_in_doubt();
         self.asked = None;
         // Not handed over; the next piece of it is told so.
         self.upload = None;
@@ -122,7 +128,42 @@ impl<P: Platform> Server<P> {
             self.answer_failed(id, doing.header);
         }
         self.mend();
+        if in_doubt {
+            self.store.doom_transactions();
+            self.drop_events();
+        }
         self.leave()
+    }
+
+    /// Whether this is not the first failure, and no guest is to blame for it.
+    fn is_in_doubt(&self) -> bool {
+        let (conn, _) = self.failures.last();
+        let connection = conn.and_then(|id| self.connections.get(id));
+        self.failures.recent.len() >= DOUBTFUL
+            && connection.is_none_or(|connection| connection.privileged)
+            && !self.options.is_test
+    }
+
+    /// Drops the events that wait for anybody.
+    fn drop_events(&mut self) {
+        let mut next = self.connections.first(List::All);
+        while let Some(id) = next {
+            next = self.connections.next(List::All, id);
+            if let Some(connection) = self.connections.get_mut(id) {
+                connection.queue.drop_events(&mut self.messages, &mut self.trash);
+            }
+        }
+    }
+
+    /// Tells everybody of each watch, for the events that were dropped.
+    fn ring_all(&mut self) {
+        let mut next = self.connections.first(List::All);
+        while let Some(id) = next {
+            next = self.connections.next(List::All, id);
+            let (store, _, mut mail) = self.mail(None);
+            store.ring_all(id, &mut mail);
+        }
+        self.report_drops();
     }
 
     /// Brings to its end what may have been broken off between two books.
@@ -196,6 +237,13 @@ impl<P: Platform> Server<P> {
     /// The last step of going on: tells what has happened, and gives up the connection that has made the server fail
     /// twice.
     pub(super) fn conclude_failure(&mut self) {
+        if self.is_in_doubt() {
+            self.ring_all();
+            self.platform.log(format_args!(
+                "the third failure within {} seconds: transactions end in EAGAIN, each watch is told once",
+                WINDOW_MS.wrapping_div(1000)
+            ));
+        }
         let (conn, is_again) = self.failures.last();
         let who = conn.and_then(|id| self.connections.get(id).map(|c| (id, c.domid, c.privileged)));
         let Some((id, domid, privileged)) = who else {

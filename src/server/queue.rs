@@ -633,6 +633,23 @@ impl Queue {
         (dropped, false)
     }
 
+    /// Drops all events, except one that has been started.
+    pub(super) fn drop_events(&mut self, messages: &mut Messages, done: &mut Done) {
+        let mut at = self.first;
+        if self.sent > 0 {
+            at = messages.get(at).map_or(NIL, |message| message.next);
+        }
+        // No longer than there can be any, in case that the chain goes round.
+        for _ in 0..messages.len() {
+            let Some(message) = messages.get(at) else { break };
+            let (next, is_event) = (message.next, message.sort == Sort::Event);
+            if is_event {
+                self.take(messages, at, done);
+            }
+            at = next;
+        }
+    }
+
     /// Drops everything. What was waiting swallows nothing any more.
     pub(super) fn clear(&mut self, messages: &mut Messages, done: &mut Done) {
         if self.kept_waits {
@@ -872,6 +889,33 @@ mod tests {
         assert_eq!((one.queue.len(), one.queue.earliest_ms()), (1, None));
         one.settle(done);
         assert_eq!(one.causes, 100);
+    }
+
+    #[test]
+    fn all_events_go_but_replies_and_a_started_event_stay() {
+        for started in [0, 5] {
+            let mut one = One::new();
+            one.event("/started", None);
+            one.reply(b"reply\0", 1);
+            one.event("/a", Some(7));
+            one.event("/b", None);
+            one.reply(b"another\0", 2);
+            let mut left = started;
+            one.write(|bytes| {
+                let taken = bytes.len().min(left);
+                left -= taken;
+                taken
+            });
+            let mut done = Done::NONE;
+            one.queue.drop_events(&mut one.messages, &mut done);
+            one.settle(done);
+            assert_eq!(one.queue.len(), if started > 0 { 3 } else { 2 });
+            let bytes = one.drain(100);
+            assert!(bytes.windows(6).any(|part| part == b"reply\0"));
+            assert!(bytes.windows(8).any(|part| part == b"another\0"));
+            assert_eq!(bytes.windows(8).any(|part| part == b"/started"), started > 0);
+            assert!(!bytes.windows(2).any(|part| part == b"/a" || part == b"/b"));
+        }
     }
 
     #[test]

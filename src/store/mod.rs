@@ -480,6 +480,21 @@ impl Store {
         Ok(())
     }
 
+    /// Tells a connection of each of its watches, as when it was set: it may have missed an event.
+    pub fn ring_all(&mut self, conn: ConnId, post: &mut impl Post) {
+        let Self { tree, watches, conns, .. } = self;
+        let Some(state) = conns.get(&conn) else { return };
+        let mut path = Vec::new();
+        for watch in watches.of(state) {
+            path.clear();
+            // Without memory for it nobody can be told.
+            if watches.path(tree, watch, &mut path).is_ok() {
+                let spelled = path.get(watch.home()..).unwrap_or(&path);
+                post.event(&mut tree.domains, conn, spelled, &watch.token);
+            }
+        }
+    }
+
     fn remove_watch(&mut self, conn: ConnId, watch: u32) {
         let Some(state) = self.conns.get_mut(&conn) else { return };
         let bytes = self.watches.remove(&mut self.tree, state, watch);

@@ -173,6 +173,15 @@ pub(super) struct Transaction {
     chain: u32,
 }
 
+impl Transaction {
+    /// Forgets what it has done, but not that it cannot commit.
+    fn empty(&mut self) {
+        self.bytes = TRANSACTION_BYTES;
+        (self.accessed, self.below, self.delta) = (0, 0, 0);
+        [self.root, self.special, self.first, self.last] = [NIL; 4];
+    }
+}
+
 impl Record for Transaction {
     fn hash(&self, seed: u64) -> u64 {
         mix(seed, self.conn.0, self.id.0)

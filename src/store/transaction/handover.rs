@@ -8,12 +8,13 @@
 //! is as it was then, it is newer than nothing that the successor starts with.
 
 use super::overlay::Open;
-use super::{Base, Now, Touched, Transaction, Transactions};
-use crate::mem::{NIL, TryVec};
+use super::{Base, Now, Places, Touched, Transaction, Transactions};
+use crate::mem::{NIL, Table, TryVec};
 use crate::proto::handover::{FieldReader, FieldWriter};
 use crate::proto::id::DomId;
 use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{self, OutOfRoom, Pending, Perms, Sink, Touch, WriteError};
+use crate::store::Store;
 use crate::store::path;
 use crate::store::tree::{Found, ROOT, Tree};
 use crate::store::watch::Class;
@@ -156,6 +157,28 @@ impl Transaction {
             }
         }
         Ok(count)
+    }
+}
+
+impl Store {
+    /// Has every open transaction end in EAGAIN, whatever it has done, and forgets that. What was kept of it is neither
+    /// looked at nor freed, for it may be damaged: this store is not used any more but to be written down.
+    pub fn doom_transactions(&mut self) {
+        let Self { tree, transactions, conns, .. } = self;
+        let none = Places(Table::new(transactions.places.0.seed()));
+        core::mem::forget(core::mem::replace(&mut transactions.places, none));
+        let most = transactions.open();
+        for (_, conn) in conns.iter() {
+            let mut next = conn.open.first;
+            // No longer than there can be any, in case that the list goes round.
+            for _ in 0..most {
+                let Some(mut open) = transactions.at(next) else { break };
+                next = open.tx.next;
+                open.tx.empty();
+                // Without memory for that it ends in ENOMEM.
+                open.tx.poisoned |= open.doom(tree).is_err();
+            }
+        }
     }
 }
 
