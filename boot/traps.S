@@ -3,9 +3,12 @@
 // An exception is the end: each stub brings the stack into the form of `Frame` (src/xen/traps.rs)
 // and calls Rust, which reports and shuts the domain down. Nothing returns.
 //
-// An event needs no work here. Its only purpose is to end `sleep_until_event`, the one place where
-// interrupts are on; the main loop looks at the event words itself. Xen repeats the interrupt as long as
-// events are pending and interrupts are on, so the handler returns with them off.
+// An event needs no work here: the main loop looks at the event words itself. It ends `sleep_until_event`, and that is all,
+// but for the timer of the watch (src/xen/watch.rs), which Rust looks at if it interrupts something else. Xen repeats the
+// interrupt as long as its word says that events are pending and interrupts are on, so the handler clears that. And
+// Xen interrupts for no event whose bit of the selector word is set already: so that the timer always does, the handler takes
+// that word away and keeps it for the main loop (src/xen/evtchn.rs). Before the watch has begun, and in programs
+// without one, the handler returns with interrupts off instead.
 
 // Bit n is set if exception n has no error code: all but 8, 10 to 14, 17, 21, 29 and 30.
 .set NO_ERROR_CODE, 0x9fdd82ff
@@ -13,6 +16,7 @@
 .set RFLAGS_IF,     0x200
 .set FRAME_RIP,     0               // what an interrupt pushes, from the stack pointer up:
 .set FRAME_RFLAGS,  16              // rip, cs, rflags, rsp, ss
+.set PENDING,       2048            // offset of `evtchn_pending` in `struct shared_info`
 
 .section .text.traps, "ax"
 
@@ -39,11 +43,56 @@ event_upcall:
     cmp     qword ptr [rip + {trial}], 0
     jne     trial_upcall
     cmp     qword ptr [rsp + FRAME_RIP], offset asleep
-    jne     leave_interrupts_off
+    jne     look
     mov     qword ptr [rsp + FRAME_RIP], offset awake
+look:
+    cmp     qword ptr [rip + {shared}], 0
+    je      leave_interrupts_off
+    push    rax
+    push    rcx
+    mov     rax, [rip + {shared}]
+    mov     byte ptr [rax], 0               // vcpu_info[0].evtchn_upcall_pending
+    xor     ecx, ecx
+    xchg    rcx, [rax + 8]                  // .evtchn_pending_sel
+    or      [rip + {taken}], rcx
+    mov     rcx, [rip + {timer}]
+    bt      qword ptr [rax + PENDING], rcx
+    jc      timer_upcall
+no_hang:
+    pop     rcx
+    pop     rax
+    iretq
 leave_interrupts_off:
     and     qword ptr [rsp + FRAME_RFLAGS], ~RFLAGS_IF
     iretq
+
+// Whoever sleeps has nothing to be watched, and takes the timer's news itself.
+timer_upcall:
+    cmp     qword ptr [rsp + 16 + FRAME_RIP], offset awake
+    je      no_hang
+    cld
+    push    rdx
+    push    rsi
+    push    rdi
+    push    r8
+    push    r9
+    push    r10
+    push    r11
+    call    {watch}                         // the stack is aligned, as below
+    test    al, al
+    pop     r11
+    pop     r10
+    pop     r9
+    pop     r8
+    pop     rdi
+    pop     rsi
+    pop     rdx
+    jz      no_hang
+    pop     rcx
+    pop     rax
+    push    0
+    push    {hang}
+    jmp     exception
 .size event_upcall, . - event_upcall
 
 // On trial (src/xen/handover.rs) interrupts are on, and the timer's ends the trial. Rust says so by not returning.

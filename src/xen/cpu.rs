@@ -85,6 +85,15 @@ pub(super) fn flush_translation(address: usize) {
     unsafe { asm!("invlpg [{}]", in(reg) address, options(nostack, preserves_flags)) }
 }
 
+/// Whether events may interrupt.
+pub(super) fn interrupts_are_on() -> bool {
+    const INTERRUPT_FLAG: u64 = 1 << 9;
+    let flags: u64;
+    // SAFETY: reads the flags by way of the stack.
+    unsafe { asm!("pushfq", "pop {}", out(reg) flags, options(nomem)) }
+    flags & INTERRUPT_FLAG != 0
+}
+
 /// Lets events interrupt.
 pub(super) fn enable_interrupts() {
     // SAFETY: every vector in use has a handler by then (`traps::load`).

@@ -8,7 +8,10 @@
 //! the opposite order loses nothing, and at worst finds a port early or a selector bit without news.
 
 use super::abi::xen::SharedInfo;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// Bits of the selector word that an interrupt has taken away (`boot/traps.S`), for the next [`Scan`].
+pub(super) static TAKEN: AtomicU64 = AtomicU64::new(0);
 
 /// Ports that the two-level form can have.
 pub const PORTS: u32 = 4096;
@@ -41,6 +44,9 @@ impl Scan {
             let vcpu = &info.vcpu_info[0];
             vcpu.evtchn_upcall_pending.store(0, Ordering::SeqCst);
             self.selector = vcpu.evtchn_pending_sel.swap(0, Ordering::SeqCst);
+            if TAKEN.load(Ordering::Relaxed) != 0 {
+                self.selector |= TAKEN.swap(0, Ordering::Relaxed);
+            }
             if self.selector == 0 {
                 return None;
             }
@@ -78,6 +84,20 @@ pub fn unmask(info: &SharedInfo, port: u32) {
         // Xen signals a port only if it is not pending, so a bit that nobody was told of would stay for ever.
         pending.fetch_and(!bit, Ordering::SeqCst);
     }
+}
+
+/// Takes the news of one port away.
+pub fn forget(info: &SharedInfo, port: u32) {
+    if let Some(word) = info.evtchn_pending.get((port / u64::BITS) as usize) {
+        word.fetch_and(!(1 << (port % u64::BITS)), Ordering::SeqCst);
+    }
+}
+
+/// Whether some port may have news that no [`Scan`] has taken.
+#[must_use]
+pub fn has_news(info: &SharedInfo) -> bool {
+    let here = info.vcpu_info[0].evtchn_pending_sel.load(Ordering::SeqCst);
+    here | TAKEN.load(Ordering::Relaxed) != 0
 }
 
 /// The mask bits of all ports.

@@ -96,12 +96,18 @@ impl Frames {
         }
     }
 
-    /// Takes the lowest frame.
-    pub fn take(&mut self) -> Option<usize> {
+    /// The lowest frame.
+    #[must_use]
+    pub fn first(&self) -> Option<usize> {
         let top = self.top.iter().position(|word| *word != 0)?;
         let middle = top * PER_WORD + lowest(self.top[top]);
         let word = middle * PER_WORD + lowest(self.middle[middle]);
-        let frame = word * PER_WORD + lowest(self.words[word]);
+        Some(word * PER_WORD + lowest(self.words[word]))
+    }
+
+    /// Takes the lowest frame.
+    pub fn take(&mut self) -> Option<usize> {
+        let frame = self.first()?;
         self.remove(frame);
         Some(frame)
     }
@@ -114,6 +120,27 @@ impl Frames {
         let frame = word * PER_WORD + highest(self.words[word]);
         self.remove(frame);
         Some(frame)
+    }
+
+    /// Takes a frame out, if it is in the set.
+    pub fn withhold(&mut self, frame: usize) {
+        if self.contains(frame) {
+            self.remove(frame);
+        }
+    }
+
+    /// A change was broken off, at any instruction. Whether a frame is in the set is one bit, so that is never in doubt;
+    /// all else is made anew from it. `false` if more was wrong than one change leaves behind: then the bits may be,
+    /// too.
+    #[must_use]
+    pub fn mend(&mut self) -> bool {
+        let count = self.words.iter().map(|word| word.count_ones() as usize).sum();
+        let wrong = self.count.abs_diff(count)
+            + mend_level(self.words, self.middle)
+            + mend_level(self.middle, self.top);
+        self.count = count;
+        // One frame, one word of each level.
+        wrong <= 3
     }
 
     /// Takes a frame out that is in the set.
@@ -143,6 +170,20 @@ impl Frames {
         (start..start + count).for_each(|frame| self.remove(frame));
         Some(start)
     }
+}
+
+/// Makes a level from the one below; says how many bits were wrong.
+fn mend_level(below: &[u64], level: &mut [u64]) -> usize {
+    let mut wrong = 0;
+    for (word, below) in level.iter_mut().zip(below.chunks(PER_WORD)) {
+        let right = below
+            .iter()
+            .enumerate()
+            .fold(0, |bits, (bit, word)| bits | u64::from(*word != 0) << bit);
+        wrong += (*word ^ right).count_ones() as usize;
+        *word = right;
+    }
+    wrong
 }
 
 /// The lowest set bit of a word that is not zero.
@@ -198,6 +239,54 @@ mod tests {
         let mut f = Frames::new(Box::leak(vec![0; 2].into_boxed_slice()), 64);
         f.give(1);
         assert_eq!((f.count(), f.take(), f.take_last()), (0, None, None));
+    }
+
+    #[test]
+    fn a_change_that_was_broken_off_is_mended() {
+        let capacity = 70_000;
+        for (frame, level) in [(69_999, 0), (69_999, 1), (69_999, 2), (64, 0), (65, 1), (5, 2)] {
+            let mut f = frames(capacity, [5, 64, 4096].into_iter());
+            // As far as `give` may have come.
+            f.words[frame / 64] |= 1 << (frame % 64);
+            if level > 0 {
+                f.middle[frame / 4096] |= 1 << (frame / 64 % 64);
+            }
+            if level > 1 {
+                f.top[0] |= 1 << (frame / 4096);
+            }
+            assert!(f.mend());
+            let mut all = BTreeSet::from([5, 64, 4096, frame]);
+            assert_eq!(f.count(), all.len());
+            while let Some(frame) = all.pop_first() {
+                assert_eq!(f.take(), Some(frame));
+            }
+            assert_eq!((f.take(), f.count()), (None, 0));
+            // As far as `remove` may have come.
+            let mut f = frames(capacity, [frame].into_iter());
+            f.words[frame / 64] = 0;
+            if level > 0 {
+                f.count = 0;
+            }
+            if level > 1 {
+                f.middle[frame / 4096] = 0;
+            }
+            assert!(f.mend());
+            assert_eq!((f.count(), f.take(), f.take_last()), (0, None, None));
+        }
+    }
+
+    #[test]
+    fn books_that_contradict_each_other_are_found() {
+        let mut f = frames(4096, 1..200);
+        f.withhold(3);
+        f.withhold(3);
+        assert_eq!(f.count(), 198);
+        assert!(f.mend());
+        f.words[2] = 0;
+        assert!(!f.mend());
+        let mut f = frames(4096, 1..200);
+        f.count += 5;
+        assert!(!f.mend());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::abi::memory::{AddToPhysmap, MAPSPACE_SHARED_INFO};
 use super::abi::xen::SharedInfo;
 use super::layout::PAGE_SIZE;
 use super::shared_page::SharedPage;
+use super::traps::{self, Fault};
 use super::{DOMID_SELF, console, hypercall, memory};
 use crate::mem::room_bytes;
 use crate::proto::id::DomId;
@@ -26,9 +27,28 @@ struct Window {
     next: usize,
 }
 
-/// Whether the window is being changed.
-pub(super) fn is_locked() -> bool {
-    WINDOW.is_locked()
+/// A failure may have broken off a change of the window, at any instruction: makes it fit to go on with, until the state is
+/// handed over. Whether it was being changed.
+///
+/// Its list of free pages is given up. A successor makes its own: of all pages but those that it adopts.
+///
+/// # Safety
+/// What was broken off never goes on.
+pub(super) unsafe fn mend() -> bool {
+    let is_locked = WINDOW.is_locked();
+    if is_locked {
+        // SAFETY: by contract, whoever has the lock will never use what it guards.
+        unsafe { WINDOW.force_unlock() };
+        // Not dropped: that would free a block that may be gone already.
+        core::mem::forget(core::mem::take(&mut WINDOW.lock().free));
+    }
+    is_locked
+}
+
+/// Fails while the window is locked, for a test of what comes after it.
+pub(super) fn fail_holding_window(fault: Fault) -> ! {
+    let _held = WINDOW.lock();
+    traps::provoke(fault)
 }
 
 static WINDOW: Mutex<Window> = Mutex::new(Window { free: Vec::new(), next: SHARED_INFO_PAGE + 1 });

@@ -24,7 +24,7 @@ use super::abi::xen::{SharedInfo, errno};
 use super::layout::PAGE_SIZE;
 use super::memory::{self, Inherited, Occupied, Plain, Predecessor};
 use super::time::{self, NS_PER_MS};
-use super::{cpu, gnttab, hypercall, restart, revival, traps};
+use super::{cpu, gnttab, hypercall, restart, revival, traps, watch};
 use crate::proto::handover::Digest;
 use crate::proto::image::{BRIDGE_LAYOUT, Image, SLOT_SIZE, Segment};
 use crate::proto::sentence::{Sentence, sentence};
@@ -298,6 +298,8 @@ impl Region {
         self.listed += 1;
         memory::write_frame(self.list, size_of::<u64>(), &(self.listed as u64).to_le_bytes());
         (self.page, self.used) = (page, 0);
+        // A large state takes its time.
+        watch::turn();
         Some(())
     }
 
@@ -587,6 +589,10 @@ fn try_cross(request: &Request<'_>, timer: u32) -> Result<Sentence, PlatformErro
         return Err(error("memory below 4 GiB", errno::ENOMEM));
     }
     memory::map_bridge(bridge.0)?;
+    // Another version need not know of it. The trial has its own end.
+    if matches!(image, Successor::Uploaded(_)) {
+        watch::release();
+    }
     // SAFETY: (1) mapped just now, with the code in it; (2) the slot holds a checked image, and what that does
     // until it comes back is limited to memory that is free here: its part of the agreement.
     unsafe { call_bridge(enter, memory::frame_address(bridge.0)) };

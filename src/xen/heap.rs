@@ -15,7 +15,9 @@ use crate::mem::classes::{
     PAGE_SIZE, SIZES, SLAB_HEADER, SMALL_ALIGN, block_bytes, blocks_per_slab, class_of,
 };
 use core::alloc::Layout;
+use core::mem::MaybeUninit;
 use core::ptr::null_mut;
+use core::sync::atomic::{Ordering, compiler_fence};
 
 /// Free pages that are left when Xen is asked for more, if it may have more to give: so many are there for whatever
 /// must not fail when it refuses. The server's reserves are smaller than that.
@@ -76,6 +78,9 @@ pub struct Heap<P> {
     used: usize,
     /// Pages taken.
     taken: usize,
+    /// The block that is being taken back, or null, and its first bytes, for [`Heap::undo`].
+    leaving: *mut u8,
+    first: MaybeUninit<u64>,
 }
 
 // SAFETY: the pointers lead to memory that belongs to the heap alone.
@@ -111,7 +116,38 @@ impl<P> Heap<P> {
     /// A heap without memory yet.
     #[must_use]
     pub const fn new(pages: P) -> Self {
-        Self { pages, open: [null_mut(); SIZES.len()], idle: 0, used: 0, taken: 0 }
+        Self {
+            pages,
+            open: [null_mut(); SIZES.len()],
+            idle: 0,
+            used: 0,
+            taken: 0,
+            leaving: null_mut(),
+            first: MaybeUninit::uninit(),
+        }
+    }
+
+    /// A heap for whoever goes on after the change of another one was broken off. Nothing that the other one has handed
+    /// out may come back to it. It counts that, too.
+    #[must_use]
+    pub fn in_place_of<Q>(other: &Heap<Q>, pages: P) -> Self {
+        Self { used: other.used, taken: other.taken, ..Self::new(pages) }
+    }
+
+    /// A change of this heap was broken off, at any instruction, and it is not used any more. If it was taking a block back,
+    /// the owner may not know that yet: so that its bytes are whole, those that were written over are put back. Returns the
+    /// block's address: its page may have been given away, and must not be used.
+    ///
+    /// # Safety
+    /// `is_there` says whether the page of an address can be written, as it could when the block was in use.
+    pub unsafe fn undo(&mut self, is_there: impl FnOnce(usize) -> bool) -> Option<usize> {
+        let block = core::mem::replace(&mut self.leaving, null_mut());
+        if block.is_null() || !is_there(block.addr()) {
+            return None;
+        }
+        // SAFETY: a block has room for that, and is aligned; by contract it can be written.
+        unsafe { block.cast::<MaybeUninit<u64>>().write(self.first) };
+        Some(block.addr())
     }
 
     /// Bytes handed out, rounded up to what the blocks take: the sum of their
@@ -160,6 +196,23 @@ impl<P: Pages> Heap<P> {
     /// `block` came from [`Self::allocate`] of this heap with the same layout, or one that [`stays`] says has the
     /// same place, and is not used any more.
     pub unsafe fn free(&mut self, block: *mut u8, layout: Layout) {
+        // SAFETY: the smallest class is larger, and all are aligned for it.
+        self.first = unsafe { block.cast::<MaybeUninit<u64>>().read() };
+        self.leaving = block;
+        // Before anything changes, for whoever breaks that off.
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: by contract.
+        unsafe { self.take_back(block, layout) };
+        compiler_fence(Ordering::SeqCst);
+        self.leaving = null_mut();
+    }
+
+    /// The work of [`free`](Self::free).
+    ///
+    /// # Safety
+    /// As there.
+    #[inline]
+    unsafe fn take_back(&mut self, block: *mut u8, layout: Layout) {
         if let Some(class) = small_class(layout) {
             // SAFETY: a block of this class, by contract.
             unsafe { self.free_small(block.addr(), class) };

@@ -45,7 +45,7 @@ pub(super) fn made() -> u64 {
 unsafe fn raw(number: u64, args: [u64; 3]) -> i64 {
     let [a, b, c] = args;
     let result: i64;
-    // Nothing ever runs in between, so counting needs no locked instruction.
+    // What runs in between, once a second (`watch`), may cost a count: no reason for a locked instruction.
     MADE.store(made().wrapping_add(1), Ordering::Relaxed);
     if AMD.load(Ordering::Relaxed) {
         // SAFETY: (1, 2) by contract; Xen may change the argument registers and nothing else.
@@ -166,8 +166,10 @@ arguments! {
     memory::PopulatePhysmap: MEMORY_OP 6 "XENMEM_populate_physmap";
     memory::AddToPhysmap: MEMORY_OP 7 "XENMEM_add_to_physmap";
     memory::GetMemoryMap: MEMORY_OP 9 "XENMEM_memory_map";
+    vcpu::RunstateInfo: VCPU_OP 4 "VCPUOP_get_runstate_info";
     vcpu::SetSingleshotTimer: VCPU_OP 8 "VCPUOP_set_singleshot_timer";
     sched::Shutdown: SCHED_OP 2 "SCHEDOP_shutdown";
+    sched::Watchdog: SCHED_OP 6 "SCHEDOP_watchdog";
     domctl::Domctl: DOMCTL 0 "domctl";
     version::ExtraVersion: XEN_VERSION 1 "XENVER_extraversion";
 }
@@ -189,8 +191,10 @@ contained!(
     hvm::GetParam,
     memory::CurrentReservation,
     memory::MaximumReservation,
+    vcpu::RunstateInfo,
     vcpu::SetSingleshotTimer,
     sched::Shutdown,
+    sched::Watchdog,
     version::ExtraVersion,
 );
 

@@ -13,6 +13,7 @@
 //! | `memory`, `heap`, `runs` | page tables, the allocator |
 //! | `console`, `traps` | lines for people; faults and panics |
 //! | `evtchn`, `time` | events and sleep; clock and one-shot timer |
+//! | `watch` | a loop without end is noticed |
 //! | `gnttab`, `shared_page` | other domains' pages |
 //! | `domctl` | what Xen says of other domains |
 //! | `channels` | what event channels tell of them where Xen does not |
@@ -20,10 +21,10 @@
 //! | `handover` | live update: from one image to the next, and back |
 //! | `platform` | [`crate::server::platform::Platform`] on top of all that |
 //!
-//! Invariants after `start`: interrupts are off except inside `sleep_until_event` of `boot/traps.S`, so nothing here is
-//! ever interrupted and no lock is ever contended; every page that is mapped is populated; no page is
-//! both writable and executable. While an image is on trial (`handover`) one interrupt is let through, which
-//! changes nothing or ends the trial for good.
+//! Invariants after `start`: what interrupts (`boot/traps.S`, `watch`) takes no lock and changes nothing that the
+//! program uses, or is the end of what it interrupts, so no lock is ever contended; every page that is mapped is populated;
+//! no page is both writable and executable. While an image is on trial (`handover`) one interrupt is let through, which
+//! changes nothing or ends the trial for good. A program without `restart::guard` has interrupts off but while it sleeps.
 //!
 //! `dom0` is not part of it, but of programs that run beside it in dom0.
 //!
@@ -82,6 +83,8 @@ pub mod surplus;
 pub mod time;
 #[cfg(target_os = "none")]
 pub mod traps;
+#[cfg(target_os = "none")]
+mod watch;
 
 /// `DOMID_SELF`, as the structures of [`abi`] have it.
 #[cfg(target_os = "none")]

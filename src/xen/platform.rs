@@ -10,7 +10,7 @@ use super::gnttab::{self, GrantedPage};
 use super::handover::{self, Region, Request, Successor};
 use super::start::Machine;
 use super::traps::{self, Fault};
-use super::{console, cpu, hypercall, memory};
+use super::{console, cpu, gnttab, hypercall, memory, watch};
 use crate::proto::handover::HANDOVER;
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::proto::image::Image;
@@ -298,6 +298,12 @@ impl Platform for XenPlatform {
             b"hang" => traps::provoke(Fault::Hang),
             b"triple-fault" => traps::provoke(Fault::TripleFault),
             b"shutdown" => traps::provoke(Fault::Shutdown),
+            b"hang-again" => {
+                watch::hang_in_restart();
+                traps::provoke(Fault::Panic)
+            }
+            b"heap" => memory::fail_in_growth(Fault::Panic),
+            b"window" => gnttab::fail_holding_window(Fault::Panic),
             b"frames" => memory::fail_holding_frames(Fault::Panic),
             b"memory" => {
                 core::hint::black_box(alloc::vec![0_u8; usize::MAX / 4]);

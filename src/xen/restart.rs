@@ -9,7 +9,7 @@
 //! a copy.
 
 use super::layout::PAGE_SIZE;
-use super::{gnttab, memory, revival, traps};
+use super::{console, gnttab, memory, revival, traps, watch};
 use crate::proto::image::Segment;
 use crate::proto::sentence::Sentence;
 use core::arch::asm;
@@ -102,12 +102,14 @@ extern "C" fn begin<T>(program: *mut Guarded<'_, T>) -> ! {
     let program = unsafe { &mut *program };
     // The end of a trial switches interrupts off.
     (program.begin)(program.state);
+    watch::begin();
     (program.run)(program.state)
 }
 
 extern "C" fn go_on<T>(program: *mut Guarded<'_, T>) -> ! {
     // SAFETY: the program of `guard`, which never returns. The code that had borrowed it has failed and never goes on.
     let program = unsafe { &mut *program };
+    watch::hang_if_asked();
     let why = (program.revive)(program.state);
     traps::give_up(format_args!("fatal: it cannot go on: {why}"))
 }
@@ -123,11 +125,15 @@ pub(super) fn resume() -> Result<core::convert::Infallible, &'static str> {
     if program.is_null() {
         return Err("nothing had begun");
     }
-    if memory::is_locked() || gnttab::is_locked() {
-        return Err("the books of its memory are in doubt");
-    }
     if RESUMED.swap(true, Ordering::Relaxed) {
         return Err("it failed again while it went on");
+    }
+    // SAFETY: what has failed is thrown away with its stack.
+    let in_memory = unsafe { memory::mend() }?;
+    // SAFETY: as above.
+    let in_window = unsafe { gnttab::mend() };
+    if in_memory || in_window {
+        console::emergency(format_args!("  in the middle of a change of the books of its memory"));
     }
     // As after a call at the mark.
     let stack = STACK.load(Ordering::Relaxed) - size_of::<usize>();

@@ -33,6 +33,12 @@ impl Runs {
         Self { size, fresh: 0, free: [0; CLASSES] }
     }
 
+    /// The second half of a window, whose first half belongs to whoever used it before.
+    #[must_use]
+    pub const fn second_half(size: usize) -> Self {
+        Self { size, fresh: size / 2, free: [0; CLASSES] }
+    }
+
     /// The first page of a run for `count` pages; `link` reads what [`give`](Self::give) has left there.
     pub fn take(&mut self, count: usize, link: impl FnOnce(usize) -> usize) -> Option<usize> {
         let class = class(count)?;
@@ -84,5 +90,7 @@ mod tests {
         assert_eq!(runs.take(usize::MAX, |_| 0), None);
         assert_eq!(runs.take(1 << 40, |_| 0), None);
         assert_eq!(Runs::new(1).take(2, |_| 0), None);
+        assert_eq!(Runs::second_half(16).take(2, |_| 0), Some(8));
+        assert_eq!(Runs::second_half(16).take(16, |_| 0), None);
     }
 }

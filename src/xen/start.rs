@@ -6,7 +6,6 @@ use super::abi::hvm::{
     PARAM_STORE_EVTCHN, PARAM_STORE_PFN, SetParam,
 };
 use super::abi::start_info::{HvmModlistEntry, HvmStartInfo, MAGIC};
-use super::abi::vcpu::SetSingleshotTimer;
 use super::abi::version::ExtraVersion;
 use super::abi::xen::{SharedInfo, VIRQ_TIMER};
 use super::evtchn::{self, Scan};
@@ -15,7 +14,7 @@ use super::layout::PAGE_SIZE;
 use super::memory::{self, Occupied};
 use super::shared_page::SharedPage;
 use super::time::{self, NS_PER_MS, NS_PER_US};
-use super::{DOMID_SELF, console, cpu, gnttab, hypercall, restart, traps};
+use super::{DOMID_SELF, console, cpu, gnttab, hypercall, restart, traps, watch};
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::proto::sentence::{Sentence, sentence};
 use crate::server::platform::PlatformError;
@@ -97,6 +96,8 @@ extern "C" fn rust_entry(start_info: u64, image_base: usize) -> ! {
 /// The machine of an image that the domain builder has started.
 fn begin(info: &StartInfo) -> Machine {
     memory::begin();
+    // A domain that was revived may have one set.
+    watch::release();
     let occupied = |frame| info.modules.iter().any(|module| module.holds(frame));
     // SAFETY: follows `find`; what the start info points at is either copied by now or listed.
     expect(unsafe { memory::refine(occupied, |_| false) });
@@ -264,8 +265,10 @@ pub struct Machine {
     scan: Scan,
     /// The port of `VIRQ_TIMER`, which is reported to nobody.
     timer: u32,
-    /// The moment that the timer is set to.
-    armed_ms: Option<u64>,
+    /// The moment that the last sleep was to end at.
+    due_ms: Option<u64>,
+    /// Something has happened since then.
+    is_awake: bool,
     /// The latest moment that was told.
     latest_ms: Cell<u64>,
     /// What the domain builder loaded beside the image.
@@ -281,8 +284,9 @@ impl Machine {
         modules: [Occupied; MODULES_MAX],
         handover: Option<Handover>,
     ) -> Self {
+        watch::prepare(shared, timer);
         let (scan, latest_ms) = (Scan::default(), Cell::new(0));
-        Self { shared, scan, timer, armed_ms: None, latest_ms, modules, handover }
+        Self { shared, scan, timer, due_ms: None, is_awake: true, latest_ms, modules, handover }
     }
 
     /// What an image on trial has been handed over.
@@ -299,18 +303,18 @@ impl Machine {
 
     /// Hands over to a checked image. Returns only if that failed, with the reason.
     pub(super) fn hand_over(&mut self, request: &Request<'_>) -> Sentence {
-        // A moment that Xen takes for the end of the trial; a failure leaves the trial without one.
-        let mut timer = SetSingleshotTimer {
-            timeout_abs_ns: request.deadline_ms.saturating_mul(NS_PER_MS),
-            flags: 0,
-        };
+        let interrupts = watch::pause();
+        watch::limit();
         let masks = evtchn::mask_all_but(self.shared, self.timer);
-        let reason = match hypercall::perform(&mut timer) {
-            Ok(_) => handover::cross(request, self.timer),
+        // A moment that Xen takes for the end of the trial; a failure leaves the trial without one.
+        let reason = match watch::arm(request.deadline_ms.saturating_mul(NS_PER_MS)) {
+            Ok(()) => handover::cross(request, self.timer),
             Err(error) => sentence!("no timer for the trial: {error}"),
         };
         evtchn::set_masks(self.shared, &masks);
-        self.armed_ms = None;
+        watch::disarm();
+        watch::release();
+        watch::resume(interrupts);
         reason
     }
 
@@ -319,6 +323,7 @@ impl Machine {
         let Some(handover) = self.handover.take() else { return };
         cpu::disable_interrupts();
         handover.commit();
+        watch::release();
         let mut masks = [0; (evtchn::PORTS / u64::BITS) as usize];
         if let Some(port) = console::port()
             && let Some(word) = masks.get_mut((port / u64::BITS) as usize)
@@ -361,12 +366,25 @@ impl Machine {
 
     /// The next port with news, without waiting.
     pub fn next_port(&mut self) -> Option<EvtchnPort> {
-        loop {
-            let port = self.scan.next(self.shared)?;
+        watch::turn();
+        while let Some(port) = self.scan.next(self.shared) {
             if port != self.timer {
+                self.is_awake = true;
                 return Some(EvtchnPort(port));
             }
-            self.armed_ms = None;
+            let due_ns = self.due_ms.map(|due_ms| due_ms.saturating_mul(NS_PER_MS));
+            self.is_awake |= due_ns.is_some_and(|due_ns| watch::armed_ns() >= due_ns);
+            watch::disarm();
+            self.keep_watch();
+        }
+        self.keep_watch();
+        None
+    }
+
+    /// A tick is to come, unless this was the tick of a program that sleeps: that is the last one.
+    fn keep_watch(&self) {
+        if self.is_awake {
+            watch::keep(self.shared);
         }
     }
 
@@ -375,22 +393,31 @@ impl Machine {
         if !self.scan.is_empty() {
             return;
         }
-        if let Some(deadline) = deadline_ms {
-            if self.now_ms() >= deadline {
-                return;
-            }
-            if self.armed_ms != Some(deadline) {
-                let timeout_abs_ns = deadline.saturating_mul(NS_PER_MS);
-                // A moment that has passed meanwhile makes the event come at once.
-                let mut timer = SetSingleshotTimer { timeout_abs_ns, flags: 0 };
-                if let Err(error) = hypercall::perform(&mut timer) {
-                    console::line(format_args!("xen: {error}"));
-                    return;
-                }
-                self.armed_ms = Some(deadline);
-            }
+        let now_ms = deadline_ms.map(|_| self.now_ms());
+        let interrupts = watch::pause();
+        // Nothing that comes from here on is lost: it ends the sleep at once.
+        if !evtchn::has_news(self.shared) && self.prepare_to_sleep(deadline_ms, now_ms) {
+            self.due_ms = deadline_ms;
+            self.is_awake = false;
+            traps::sleep_until_event();
         }
-        traps::sleep_until_event();
+        watch::resume(interrupts);
+    }
+
+    /// Sets the timer; `false` if there is nothing to wait for.
+    fn prepare_to_sleep(&mut self, deadline_ms: Option<u64>, now_ms: Option<u64>) -> bool {
+        let Some(deadline_ms) = deadline_ms else { return true };
+        if now_ms.is_some_and(|now_ms| now_ms >= deadline_ms) {
+            return false;
+        }
+        let deadline_ns = deadline_ms.saturating_mul(NS_PER_MS);
+        // A timer that comes earlier only ends the sleep too early.
+        if (1..=deadline_ns).contains(&watch::armed_ns()) {
+            return true;
+        }
+        watch::arm(deadline_ns)
+            .inspect_err(|error| console::line(format_args!("xen: {error}")))
+            .is_ok()
     }
 
     /// Signals the peer of a port. A peer that is gone is not an error.

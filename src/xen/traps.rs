@@ -5,7 +5,8 @@
 //! their own, so that running over the end of the normal one is reported like anything else.
 
 use super::abi::sched::{SHUTDOWN_CRASH, SHUTDOWN_NAMES};
-use super::{console, cpu, handover, hypercall, restart};
+use super::time::NS_PER_MS;
+use super::{console, cpu, evtchn, handover, hypercall, restart, watch};
 use crate::proto::revival::Table;
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
@@ -63,6 +64,11 @@ global_asm!(
     report = sym report_fault,
     trial = sym handover::TRIAL,
     tick = sym handover::tick,
+    shared = sym watch::SHARED,
+    timer = sym watch::TIMER,
+    taken = sym evtchn::TAKEN,
+    watch = sym watch::tick,
+    hang = const UPCALL_VECTOR,
 );
 
 // `boot/traps.S` defines these symbols; only their addresses are used.
@@ -259,12 +265,19 @@ extern "C" fn report_fault(frame: &Frame) -> ! {
         cpu::fault_address()
     ));
     let mut report = Report::begin();
-    report.line(format_args!(
-        "failure: {name} (vector {}, error {:#x}) at {place}, address {:#x}",
-        frame.vector,
-        frame.error,
-        cpu::fault_address()
-    ));
+    if frame.vector == u64::from(UPCALL_VECTOR) {
+        let seconds = watch::LIMIT_NS / NS_PER_MS / 1000;
+        report.line(format_args!(
+            "failure: a hang: no turn has ended for {seconds} s of its time; now at {place}"
+        ));
+    } else {
+        report.line(format_args!(
+            "failure: {name} (vector {}, error {:#x}) at {place}, address {:#x}",
+            frame.vector,
+            frame.error,
+            cpu::fault_address()
+        ));
+    }
     let guard = (&raw const stack_guard).addr() as u64..(&raw const stack_bottom).addr() as u64;
     if guard.contains(&cpu::fault_address()) {
         report.line(format_args!("  that is the page below the stack: too deep a recursion"));
@@ -356,6 +369,7 @@ impl Report {
             console::hypervisor(b"fatal: again while reporting\n");
             crash();
         }
+        watch::limit();
         Self
     }
 
@@ -381,6 +395,8 @@ pub(super) fn give_up(why: fmt::Arguments<'_>) -> ! {
 
 /// Tells the toolstack that this domain has crashed.
 fn crash() -> ! {
+    // Whoever revives the domain does not find it about to end.
+    watch::release();
     hypercall::shutdown(SHUTDOWN_CRASH);
     cpu::halt()
 }

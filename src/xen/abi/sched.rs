@@ -8,6 +8,16 @@ pub const SHUTDOWN_CRASH: u32 = 3;
 pub const SHUTDOWN_NAMES: [&str; 6] =
     ["poweroff", "reboot", "suspend", "crash", "watchdog", "soft reset"];
 
+/// `struct sched_watchdog`, for `SCHEDOP_watchdog`, which answers with the number of the timer.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Watchdog {
+    /// One that is set already, from 1 on; 0 for one that is free, and then `timeout` must not be 0.
+    pub id: u32,
+    /// Seconds until the domain is shut down as `SHUTDOWN_watchdog`; 0 to stop it.
+    pub timeout: u32,
+}
+
 /// `struct sched_shutdown`, for `SCHEDOP_shutdown`.
 #[derive(Debug, Default)]
 #[repr(C)]

@@ -1,13 +1,14 @@
 //! The global allocator: the heap over the frames of the domain.
 
-use super::{DIRECT, HEAP, MEMORY, frame_address};
+use super::{DIRECT, FOREIGN, HEAP, MEMORY, frame_address};
 use crate::server::platform::HeapStats;
 use crate::xen::heap::{Heap, Pages, stays};
 use crate::xen::layout::PAGE_SIZE;
+use crate::xen::runs::Runs;
 use crate::xen::traps::Fault;
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{null_mut, with_exposed_provenance_mut};
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 /// The pages of the domain, for the heap.
 #[derive(Debug)]
@@ -44,9 +45,46 @@ struct Allocator;
 
 static THE_HEAP: Mutex<Heap<DomainPages>> = Mutex::new(Heap::new(DomainPages));
 
-/// Whether the heap or the frames are being changed.
-pub(in crate::xen) fn is_locked() -> bool {
-    THE_HEAP.is_locked() || MEMORY.is_locked()
+/// What takes its place after it has failed in the middle of a change; then `THE_HEAP` stays locked for good.
+static SECOND: Mutex<Heap<DomainPages>> = Mutex::new(Heap::new(DomainPages));
+
+/// The heap that serves.
+fn serving() -> MutexGuard<'static, Heap<DomainPages>> {
+    THE_HEAP.try_lock().unwrap_or_else(|| SECOND.lock())
+}
+
+/// A failure may have broken off a change of the frames or of the heap, at any instruction: makes them fit to go on with, for
+/// as long as it takes to hand the state over. Whether anything was being changed; or why that cannot be.
+///
+/// The frames' books are mended. The heap's are given up: what it has handed out stays where it is and is never
+/// freed, and new blocks come from pages of a second one.
+///
+/// # Safety
+/// What was broken off never goes on.
+pub(in crate::xen) unsafe fn mend() -> Result<bool, &'static str> {
+    let [in_frames, in_heap] = [MEMORY.is_locked(), THE_HEAP.is_locked()];
+    if in_frames {
+        // SAFETY: by contract, whoever has the lock will never use what it guards.
+        unsafe { MEMORY.force_unlock() };
+        if !MEMORY.lock().mend() {
+            return Err("the books of its memory contradict each other");
+        }
+    }
+    if in_heap {
+        // SAFETY: as above.
+        unsafe { THE_HEAP.force_unlock() };
+        // Locked for good.
+        let heap = MutexGuard::leak(THE_HEAP.lock());
+        let mut memory = MEMORY.lock();
+        // SAFETY: a page of the direct map stays mapped as long as it is populated, and free ones are.
+        let leaving = unsafe { heap.undo(|address| (DIRECT..HEAP).contains(&address)) };
+        if let Some(block) = leaving {
+            memory.frames.withhold((block - DIRECT) / PAGE_SIZE);
+        }
+        memory.runs = Runs::second_half((FOREIGN - HEAP) / PAGE_SIZE);
+        *SECOND.lock() = Heap::in_place_of(heap, DomainPages);
+    }
+    Ok(in_frames || in_heap)
 }
 
 #[global_allocator]
@@ -55,12 +93,15 @@ static ALLOCATOR: Allocator = Allocator;
 // SAFETY: `Heap` hands out blocks that fit the layout and do not overlap; it never unwinds.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        THE_HEAP.lock().allocate(layout)
+        serving().allocate(layout)
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { THE_HEAP.lock().free(block, layout) };
+        // Nothing is freed after `mend`: the block may be one of either heap.
+        if let Some(mut heap) = THE_HEAP.try_lock() {
+            // SAFETY: the caller's promise is the same.
+            unsafe { heap.free(block, layout) };
+        }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
@@ -85,7 +126,7 @@ unsafe impl GlobalAlloc for Allocator {
 /// Makes sure that `bytes` of memory are free for blocks of any size, asking Xen for more where that may help;
 /// `false` if they are not.
 pub(in crate::xen) fn reserve(bytes: usize) -> bool {
-    let idle = THE_HEAP.lock().idle();
+    let idle = serving().idle();
     MEMORY.lock().supply(bytes.div_ceil(PAGE_SIZE).saturating_sub(idle))
 }
 
@@ -104,7 +145,7 @@ pub fn fail_in_growth(fault: Fault) -> ! {
 /// The heap's figures.
 #[must_use]
 pub fn heap() -> HeapStats {
-    let heap = THE_HEAP.lock();
+    let heap = serving();
     let obtainable = MEMORY.lock().obtainable();
     HeapStats {
         used: heap.used(),

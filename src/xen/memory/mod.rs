@@ -19,7 +19,7 @@ mod allocator;
 mod update;
 
 pub use allocator::{fail_in_growth, heap};
-pub(super) use allocator::{forget_refusal, is_locked, reserve};
+pub(super) use allocator::{forget_refusal, mend, reserve};
 pub use update::fail_holding_frames;
 pub(super) use update::{
     Inherited, Predecessor, begin, bridge_page, commit, fill, give_frame, inherit, inheritance,
@@ -156,6 +156,9 @@ struct Memory {
     refused: bool,
     /// What goes back to Xen.
     surplus: Surplus,
+    /// Frames that are on their way from Xen or to it, as many as `moving_count` says, for [`Memory::mend`].
+    moving: [usize; CHUNK],
+    moving_count: usize,
 }
 
 static MEMORY: Mutex<Memory> = Mutex::new(Memory {
@@ -171,6 +174,8 @@ static MEMORY: Mutex<Memory> = Mutex::new(Memory {
     frozen: false,
     refused: false,
     surplus: Surplus::new(),
+    moving: [0; CHUNK],
+    moving_count: 0,
 });
 
 /// Physical memory that holds something at the time of boot.
@@ -434,10 +439,12 @@ impl Memory {
         let mut list = [0_u64; CHUNK];
         let mut end = self.populated;
         for slot in &mut list[..count] {
-            let frame = self.absent.take().unwrap_or_else(|| {
+            let frame = self.absent.first().unwrap_or_else(|| {
                 end += 1;
                 end - 1
             });
+            self.announce(frame);
+            self.absent.withhold(frame);
             *slot = frame as u64;
         }
         let mut argument = PopulatePhysmap {
@@ -459,7 +466,31 @@ impl Memory {
                 self.absent.give(frame);
             }
         }
+        self.moving_count = 0;
         done
+    }
+
+    /// Notes a frame that is on its way.
+    fn announce(&mut self, frame: usize) {
+        if let Some(slot) = self.moving.get_mut(self.moving_count) {
+            *slot = frame;
+            self.moving_count += 1;
+        }
+    }
+
+    /// A change of these books was broken off, at any instruction. `false` if they contradict each other more than that
+    /// explains.
+    fn mend(&mut self) -> bool {
+        let is_sound = self.frames.mend() & self.absent.mend();
+        // Whether there is memory behind these nobody knows. If there is, it is replaced when they are populated.
+        for index in 0..self.moving_count.min(CHUNK) {
+            let frame = self.moving[index];
+            if frame < self.populated && !self.frames.contains(frame) {
+                self.absent.give(frame);
+            }
+        }
+        self.moving_count = 0;
+        is_sound
     }
 
     /// Makes a frame free that there is memory behind from now on.
@@ -477,6 +508,7 @@ impl Memory {
         let mut count = 0;
         for slot in &mut list[..wanted] {
             let Some(frame) = self.frames.take_last() else { break };
+            self.announce(frame);
             self.unmap(DIRECT + frame * PAGE_SIZE);
             *slot = frame as u64;
             count += 1;
@@ -496,6 +528,7 @@ impl Memory {
             let Ok(frame) = usize::try_from(*frame) else { continue };
             if index < done { self.absent.give(frame) } else { self.receive(frame) }
         }
+        self.moving_count = 0;
         done
     }
 

@@ -1,0 +1,191 @@
+//! The watch on itself: a loop without end is a failure like any other.
+//!
+//! Two things look after each other.
+//!
+//! * **The tick.** While the program works, interrupts are on, and the one-shot timer comes about once a second. Its
+//!   handler looks whether a turn has ended ([`turn`]) since the last one. If none has for [`LIMIT_NS`] of the time that
+//!   this processor has really run, the program is taken for hung, and the handler goes the way of a fault. The time
+//!   that counts is Xen's for the vCPU (`VCPUOP_get_runstate_info`): a domain that is paused, waits for a processor
+//!   or sleeps with its host does not run, so none of that is a hang.
+//! * **Xen's watchdog** (`SCHEDOP_watchdog`) ends the domain as `SHUTDOWN_watchdog`. It is set only where the tick is
+//!   deaf, because interrupts are off: from the report of a failure until a fresh image has committed itself, and while
+//!   an image is loaded. Xen's timer goes on while a domain is paused, so it must not be set at any other time:
+//!   an administrator who pauses the domain, or a debugger, would end it.
+//!
+//! Nothing of it costs a request anything: a tick is ordered when the first event after one comes. A program that
+//! sleeps has one tick at most, which finds it asleep and orders no other.
+//!
+//! A hang with interrupts off elsewhere is noticed by nobody in here. They are off only for the few instructions ahead
+//! of a sleep.
+
+use super::abi::sched::Watchdog;
+use super::abi::vcpu::{RunstateInfo, SetSingleshotTimer};
+use super::abi::xen::SharedInfo;
+use super::time::{self, NS_PER_MS};
+use super::{cpu, evtchn, hypercall};
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+/// How long the processor may run without the end of a turn. The longest turn that is known takes a tenth of that.
+pub(super) const LIMIT_NS: u64 = 5_000 * NS_PER_MS;
+
+/// From one tick to the next.
+const TICK_NS: u64 = 1_000 * NS_PER_MS;
+
+/// What Xen's watchdog gives a restart or the loading of an image, in seconds: more than a trial may take.
+const DEAF_S: u32 = 20;
+
+/// Watchdogs that a domain has (`NR_DOMAIN_WATCHDOG_TIMERS`, `xen/include/xen/sched.h`).
+const WATCHDOGS: u32 = 2;
+
+/// The page that Xen shares, once the watch has begun; `boot/traps.S` looks at it.
+pub(super) static SHARED: AtomicPtr<SharedInfo> = AtomicPtr::new(null_mut());
+/// The port of the timer; likewise.
+pub(super) static TIMER: AtomicU64 = AtomicU64::new(0);
+/// What `SHARED` will be.
+static PREPARED: AtomicPtr<SharedInfo> = AtomicPtr::new(null_mut());
+
+/// Turns that have ended.
+static TURNS: AtomicU64 = AtomicU64::new(0);
+/// As many had when that was last seen to change, and how long the processor had run then.
+static SEEN: AtomicU64 = AtomicU64::new(0);
+static SEEN_RAN_NS: AtomicU64 = AtomicU64::new(0);
+/// Ticks, for the case that Xen does not tell how long the processor has run.
+static TICKS: AtomicU64 = AtomicU64::new(0);
+
+/// The moment that the one-shot timer is set to; 0 for none.
+static ARMED_NS: AtomicU64 = AtomicU64::new(0);
+
+/// Which of Xen's watchdogs is set; 0 for none.
+static WATCHDOG: AtomicU32 = AtomicU32::new(0);
+
+/// Tells where the watch will find time and timer.
+pub(super) fn prepare(shared: &'static SharedInfo, timer: u32) {
+    PREPARED.store(core::ptr::from_ref(shared).cast_mut(), Ordering::Relaxed);
+    TIMER.store(u64::from(timer), Ordering::Relaxed);
+}
+
+/// Begins: from now on events interrupt.
+pub(super) fn begin() {
+    SHARED.store(PREPARED.load(Ordering::Relaxed), Ordering::Relaxed);
+    cpu::enable_interrupts();
+}
+
+/// Whether it has begun.
+pub(super) fn is_on() -> bool {
+    !SHARED.load(Ordering::Relaxed).is_null()
+}
+
+/// Goes deaf for what needs interrupts off; says whether they were on.
+pub(super) fn pause() -> bool {
+    let was_on = cpu::interrupts_are_on();
+    cpu::disable_interrupts();
+    was_on
+}
+
+/// Undoes that.
+pub(super) fn resume(was_on: bool) {
+    if was_on {
+        cpu::enable_interrupts();
+    }
+}
+
+/// A turn has ended, or something else that shows that there is no loop without end.
+pub(super) fn turn() {
+    // Only read by the handler, so nothing is lost between the two.
+    TURNS.store(TURNS.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+}
+
+/// The moment that the timer is set to; 0 for none.
+pub(super) fn armed_ns() -> u64 {
+    ARMED_NS.load(Ordering::Relaxed)
+}
+
+/// The timer has come, or what it was set to does not count any more.
+pub(super) fn disarm() {
+    ARMED_NS.store(0, Ordering::Relaxed);
+}
+
+/// Sets the timer.
+pub(super) fn arm(moment_ns: u64) -> Result<(), crate::server::platform::PlatformError> {
+    // A moment that has passed makes the event come at once.
+    hypercall::perform(&mut SetSingleshotTimer { timeout_abs_ns: moment_ns, flags: 0 })?;
+    ARMED_NS.store(moment_ns, Ordering::Relaxed);
+    Ok(())
+}
+
+/// There is work to be done: sees to it that a tick comes.
+pub(super) fn keep(shared: &SharedInfo) {
+    let (armed_ns, told_ns) = (armed_ns(), time::told_ns(&shared.vcpu_info[0].time));
+    // What was told may be a second old.
+    if (armed_ns == 0 || armed_ns > told_ns.saturating_add(3 * TICK_NS)) && is_on() {
+        // Without a timer there is no watch, which is no reason to do nothing.
+        let _ = arm(told_ns.saturating_add(2 * TICK_NS));
+    }
+}
+
+/// How long the processor has run.
+fn ran_ns() -> u64 {
+    let mut info = RunstateInfo::default();
+    let ticks = TICKS.load(Ordering::Relaxed).wrapping_add(1);
+    TICKS.store(ticks, Ordering::Relaxed);
+    match hypercall::perform(&mut info) {
+        Ok(_) => info.running_ns,
+        Err(_) => ticks.saturating_mul(TICK_NS),
+    }
+}
+
+/// The timer has interrupted the program at work; whether that is hung. It takes no lock and changes nothing that the
+/// program uses but the timer.
+pub(super) extern "C" fn tick() -> bool {
+    // SAFETY: null, or the page that `prepare` was given, which is mapped for good.
+    let Some(shared) = (unsafe { SHARED.load(Ordering::Relaxed).as_ref() }) else { return false };
+    let timer = u32::try_from(TIMER.load(Ordering::Relaxed)).unwrap_or(0);
+    evtchn::forget(shared, timer);
+    let (turns, ran_ns) = (TURNS.load(Ordering::Relaxed), ran_ns());
+    if SEEN.swap(turns, Ordering::Relaxed) != turns {
+        SEEN_RAN_NS.store(ran_ns, Ordering::Relaxed);
+    } else if ran_ns.saturating_sub(SEEN_RAN_NS.load(Ordering::Relaxed)) >= LIMIT_NS {
+        return true;
+    }
+    let now_ns = time::now_ns(&shared.vcpu_info[0].time, cpu::tsc);
+    if arm(now_ns.saturating_add(TICK_NS)).is_err() {
+        disarm();
+    }
+    false
+}
+
+/// Interrupts are off for a while: if that does not end in time, Xen ends the domain.
+pub(super) fn limit() {
+    let mut watchdog = Watchdog { id: WATCHDOG.load(Ordering::Relaxed), timeout: DEAF_S };
+    // Without one it goes as well.
+    if let Ok(id) = hypercall::perform(&mut watchdog)
+        && watchdog.id == 0
+    {
+        WATCHDOG.store(u32::try_from(id).unwrap_or(0), Ordering::Relaxed);
+    }
+}
+
+/// Nothing has to be done in time any more: neither by this image, nor by one before it, which may have set another.
+pub(super) fn release() {
+    for id in 1..=WATCHDOGS {
+        // One that is not set is an error that says just that.
+        let _ = hypercall::perform(&mut Watchdog { id, timeout: 0 });
+    }
+    WATCHDOG.store(0, Ordering::Relaxed);
+}
+
+/// For a test: whether the next restart hangs.
+static HANGS_AGAIN: AtomicBool = AtomicBool::new(false);
+
+/// Has the next restart hang.
+pub(super) fn hang_in_restart() {
+    HANGS_AGAIN.store(true, Ordering::Relaxed);
+}
+
+/// The place where that happens.
+pub(super) fn hang_if_asked() {
+    while HANGS_AGAIN.load(Ordering::Relaxed) {
+        core::hint::spin_loop();
+    }
+}
