@@ -37,7 +37,7 @@ sleep 1
 tree >/run/tree.before
 
 step "a request that fails"
-for fault in panic page-fault overflow memory; do
+for fault in panic page-fault overflow memory hang; do
     xenstore-control fail $fault >/run/fail.log 2>&1
     sed 's/^/        /' /run/fail.log
     went_on "$fault"
@@ -55,6 +55,14 @@ for looks in 1 2 3 4 5 6; do
     went_on "look $looks"
 done
 
+step "in the books of its own memory"
+for books in frames heap window; do
+    refuse "fail $books" xenstore-control fail $books
+    went_on "$books"
+    check "$books: a write of many pages" xenstore-write /test/deep/more/levels/of/it x /test/value here
+    check "$books: and its removal" xenstore-rm /test/deep/more
+done
+
 step "from outside"
 check "xl trigger nmi" xl trigger "$(server_domid)" nmi
 went_on "NMI"
@@ -66,8 +74,11 @@ for n in $(seq 2 10); do xenstore-control fail panic >/dev/null 2>&1; done
 tree >/dev/null
 heap=$(server_heap)
 for n in $(seq 11 200); do
-    case $((n % 4)) in
+    case $((n % 8)) in
     0) xenstore-control fail memory >/dev/null 2>&1 ;;
+    2) xenstore-control fail heap >/dev/null 2>&1 ;;
+    4) xenstore-control fail frames >/dev/null 2>&1 ;;
+    5) xenstore-control fail window >/dev/null 2>&1 ;;
     1) xenstore-control fail 0 >/dev/null 2>&1; xenstore-write /test/value here >/dev/null 2>&1 ;;
     *) xenstore-control fail panic >/dev/null 2>&1 ;;
     esac
@@ -87,5 +98,16 @@ check "the watch is still there" wait_for 20 no_process $watcher
 check "the Linux guest writes" guest_run linux 'xenstore-write data/x 1'
 check "a guest's end is seen" xl destroy linux
 refuse "its nodes are gone" xenstore-exists "/local/domain/$domid"
+
+step "idle, it sleeps"
+cpu=$(server_cpu_seconds)
+wakes=$(xenstore-control stats --values | sed -n 's/^hypercalls=//p')
+sleep 20
+more=$(($(xenstore-control stats --values | sed -n 's/^hypercalls=//p') - wakes))
+check "few hypercalls in 20 seconds ($more; CPU $cpu to $(server_cpu_seconds) s)" [ "$more" -lt 100 ]
+
+step "a hang where nothing interrupts"
+xenstore-control fail hang-again >/dev/null 2>&1 &
+check "Xen's watchdog ends the domain" wait_for 60 eval 'xl dmesg | grep -qi "watchdog timer.*fired"'
 server_console | grep 'went on\|took over' | sed 's/^/        /' | tail -n 40
 finish
