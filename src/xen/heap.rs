@@ -577,6 +577,119 @@ mod tests {
         assert_eq!((heap.taken(), heap.idle(), heap.pages().taken), (0, 0, 0));
     }
 
+    /// Pages of whoever fails at the so-manieth call, before it does anything or after.
+    struct Failing {
+        piece: Piece,
+        calls_left: usize,
+        after: bool,
+    }
+
+    impl Failing {
+        fn call<T>(&mut self, call: impl FnOnce(&mut Piece) -> T) -> T {
+            let fails = self.calls_left == 0;
+            self.calls_left = self.calls_left.wrapping_sub(1);
+            assert!(!fails || self.after, "on purpose");
+            let result = call(&mut self.piece);
+            assert!(!fails, "on purpose");
+            result
+        }
+    }
+
+    // SAFETY: those of `Piece`.
+    unsafe impl Pages for Failing {
+        fn take(&mut self) -> *mut u8 {
+            self.call(Pages::take)
+        }
+
+        fn take_run(&mut self, count: usize) -> *mut u8 {
+            self.call(|piece| piece.take_run(count))
+        }
+
+        unsafe fn give(&mut self, page: usize) {
+            // SAFETY: by contract.
+            self.call(|piece| unsafe { piece.give(page) });
+        }
+
+        unsafe fn give_run(&mut self, first: usize, count: usize) {
+            // SAFETY: by contract.
+            self.call(|piece| unsafe { piece.give_run(first, count) });
+        }
+
+        fn at(&self, address: usize) -> *mut u8 {
+            self.piece.at(address)
+        }
+    }
+
+    /// Works until its pages fail in the middle of a change; says how many blocks there were.
+    fn fail_and_go_on(calls: usize, after: bool) -> usize {
+        use core::panic::AssertUnwindSafe;
+        use std::panic::catch_unwind;
+        let Heap { pages: piece, .. } = heap(64);
+        let mut heap = Heap::new(Failing { piece, calls_left: calls, after });
+        let mut live: Vec<(*mut u8, Layout)> = Vec::new();
+        let mark = |block: *mut u8| u8::try_from(block.addr() / 16 % 251).unwrap();
+        let mut seed = calls;
+        let broken = catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                seed = seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+                let random = seed >> 33;
+                if random % 3 > 0 && live.len() < 40 {
+                    let layout = layout([16, 700, 2000, 4096, 9000][random / 8 % 5], 16);
+                    let block = heap.allocate(layout);
+                    if !block.is_null() {
+                        // SAFETY: a fresh block of that size.
+                        unsafe { block.write_bytes(mark(block), layout.size()) };
+                        live.push((block, layout));
+                    }
+                } else if let Some(&(block, layout)) = live.get(random / 8 % live.len().max(1)) {
+                    // SAFETY: live; if that fails, its owner still has it.
+                    unsafe { heap.free(block, layout) };
+                    live.retain(|&(other, _)| other != block);
+                }
+            }
+        }));
+        assert!(broken.is_err());
+        // SAFETY: all of it can always be written.
+        let leaving = unsafe { heap.undo(|_| true) };
+        let Heap { pages: Failing { mut piece, .. }, used, .. } = heap;
+        let pages = |layout: Layout| layout.size().div_ceil(PAGE_SIZE);
+        if let Some(block) = leaving {
+            let layout = live.iter().find(|(other, _)| other.addr() == block).unwrap().1;
+            let first = (block - piece.base.addr()) / PAGE_SIZE;
+            for page in &mut piece.free[first..first + pages(layout)] {
+                *page = false;
+            }
+        }
+        let old = Heap { used, ..Heap::new(()) };
+        let mut second = Heap::in_place_of(&old, piece);
+        assert_eq!(second.used(), used);
+        for size in [16, 700, 2000, 4096].repeat(10) {
+            let block = second.allocate(layout(size, 16));
+            if !block.is_null() {
+                // SAFETY: a fresh block of that size.
+                unsafe { block.write_bytes(0xff, size) };
+            }
+        }
+        for (block, layout) in &live {
+            // SAFETY: live, initialised above, and of that size.
+            let bytes = unsafe { core::slice::from_raw_parts(*block, layout.size()) };
+            assert!(bytes.iter().all(|&byte| byte == mark(*block)), "after {calls} calls");
+        }
+        live.len()
+    }
+
+    /// Whatever a heap was doing when it failed: no block that somebody has is damaged or handed out again.
+    #[test]
+    fn what_was_handed_out_outlives_a_failure() {
+        let calls = if cfg!(miri) { 6 } else { 300 };
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(alloc::boxed::Box::new(|_| {}));
+        let blocks: usize =
+            (0..calls).map(|n| fail_and_go_on(n, false) + fail_and_go_on(n, true)).sum();
+        std::panic::set_hook(hook);
+        assert!(blocks > calls);
+    }
+
     #[test]
     fn empty_slabs_are_there_for_whoever_needs_their_pages() {
         let mut heap = heap(SIZES.len());

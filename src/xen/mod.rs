@@ -13,7 +13,7 @@
 //! | `memory`, `heap`, `runs` | page tables, the allocator |
 //! | `console`, `traps` | lines for people; faults and panics |
 //! | `evtchn`, `time` | events and sleep; clock and one-shot timer |
-//! | `watch` | a loop without end is noticed |
+//! | `watch`, `hang` | a loop without end is noticed |
 //! | `gnttab`, `shared_page` | other domains' pages |
 //! | `domctl` | what Xen says of other domains |
 //! | `channels` | what event channels tell of them where Xen does not |
@@ -66,6 +66,8 @@ pub mod evtchn;
 pub mod gnttab;
 #[cfg(target_os = "none")]
 pub mod handover;
+#[cfg(any(test, target_os = "none"))]
+pub mod hang;
 #[cfg(target_os = "none")]
 mod hypercall;
 #[cfg(target_os = "none")]

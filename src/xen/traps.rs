@@ -5,6 +5,7 @@
 //! their own, so that running over the end of the normal one is reported like anything else.
 
 use super::abi::sched::{SHUTDOWN_CRASH, SHUTDOWN_NAMES};
+use super::hang;
 use super::time::NS_PER_MS;
 use super::{console, cpu, evtchn, handover, hypercall, restart, watch};
 use crate::proto::revival::Table;
@@ -266,7 +267,7 @@ extern "C" fn report_fault(frame: &Frame) -> ! {
     ));
     let mut report = Report::begin();
     if frame.vector == u64::from(UPCALL_VECTOR) {
-        let seconds = watch::LIMIT_NS / NS_PER_MS / 1000;
+        let seconds = hang::LIMIT_NS / NS_PER_MS / 1000;
         report.line(format_args!(
             "failure: a hang: no turn has ended for {seconds} s of its time; now at {place}"
         ));

@@ -3,7 +3,7 @@
 //! Two things look after each other.
 //!
 //! * **The tick.** While the program works, interrupts are on, and the one-shot timer comes about once a second. Its
-//!   handler looks whether a turn has ended ([`turn`]) since the last one. If none has for [`LIMIT_NS`] of the time that
+//!   handler looks whether a turn has ended ([`turn`]) since the last one. If none has for [`LIMIT_NS`](super::hang::LIMIT_NS) of the time that
 //!   this processor has really run, the program is taken for hung, and the handler goes the way of a fault. The time
 //!   that counts is Xen's for the vCPU (`VCPUOP_get_runstate_info`): a domain that is paused, waits for a processor
 //!   or sleeps with its host does not run, so none of that is a hang.
@@ -21,13 +21,12 @@
 use super::abi::sched::Watchdog;
 use super::abi::vcpu::{RunstateInfo, SetSingleshotTimer};
 use super::abi::xen::SharedInfo;
+use super::hang::Hang;
 use super::time::{self, NS_PER_MS};
 use super::{cpu, evtchn, hypercall};
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
-
-/// How long the processor may run without the end of a turn. The longest turn that is known takes a tenth of that.
-pub(super) const LIMIT_NS: u64 = 5_000 * NS_PER_MS;
+use spin::Mutex;
 
 /// From one tick to the next.
 const TICK_NS: u64 = 1_000 * NS_PER_MS;
@@ -47,9 +46,8 @@ static PREPARED: AtomicPtr<SharedInfo> = AtomicPtr::new(null_mut());
 
 /// Turns that have ended.
 static TURNS: AtomicU64 = AtomicU64::new(0);
-/// As many had when that was last seen to change, and how long the processor had run then.
-static SEEN: AtomicU64 = AtomicU64::new(0);
-static SEEN_RAN_NS: AtomicU64 = AtomicU64::new(0);
+/// What the handler has seen of them; it alone has a use for that.
+static HANG: Mutex<Hang> = Mutex::new(Hang::new());
 /// Ticks, for the case that Xen does not tell how long the processor has run.
 static TICKS: AtomicU64 = AtomicU64::new(0);
 
@@ -142,10 +140,8 @@ pub(super) extern "C" fn tick() -> bool {
     let Some(shared) = (unsafe { SHARED.load(Ordering::Relaxed).as_ref() }) else { return false };
     let timer = u32::try_from(TIMER.load(Ordering::Relaxed)).unwrap_or(0);
     evtchn::forget(shared, timer);
-    let (turns, ran_ns) = (TURNS.load(Ordering::Relaxed), ran_ns());
-    if SEEN.swap(turns, Ordering::Relaxed) != turns {
-        SEEN_RAN_NS.store(ran_ns, Ordering::Relaxed);
-    } else if ran_ns.saturating_sub(SEEN_RAN_NS.load(Ordering::Relaxed)) >= LIMIT_NS {
+    let turns = TURNS.load(Ordering::Relaxed);
+    if HANG.try_lock().is_some_and(|mut hang| hang.look(turns, ran_ns())) {
         return true;
     }
     let now_ns = time::now_ns(&shared.vcpu_info[0].time, cpu::tsc);
@@ -185,7 +181,9 @@ pub(super) fn hang_in_restart() {
 
 /// The place where that happens.
 pub(super) fn hang_if_asked() {
-    while HANGS_AGAIN.load(Ordering::Relaxed) {
-        core::hint::spin_loop();
+    if HANGS_AGAIN.swap(false, Ordering::Relaxed) {
+        loop {
+            core::hint::spin_loop();
+        }
     }
 }

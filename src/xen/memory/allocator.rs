@@ -8,6 +8,7 @@ use crate::xen::runs::Runs;
 use crate::xen::traps::Fault;
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{null_mut, with_exposed_provenance_mut};
+use core::sync::atomic::{AtomicBool, Ordering};
 use spin::{Mutex, MutexGuard};
 
 /// The pages of the domain, for the heap.
@@ -45,6 +46,11 @@ struct Allocator;
 
 static THE_HEAP: Mutex<Heap<DomainPages>> = Mutex::new(Heap::new(DomainPages));
 
+/// Whether books were found to contradict each other, and whether the heap was given up: both for good, however often dom0
+/// has the domain revived.
+static IN_DOUBT: AtomicBool = AtomicBool::new(false);
+static GIVEN_UP: AtomicBool = AtomicBool::new(false);
+
 /// What takes its place after it has failed in the middle of a change; then `THE_HEAP` stays locked for good.
 static SECOND: Mutex<Heap<DomainPages>> = Mutex::new(Heap::new(DomainPages));
 
@@ -66,9 +72,10 @@ pub(in crate::xen) unsafe fn mend() -> Result<bool, &'static str> {
     if in_frames {
         // SAFETY: by contract, whoever has the lock will never use what it guards.
         unsafe { MEMORY.force_unlock() };
-        if !MEMORY.lock().mend() {
-            return Err("the books of its memory contradict each other");
-        }
+        IN_DOUBT.fetch_or(!MEMORY.lock().mend(), Ordering::Relaxed);
+    }
+    if IN_DOUBT.load(Ordering::Relaxed) {
+        return Err("the books of its memory contradict each other");
     }
     if in_heap {
         // SAFETY: as above.
@@ -81,7 +88,14 @@ pub(in crate::xen) unsafe fn mend() -> Result<bool, &'static str> {
         if let Some(block) = leaving {
             memory.frames.withhold((block - DIRECT) / PAGE_SIZE);
         }
-        memory.runs = Runs::second_half((FOREIGN - HEAP) / PAGE_SIZE);
+        // A second time what the first one has begun is in the second half.
+        if !GIVEN_UP.swap(true, Ordering::Relaxed) {
+            memory.runs = Runs::second_half((FOREIGN - HEAP) / PAGE_SIZE);
+        }
+        if SECOND.is_locked() {
+            // SAFETY: as above.
+            unsafe { SECOND.force_unlock() };
+        }
         *SECOND.lock() = Heap::in_place_of(heap, DomainPages);
     }
     Ok(in_frames || in_heap)
