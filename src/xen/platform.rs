@@ -10,7 +10,7 @@ use super::gnttab::{self, GrantedPage};
 use super::handover::{self, Region, Request, Successor};
 use super::start::Machine;
 use super::traps::{self, Fault};
-use super::{console, cpu, gnttab, hypercall, memory, watch};
+use super::{console, cpu, hypercall, memory, watch};
 use crate::proto::handover::HANDOVER;
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::proto::image::Image;
@@ -303,6 +303,7 @@ impl Platform for XenPlatform {
                 traps::provoke(Fault::Panic)
             }
             b"heap" => memory::fail_in_growth(Fault::Panic),
+            b"doubt" => memory::fail_in_doubt(Fault::Panic),
             b"window" => gnttab::fail_holding_window(Fault::Panic),
             b"frames" => memory::fail_holding_frames(Fault::Panic),
             b"memory" => {

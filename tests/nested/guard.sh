@@ -69,6 +69,12 @@ for fault in triple-fault:reboot shutdown:crash; do
     check "who was served then is answered" wait_for 20 no_process $asked
 done
 
+step "a hang where nothing interrupts"
+crash hang-again
+check "Xen's watchdog ends it" wait_for 60 eval 'xl dmesg | grep -qi "watchdog timer.*fired"'
+went_on "hang-again"
+revived watchdog
+
 step "from outside"
 check "xen-hvmcrash" xen-hvmcrash "$(server_domid)"
 went_on "xen-hvmcrash"
@@ -120,7 +126,7 @@ check "the watch is still there" wait_for 20 no_process $watcher
 check "the Linux guest writes" guest_run linux 'xenstore-write data/x 1'
 
 step "what cannot be mended"
-crash frames
+crash doubt
 check "it is tried again" wait_for 30 grep -q 'after try 3: the next one in 5 s' /run/guard.log
 check "and then given up" wait_for 200 grep -q 'again after 5 tries: given up' /run/guard.log
 server_console | grep 'went on\|took over\|revived\|cannot go on' | sed 's/^/        /' | tail -n 40

@@ -5,7 +5,7 @@ use crate::server::platform::HeapStats;
 use crate::xen::heap::{Heap, Pages, stays};
 use crate::xen::layout::PAGE_SIZE;
 use crate::xen::runs::Runs;
-use crate::xen::traps::Fault;
+use crate::xen::traps::{Fault, provoke};
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{null_mut, with_exposed_provenance_mut};
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -154,6 +154,12 @@ pub(in crate::xen) fn forget_refusal() -> bool {
 pub fn fail_in_growth(fault: Fault) -> ! {
     let _held = THE_HEAP.lock();
     super::fail_holding_frames(fault)
+}
+
+/// Fails as if the books contradicted each other, for a test of the end.
+pub fn fail_in_doubt(fault: Fault) -> ! {
+    IN_DOUBT.store(true, Ordering::Relaxed);
+    provoke(fault)
 }
 
 /// The heap's figures.

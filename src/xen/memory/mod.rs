@@ -18,7 +18,7 @@
 mod allocator;
 mod update;
 
-pub use allocator::{fail_in_growth, heap};
+pub use allocator::{fail_in_doubt, fail_in_growth, heap};
 pub(super) use allocator::{forget_refusal, mend, reserve};
 pub use update::fail_holding_frames;
 pub(super) use update::{
