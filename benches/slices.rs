@@ -6,12 +6,15 @@
 //! ```
 //!
 //! What callgrind has collected, divided by the passes that are printed, is what one takes. With
-//! `--dump-before='*measured_slice*'` instead of the other two options there is a file for each pass, and the greatest total of
-//! these is the most that one takes, the little included that the client does before the next.
+//! `--dump-before='*measured_slice*' --dump-before='*slice_done*'` instead of the other two options there are two files for each
+//! pass; the greatest total of those that `slice_done` triggered is the most that one takes.
 //! One call of `measured_slice` is one pass: one turn's work, and the look at what happened.
 //! Cases: `commit` (128 watches, a commit of 245 nodes below them), `rm` (of 990 nodes with 128 watches on each),
 //! `chain` (RM in a transaction of a path of 900 levels), `deep` and `deep-tx` (a WRITE that makes 900 levels, the latter in a
-//! transaction), `look` (a READ of such a path), `directory`,
+//! transaction, and its commit), `look`, `look-watched` and `look-tx` (requests about such a path, the second with a watch there,
+//! the third in transactions), `deep-watch` (a watch on such a path, and RESET_WATCHES with 100 of them), `wide-tx` and `rm-tx`
+//! (600 nodes made, changed, and removed in transactions; RM of 980 that were not touched), `directory`, `part`
+//! (DIRECTORY_PART of 20,000 names),
 //! `tree` (RM by the privileged domain of its 20,400 nodes, nobody watching),
 //! `deaths` (50 in one look, 100 guests with all their watches on `@releaseDomain`), `dom0 N` (a request of the
 //! privileged domain, while N guests remove what they have), `control N COMMAND [ARGUMENT]...` (an administrator's
@@ -30,9 +33,21 @@ use xenstore_stubdom::server::Pass;
 use xenstore_stubdom::sim::{Client, Simulation};
 
 /// One pass; `false` if nothing is left.
+fn slice(simulation: &mut Simulation) -> bool {
+    let goes_on = measured_slice(simulation);
+    slice_done();
+    goes_on
+}
+
 #[inline(never)]
 fn measured_slice(simulation: &mut Simulation) -> bool {
     !matches!(black_box(simulation.server.pass()), Pass::Idle(_))
+}
+
+/// For callgrind, to tell a pass from what the client does before the next.
+#[inline(never)]
+fn slice_done() {
+    black_box(());
 }
 
 struct Bench {
@@ -85,7 +100,7 @@ impl Bench {
 
     fn slices(&mut self) {
         let mut slices = 1;
-        while measured_slice(&mut self.simulation) {
+        while slice(&mut self.simulation) {
             slices += 1;
         }
         println!("{slices} passes");
@@ -129,7 +144,7 @@ fn control(bench: &mut Bench, count: usize, words: &[&str], wide: bool) -> Resul
     assert_eq!(bench.dom0.write(&bytes), bytes.len(), "the ring has room for one request");
     let mut passes = 0;
     let reply = loop {
-        let _ = measured_slice(&mut bench.simulation);
+        let _ = slice(&mut bench.simulation);
         passes += 1;
         bench.dom0.read(usize::MAX);
         if let Some(message) = bench.dom0.next_message() {
@@ -179,10 +194,108 @@ fn look_of_dom0(bench: &mut Bench, count: usize) {
     bench.dom0.write(&bytes);
     let mut passes = 0;
     while bench.dom0.read(usize::MAX) == 0 {
-        let _ = measured_slice(&mut bench.simulation);
+        let _ = slice(&mut bench.simulation);
         passes += 1;
     }
     println!("{passes} passes until the reply");
+}
+
+/// Cases about paths of many levels, or many names; `false` if it is none of them.
+fn about_paths(bench: &mut Bench, guest: &mut Client, case: &str, deep: &str) -> bool {
+    match case {
+        "look" | "look-watched" => {
+            bench.ask_as(guest, Kind::Write, 0, &format!("{deep}\0x"));
+            if case == "look-watched" {
+                bench.ask_as(guest, Kind::Watch, 0, &format!("{deep}\0t\0"));
+            }
+            for kind in [Kind::Read, Kind::Directory, Kind::GetPerms] {
+                bench.measure(guest, kind, 0, &format!("{deep}\0"));
+            }
+            bench.measure(guest, Kind::Write, 0, &format!("{deep}\0y"));
+            bench.measure(guest, Kind::SetPerms, 0, &format!("{deep}\0n1\0"));
+            bench.measure(guest, Kind::Write, 0, &format!("{deep}/b\0y"));
+            bench.measure(guest, Kind::Rm, 0, &format!("{deep}\0"));
+        }
+        "deep-watch" => {
+            bench.measure(guest, Kind::Watch, 0, &format!("{deep}\0t\0"));
+            bench.measure(guest, Kind::Watch, 0, &format!("{deep}\0t\0"));
+            bench.measure(guest, Kind::Unwatch, 0, &format!("{deep}\0t\0"));
+            for n in 0..100 {
+                bench.ask_as(guest, Kind::Watch, 0, &format!("{n}/{deep}\0t\0"));
+            }
+            bench.measure(guest, Kind::ResetWatches, 0, "\0");
+        }
+        "part" => {
+            bench.ask(Kind::Mkdir, "/wide\0");
+            bench.ask(Kind::SetPerms, "/wide\0r0\0");
+            for n in 0..20_000 {
+                bench.ask(Kind::Mkdir, &format!("/wide/{n:x}\0"));
+            }
+            for offset in [0, 4000, 50_000, 50_000, 500_000] {
+                bench.measure(guest, Kind::DirectoryPart, 0, &format!("/wide\0{offset}\0"));
+            }
+            let tx = begin(bench, guest);
+            bench.measure(guest, Kind::DirectoryPart, tx, "/wide\x0050000\0");
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// Cases in transactions; `false` if it is none of them.
+fn in_transaction(bench: &mut Bench, guest: &mut Client, case: &str, deep: &str) -> bool {
+    match case {
+        "chain" => {
+            bench.ask_as(guest, Kind::Write, 0, &format!("{deep}\0x"));
+            let tx = begin(bench, guest);
+            bench.ask_as(guest, Kind::Write, tx, &format!("{deep}\0y"));
+            bench.measure(guest, Kind::Rm, tx, "data\0");
+            bench.measure(guest, Kind::TransactionEnd, tx, "T\0");
+        }
+        "look-tx" => {
+            bench.ask_as(guest, Kind::Write, 0, &format!("{deep}\0x"));
+            for kind in [Kind::Read, Kind::Directory, Kind::GetPerms, Kind::Rm] {
+                let tx = begin(bench, guest);
+                bench.measure(guest, kind, tx, &format!("{deep}\0"));
+                bench.measure(guest, kind, tx, &format!("{deep}\0"));
+                bench.measure(guest, Kind::TransactionEnd, tx, "F\0");
+            }
+        }
+        "deep-tx" => {
+            let tx = begin(bench, guest);
+            bench.measure(guest, Kind::Write, tx, &format!("{deep}\0x"));
+            bench.measure(guest, Kind::Write, tx, &format!("{deep}\0y"));
+            bench.measure(guest, Kind::TransactionEnd, tx, "T\0");
+        }
+        "wide-tx" => {
+            let tx = begin(bench, guest);
+            bench.ask_as(guest, Kind::Write, tx, "data\0x");
+            for n in 0..600 {
+                bench.ask_as(guest, Kind::Write, tx, &format!("data/{n:x}\0x"));
+            }
+            bench.measure(guest, Kind::Directory, tx, "data\0");
+            bench.measure(guest, Kind::TransactionEnd, tx, "T\0");
+            let tx = begin(bench, guest);
+            for n in 0..600 {
+                bench.ask_as(guest, Kind::Write, tx, &format!("data/{n:x}\0y"));
+            }
+            bench.measure(guest, Kind::TransactionEnd, tx, "T\0");
+            let tx = begin(bench, guest);
+            for n in 0..600 {
+                bench.ask_as(guest, Kind::Read, tx, &format!("data/{n:x}\0"));
+            }
+            bench.measure(guest, Kind::Rm, tx, "data\0");
+            bench.measure(guest, Kind::TransactionEnd, tx, "T\0");
+        }
+        "rm-tx" => {
+            bench.tree(guest, 0, 980);
+            let tx = begin(bench, guest);
+            bench.measure(guest, Kind::Rm, tx, "data\0");
+            bench.measure(guest, Kind::TransactionEnd, tx, "T\0");
+        }
+        _ => return false,
+    }
+    true
 }
 
 fn run(case: &str, count: usize, words: &[&str]) -> Result<(), String> {
@@ -216,29 +329,16 @@ fn run(case: &str, count: usize, words: &[&str]) -> Result<(), String> {
             bench.tree(&mut guest, 0, 980);
             bench.measure(&mut guest, Kind::Rm, 0, "data\0");
         }
-        "chain" => {
-            bench.ask_as(&mut guest, Kind::Write, 0, &format!("{deep}\0x"));
-            let tx = begin(&mut bench, &mut guest);
-            bench.ask_as(&mut guest, Kind::Write, tx, &format!("{deep}\0y"));
-            bench.measure(&mut guest, Kind::Rm, tx, "data\0");
-            bench.measure(&mut guest, Kind::TransactionEnd, tx, "T\0");
-        }
-        "look" => {
-            bench.ask_as(&mut guest, Kind::Write, 0, &format!("{deep}\0x"));
-            bench.measure(&mut guest, Kind::Read, 0, &format!("{deep}\0"));
-        }
-        "deep-tx" => {
-            let tx = begin(&mut bench, &mut guest);
-            bench.measure(&mut guest, Kind::Write, tx, &format!("{deep}\0x"));
-        }
         "deep" => bench.measure(&mut guest, Kind::Write, 0, &format!("{deep}\0x")),
         "directory" => {
             // As many as a node may have: 16 bytes of header and 8 of permissions are of its size, too.
-            for n in 0..400 {
+            for n in 0..600 {
                 bench.ask_as(&mut guest, Kind::Write, 0, &format!("data/{n:x}\0x"));
             }
             bench.measure(&mut guest, Kind::Directory, 0, "data\0");
         }
+        _ if about_paths(&mut bench, &mut guest, case, &deep) => {}
+        _ if in_transaction(&mut bench, &mut guest, case, &deep) => {}
         _ => return Err(format!("what is {case}?")),
     }
     Ok(())

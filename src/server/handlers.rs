@@ -10,26 +10,31 @@ use crate::proto::id::{ConnId, DomId, TxId};
 use crate::proto::request::{PermTexts, Request};
 use crate::proto::text::Decimal;
 use crate::proto::wire::features;
-use crate::store::Store;
+use crate::store::Look;
 use crate::store::perms::{Access, Entry};
 use crate::store::quota::Quota;
 use alloc::borrow::Cow;
 use alloc::vec::Vec;
 
 impl<P: Platform> Server<P> {
-    /// A reply's payload as the store writes it.
+    /// A reply's payload as something writes it; [`More`](Progress::More) means that it is asked again.
     fn data(
         &mut self,
-        read: impl FnOnce(&mut Store, &mut Vec<u8>) -> Result<(), XsError>,
+        read: impl FnOnce(&mut Self, &mut Vec<u8>) -> Result<Progress, XsError>,
     ) -> Answer {
         let mut reply = self.reply_room()?;
-        match read(&mut self.store, &mut reply) {
-            Ok(()) => Ok(Reply::Data(reply)),
-            Err(error) => {
+        match read(self, &mut reply) {
+            Ok(Progress::Done) => Ok(Reply::Data(reply)),
+            other => {
                 self.keep_reply_room(Cow::Owned(reply));
-                Err(error)
+                other.map(|_more| Reply::Wait)
             }
         }
+    }
+
+    /// The answer to a request that looks at a node.
+    fn look(&mut self, asker: Asker, what: Look, path: &[u8]) -> Answer {
+        self.data(|s, reply| s.store.look(asker.caller(), what, path, reply, &mut s.budget))
     }
 
     /// A reply's payload made of parts, with a NUL behind it.
@@ -38,7 +43,8 @@ impl<P: Platform> Server<P> {
             for part in parts {
                 reply.try_extend(part)?;
             }
-            Ok(reply.try_push(0)?)
+            reply.try_push(0)?;
+            Ok(Progress::Done)
         })
     }
 
@@ -51,6 +57,7 @@ impl<P: Platform> Server<P> {
     fn done(&self, conn: ConnId, result: Result<Progress, XsError>) -> Answer {
         match result {
             Ok(Progress::Done) => Ok(Reply::Done),
+            Ok(Progress::More) if self.store.is_asked_again(conn) => Ok(Reply::Wait),
             Ok(Progress::More) => Ok(Reply::Working(Ok(()))),
             Err(error) if self.store.is_busy(conn) => Ok(Reply::Working(Err(error))),
             Err(error) => Err(error),
@@ -63,16 +70,12 @@ impl<P: Platform> Server<P> {
         let (store, budget, mut mail) = self.mail(self.asked);
         let post = &mut mail;
         let result = match *request {
-            Request::Directory { path } => {
-                return self.data(|s, out| s.directory(caller, path, out));
-            }
+            Request::Directory { path } => return self.look(asker, Look::Directory, path),
             Request::DirectoryPart { path, offset } => {
-                return self.data(|s, out| s.directory_part(caller, path, offset, out));
+                return self.look(asker, Look::DirectoryPart(offset), path);
             }
-            Request::Read { path } => return self.data(|s, out| s.read(caller, path, out)),
-            Request::GetPerms { path } => {
-                return self.data(|s, out| s.get_perms(caller, path, out));
-            }
+            Request::Read { path } => return self.look(asker, Look::Read, path),
+            Request::GetPerms { path } => return self.look(asker, Look::GetPerms, path),
             Request::Write { path, value } => store.write(caller, path, value, budget, post),
             Request::Mkdir { path } => store.mkdir(caller, path, budget, post),
             Request::Rm { path } => store.rm(caller, path, budget, post),
@@ -109,7 +112,10 @@ impl<P: Platform> Server<P> {
 
     /// WATCH. Clients wait for the first event of every watch that they were granted.
     fn watch(&mut self, asker: Asker, path: &[u8], token: &[u8], depth: Option<u32>) -> Answer {
-        self.store.watch(asker.id, path, token, depth)?;
+        let (store, budget) = (&mut self.store, &mut self.budget);
+        if !store.watch_some(asker.id, path, token, depth, budget)?.is_done() {
+            return Ok(Reply::Wait);
+        }
         match self.make_event(asker, path, token) {
             Ok(event) => Ok(Reply::Watching(event)),
             Err(error) => {

@@ -91,7 +91,9 @@ impl Store {
     /// Whether [`go_on_deaths`](Self::go_on_deaths) has something to do.
     #[must_use]
     pub fn has_deaths(&self) -> bool {
-        self.gone.is_some() || self.tree.domains.first_affair().is_some()
+        self.gone.is_some()
+            || self.tree.domains.first_affair().is_some()
+            || self.watches.is_untidy()
     }
 
     /// Goes on with everything that is nobody's request: connections that were [dropped](Self::disconnect), then
@@ -116,7 +118,7 @@ impl Store {
                 return Progress::More;
             }
         }
-        Progress::Done
+        self.watches.tidy(&mut self.tree, budget)
     }
 
     fn go_on_affairs(
@@ -285,10 +287,18 @@ impl Store {
             }
         }
         let Some(state) = self.conns.get_mut(&conn) else { return Progress::Done };
-        let mut work = core::mem::take(&mut state.work);
+        let mut work = match core::mem::take(&mut state.work) {
+            Work::Fill(fill) => {
+                if self.go_on_filling(conn, fill, budget, post) == Progress::More {
+                    return Progress::More;
+                }
+                Work::Nothing
+            }
+            work @ (Work::Nothing | Work::Announce(_) | Work::Remove(_) | Work::Make(_)) => work,
+        };
         let (tree, mut bell) = self.tree_and_bell(budget, post);
         let progress = match &mut work {
-            Work::Nothing | Work::Make(_) => Progress::Done,
+            Work::Nothing | Work::Make(_) | Work::Fill(_) => Progress::Done,
             Work::Announce(news) => bell.go_on(tree, news),
             Work::Remove(removal) => removal.go_on(tree, &mut bell),
         };
@@ -318,6 +328,9 @@ impl Store {
 
     /// Drops a connection's watches and transactions, if that is to be.
     fn go_on_reset(&mut self, conn: ConnId, budget: &mut Budget, post: &mut impl Post) -> Progress {
+        if self.conns.get(&conn).is_some_and(|conn| conn.reset) {
+            self.turn_back(conn);
+        }
         while let Some(state) = self.conns.get(&conn).filter(|conn| conn.reset) {
             let first = state.watches.0;
             if first == NIL {

@@ -8,9 +8,9 @@ use super::domain::Accounts;
 use super::perms::{Access, Party};
 use super::removal::Removal;
 use super::row::Row;
-use super::transaction::OpenOf;
+use super::transaction::{Fill, OpenOf, WayAhead};
 use super::tree::Tree;
-use super::watch::{Class, Watch, Watches};
+use super::watch::{Class, PlaceAhead, Watch, Watches};
 use crate::mem::{Budget, Map, NIL, NoMemory, Progress, TryVec, room_bytes, try_bytes};
 use crate::proto::error::XsError;
 use crate::proto::id::ConnId;
@@ -58,6 +58,10 @@ pub(super) struct Conn {
     pub(super) work: Work,
     /// The error that its request came to after that.
     pub(super) failed: Option<XsError>,
+    /// How far the place of the watch is that it has asked for and that takes several turns.
+    pub(super) ahead: Option<PlaceAhead>,
+    /// How far the way is that a request in a transaction takes several turns for.
+    pub(super) way: Option<WayAhead>,
     /// Its watches and transactions are to go after that.
     pub(super) reset: bool,
     /// It is gone itself, and only what it has begun and what it had is left; with the one that went next.
@@ -74,6 +78,8 @@ impl Conn {
             watches: (NIL, NIL),
             work: Work::Nothing,
             failed: None,
+            ahead: None,
+            way: None,
             reset: false,
             gone: None,
         }
@@ -91,6 +97,8 @@ pub(super) enum Work {
     Remove(Removal),
     /// Many nodes are made, each below the one before.
     Make(Row),
+    /// The same in a transaction.
+    Fill(Fill),
 }
 
 /// All connections.

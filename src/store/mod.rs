@@ -62,7 +62,7 @@ use path::{Names, Path};
 use perms::Entry;
 use quota::{Quota, Quotas};
 use session::Session;
-use transaction::Transactions;
+use transaction::{Transactions, WayAhead};
 use tree::{ROOT, Tree};
 use watch::{Watches, watch_bytes};
 
@@ -73,6 +73,19 @@ pub struct Caller {
     pub conn: ConnId,
     /// The transaction, [`TxId::NONE`] for none.
     pub tx: TxId,
+}
+
+/// What a request looks at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Look {
+    /// The names of the children.
+    Directory,
+    /// The same, from this byte of the list on.
+    DirectoryPart(i64),
+    /// The value.
+    Read,
+    /// The permissions.
+    GetPerms,
 }
 
 /// How much memory the server holds for a domain.
@@ -299,20 +312,20 @@ impl Store {
     /// DIRECTORY.
     ///
     /// # Errors
-    /// `EINVAL`, `ENOENT`, `EACCES`; `E2BIG` if the list does not fit a message.
+    /// As [`look`](Self::look).
     pub fn directory(
         &mut self,
         caller: Caller,
         path: &[u8],
         reply: &mut Vec<u8>,
     ) -> Result<(), XsError> {
-        self.at(caller, path, Names::Ordinary, |session, path| session.directory(path, reply))
+        self.look_at_once(caller, Look::Directory, path, reply)
     }
 
     /// DIRECTORY_PART, from byte `offset` of the list on; an offset outside of it is its end.
     ///
     /// # Errors
-    /// `EINVAL`, `ENOENT`, `EACCES`.
+    /// As [`look`](Self::look).
     pub fn directory_part(
         &mut self,
         caller: Caller,
@@ -320,35 +333,74 @@ impl Store {
         offset: i64,
         reply: &mut Vec<u8>,
     ) -> Result<(), XsError> {
-        self.at(caller, path, Names::Ordinary, |session, path| {
-            session.directory_part(path, offset, reply)
-        })
+        self.look_at_once(caller, Look::DirectoryPart(offset), path, reply)
     }
 
     /// READ.
     ///
     /// # Errors
-    /// `EINVAL`, `ENOENT`, `EACCES`.
+    /// As [`look`](Self::look).
     pub fn read(
         &mut self,
         caller: Caller,
         path: &[u8],
         reply: &mut Vec<u8>,
     ) -> Result<(), XsError> {
-        self.at(caller, path, Names::Ordinary, |session, path| session.read(path, reply))
+        self.look_at_once(caller, Look::Read, path, reply)
     }
 
     /// GET_PERMS.
     ///
     /// # Errors
-    /// `EINVAL`, `ENOENT`, `EACCES`.
+    /// As [`look`](Self::look).
     pub fn get_perms(
         &mut self,
         caller: Caller,
         path: &[u8],
         reply: &mut Vec<u8>,
     ) -> Result<(), XsError> {
-        self.at(caller, path, Names::OrSpecial, |session, path| session.get_perms(path, reply))
+        self.look_at_once(caller, Look::GetPerms, path, reply)
+    }
+
+    fn look_at_once(
+        &mut self,
+        caller: Caller,
+        what: Look,
+        path: &[u8],
+        reply: &mut Vec<u8>,
+    ) -> Result<(), XsError> {
+        self.look(caller, what, path, reply, &mut Budget::endless()).map(|_done| ())
+    }
+
+    /// A request that looks at a node. With [`More`](Progress::More) the budget did not reach and nothing was appended:
+    /// the same is asked again in a later turn, and nothing else of this connection before.
+    ///
+    /// # Errors
+    /// `EINVAL`, `ENOENT`, `EACCES`; of DIRECTORY `E2BIG` if the list does not fit a message; in a transaction `ENOSPC` and
+    /// `ENOMEM`.
+    pub fn look(
+        &mut self,
+        caller: Caller,
+        what: Look,
+        path: &[u8],
+        reply: &mut Vec<u8>,
+        budget: &mut Budget,
+    ) -> Result<Progress, XsError> {
+        let names = if what == Look::GetPerms { Names::OrSpecial } else { Names::Ordinary };
+        let work =
+            self.with(caller, path, names, budget, &mut Nobody, |session, path| match what {
+                Look::Directory => session.directory(path, reply),
+                Look::DirectoryPart(offset) => session.directory_part(path, offset, reply),
+                Look::Read => session.read(path, reply),
+                Look::GetPerms => session.get_perms(path, reply),
+            })?;
+        Ok(if work.is_some() { Progress::Done } else { Progress::More })
+    }
+
+    /// Whether the last request of a connection has to be asked again, in a later turn: it was not begun.
+    #[must_use]
+    pub fn is_asked_again(&self, conn: ConnId) -> bool {
+        self.conns.get(&conn).is_some_and(|conn| conn.way.is_some())
     }
 
     /// WRITE.
@@ -449,23 +501,68 @@ impl Store {
         token: &[u8],
         depth: Option<u32>,
     ) -> Result<(), XsError> {
+        let budget = &mut Budget::endless();
+        self.watch_some(conn, path, token, depth, budget).map(|_done| ())
+    }
+
+    /// As [`watch`](Self::watch). A path of many levels takes longer than the budget reaches: with
+    /// [`More`](Progress::More) the same is asked again in a later turn, and nothing else of this connection before.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn watch_some(
+        &mut self,
+        conn: ConnId,
+        path: &[u8],
+        token: &[u8],
+        depth: Option<u32>,
+        budget: &mut Budget,
+    ) -> Result<Progress, XsError> {
         let domid = self.party(conn).ok_or(XsError::EINVAL)?.domid;
         let path = self.path(conn, path, Names::OrSpecial)?;
-        if self.watches.find(&self.tree, conn, path.bytes(), token).is_some() {
-            return Err(XsError::EEXIST);
-        }
+        let is_long = path.is_deep();
         let bytes = watch_bytes(path.bytes(), token);
-        if !self.allows(domid, Quota::Watches, 1) {
-            return Err(XsError::ENOSPC);
+        let watches = self.allows(domid, Quota::Watches, 1);
+        let is_allowed = watches && self.allows(domid, Quota::Memory, bytes);
+        if !is_long || !is_allowed {
+            self.turn_back(conn);
+            if self.watches.find(&self.tree, conn, path.bytes(), token).is_some() {
+                return Err(XsError::EEXIST);
+            }
         }
-        if !self.allows(domid, Quota::Memory, bytes) {
-            return Err(XsError::ENOMEM);
+        if !is_allowed {
+            return Err(if watches { XsError::ENOMEM } else { XsError::ENOSPC });
         }
         let state = self.conns.get_mut(&conn).ok_or(XsError::EINVAL)?;
-        self.watches.add(&mut self.tree, (conn, state), &path, token, depth)?;
+        if is_long {
+            let ahead = state.ahead.take();
+            let made = self.watches.make_place_some(&mut self.tree, path.bytes(), ahead, budget)?;
+            let place = match made {
+                Ok(place) => place,
+                Err(ahead) => {
+                    state.ahead = Some(ahead);
+                    return Ok(Progress::More);
+                }
+            };
+            if self.watches.find_at(conn, place, token).is_some() {
+                return Err(XsError::EEXIST);
+            }
+            let (whose, at) = ((conn, state), (&path, place));
+            self.watches.add_at(&mut self.tree, whose, at, token, depth)?;
+        } else {
+            self.watches.add(&mut self.tree, (conn, state), &path, token, depth)?;
+        }
         self.tree.domains.take(domid, Quota::Watches, 1);
         self.tree.domains.take(domid, Quota::Memory, bytes);
-        Ok(())
+        Ok(Progress::Done)
+    }
+
+    /// The place that a connection was to have a watch at is not wanted any more.
+    fn turn_back(&mut self, conn: ConnId) {
+        let ahead = self.conns.get_mut(&conn).and_then(|state| state.ahead.take());
+        if let Some(ahead) = ahead {
+            self.watches.give_up(&mut self.tree, ahead);
+        }
     }
 
     /// UNWATCH. Events already queued stay queued.
@@ -563,17 +660,6 @@ impl Store {
         domain.map_or(0, |domain| domain.quotas.get(Quota::PathMax))
     }
 
-    /// Looks at a path that a connection spelled.
-    fn at(
-        &mut self,
-        caller: Caller,
-        raw: &[u8],
-        names: Names,
-        look: impl FnOnce(&mut Session<'_, Nobody>, &Path) -> Result<(), XsError>,
-    ) -> Result<(), XsError> {
-        self.with(caller, raw, names, &mut Budget::endless(), &mut Nobody, look).map(|_| ())
-    }
-
     /// Changes something at a path that a connection spelled.
     fn change<P: Post>(
         &mut self,
@@ -588,7 +674,9 @@ impl Store {
             // Nobody asks before the last request is done; whoever does, waits.
             let _done = self.go_on(caller.conn, &mut Budget::endless(), post);
         }
-        let work = self.with(caller, raw, names, budget, post, act)?;
+        let Some(work) = self.with(caller, raw, names, budget, post, act)? else {
+            return Ok(Progress::More);
+        };
         let is_done = matches!(work, Work::Nothing);
         if !is_done && let Some(conn) = self.conns.get_mut(&caller.conn) {
             conn.work = work;
@@ -605,13 +693,19 @@ impl Store {
         budget: &mut Budget,
         post: &mut P,
         act: impl FnOnce(&mut Session<'_, P>, &Path) -> Result<(), XsError>,
-    ) -> Result<Work, XsError> {
+    ) -> Result<Option<Work>, XsError> {
         let party = self.party(caller.conn).ok_or(XsError::EINVAL)?;
         let max = self.path_max(&party);
         let path = Path::new(core::mem::take(&mut self.spelling), raw, names, party.domid, max)?;
         let tx = match caller.tx {
             TxId::NONE => None,
             id => Some(self.transactions.get_mut(caller.conn, id).ok_or(XsError::ENOENT)?),
+        };
+        let way = if tx.is_some() && path.is_deep() {
+            let ahead = self.conns.get_mut(&caller.conn).and_then(|conn| conn.way.take());
+            Some(ahead.unwrap_or(WayAhead::BEGIN))
+        } else {
+            None
         };
         let bell = Bell {
             watches: &mut self.watches,
@@ -623,11 +717,42 @@ impl Store {
             dropped: &mut self.dropped,
         };
         let (conn, tree, work) = (caller.conn, &mut self.tree, Work::Nothing);
-        let mut session = Session { conn, tree, bell, party, tx, work };
+        let mut session = Session { conn, tree, bell, party, tx, work, way, again: false };
         let result = act(&mut session, &path);
-        let work = session.work;
+        let (work, way) = (session.work, session.way.filter(|_| session.again));
         self.spelling = path.into_room();
-        result.map(|()| work)
+        if way.is_some()
+            && let Some(conn) = self.conns.get_mut(&conn)
+        {
+            conn.way = way;
+            return Ok(None);
+        }
+        result.map(|()| Some(work))
+    }
+
+    /// Does something in an open transaction that a request of a connection has begun.
+    fn in_transaction<P: Post, T>(
+        &mut self,
+        conn: ConnId,
+        handle: u32,
+        budget: &mut Budget,
+        post: &mut P,
+        act: impl FnOnce(&mut Session<'_, P>) -> T,
+    ) -> Option<T> {
+        let party = self.conns.get(&conn)?.party;
+        let tx = self.transactions.at(handle);
+        let bell = Bell {
+            watches: &mut self.watches,
+            conns: &self.conns,
+            post,
+            budget,
+            rest: &mut self.rest,
+            headroom: &mut self.headroom,
+            dropped: &mut self.dropped,
+        };
+        let (tree, work) = (&mut self.tree, Work::Nothing);
+        let mut session = Session { conn, tree, bell, party, tx, work, way: None, again: false };
+        Some(act(&mut session))
     }
 
     fn tree_and_bell<'a, P: Post>(

@@ -11,6 +11,9 @@ use core::fmt::Write;
 /// The directory of a domain; relative paths of its connections start here.
 const DOMAINS: &[u8] = b"/local/domain/";
 
+/// Levels that are walked, and for which something is made, in one go.
+const DEEP: usize = 32;
+
 /// Bytes of a path for which room is kept.
 const ROOM_KEPT: usize = 256;
 
@@ -89,6 +92,14 @@ impl Path {
     /// The canonical path.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Whether it has so many levels that walking it, or making something for each, takes a turn of its own.
+    pub(super) fn is_deep(&self) -> bool {
+        let slashes = || self.bytes.iter().filter(|byte| **byte == b'/').count();
+        self.bytes.len() > DEEP.saturating_mul(2)
+            && self.bytes.first() == Some(&b'/')
+            && slashes() > DEEP
     }
 
     /// How many bytes of it the client left out; 0 for an absolute path.
@@ -199,7 +210,8 @@ fn name_len(path: &[u8]) -> usize {
     let Some(word) = path.first_chunk() else {
         return path.iter().position(|byte| *byte == b'/').unwrap_or(path.len());
     };
-    if let Some(slash) = first_zero(word.map(|byte| byte ^ b'/')) {
+    let slashes = u64::from_le_bytes(*word) ^ u64::from_le_bytes([b'/'; 8]);
+    if let Some(slash) = first_zero(slashes.to_le_bytes()) {
         return slash;
     }
     let rest = path.get(8..).unwrap_or(&[]);

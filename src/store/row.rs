@@ -186,14 +186,17 @@ impl Store {
     pub fn still_to_make(&self, conn: ConnId) -> usize {
         match self.conns.get(&conn).map(|conn| &conn.work) {
             Some(Work::Make(row)) if row.end.is_none() => row.missing(),
+            Some(Work::Fill(fill)) => fill.missing(),
             _ => 0,
         }
     }
 
     /// There is no memory for what a connection's request still has to make.
     pub fn make_no_more(&mut self, conn: ConnId) {
-        if let Some(Work::Make(row)) = self.conns.get_mut(&conn).map(|conn| &mut conn.work) {
-            row.give_up(&mut self.tree, End::Refuse(XsError::ENOMEM));
+        match self.conns.get_mut(&conn).map(|conn| &mut conn.work) {
+            Some(Work::Make(row)) => row.give_up(&mut self.tree, End::Refuse(XsError::ENOMEM)),
+            Some(Work::Fill(fill)) => fill.give_up(XsError::ENOMEM),
+            _ => {}
         }
     }
 
@@ -215,7 +218,7 @@ impl Store {
             let Some(state) = self.conns.get_mut(&conn) else { return Progress::Done };
             let mut row = match core::mem::take(&mut state.work) {
                 Work::Make(row) => row,
-                other @ (Work::Nothing | Work::Announce(_) | Work::Remove(_)) => {
+                other @ (Work::Nothing | Work::Announce(_) | Work::Remove(_) | Work::Fill(_)) => {
                     state.work = other;
                     return Progress::Done;
                 }

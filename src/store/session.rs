@@ -10,7 +10,7 @@ use super::perms::{Access, Entry, Party, Rights};
 use super::quota::Quota;
 use super::removal::Removal;
 use super::row::{self, Row};
-use super::transaction::Open;
+use super::transaction::{Fill, Open, WayAhead};
 use super::tree::{Found, NODE_BYTES, ROOT, Tree, entry_bytes, name_block, value_bytes};
 use super::watch::Class;
 use crate::mem::{NIL, NoMemory, Progress, TryVec, try_slice};
@@ -87,6 +87,10 @@ pub(super) struct Session<'a, P> {
     pub(super) tx: Option<Open<'a>>,
     /// What is left for later turns.
     pub(super) work: Work,
+    /// How far the way to a path of many levels is in the transaction, as long as the request has not gone it.
+    pub(super) way: Option<WayAhead>,
+    /// The budget did not reach for the way: the request is asked again.
+    pub(super) again: bool,
 }
 
 impl<P: Post> Session<'_, P> {
@@ -283,6 +287,14 @@ impl<P: Post> Session<'_, P> {
     /// The way to a path. In a transaction that is an access to each node that is looked at.
     fn walk<'a>(&mut self, path: &'a [u8]) -> Result<Spot<'a>, XsError> {
         let missing = |above, there| Spot::Missing(Gap { above, path, there });
+        if let Some(mut ahead) = self.way.take() {
+            let spot = self.walk_deep(path, &mut ahead)?;
+            if spot.is_none() {
+                self.way = Some(ahead);
+                self.again = true;
+            }
+            return spot.ok_or(XsError::EAGAIN);
+        }
         if self.tx.is_some() {
             return self.walk_copied(path);
         }
@@ -405,8 +417,16 @@ impl<P: Post> Session<'_, P> {
         let list = self.tree.inherit(above_list, creator)?;
         let count = gap.count();
         let checked = self.check_create(gap, count, list, value);
-        if count > row::AT_ONCE && self.tx.is_none() && checked.is_ok() {
-            return self.begin_row(gap, list, written);
+        if count > row::AT_ONCE && checked.is_ok() {
+            return match (&self.tx, gap.above) {
+                (Some(tx), Sight::Copied(above)) => {
+                    let fill = Fill::new(tx.handle, gap, above, value, list);
+                    let fill = fill.inspect_err(|_| self.tree.release_list(list));
+                    self.work = Work::Fill(self.spoiled(fill.map_err(XsError::from))?);
+                    Ok(())
+                }
+                _ => self.begin_row(gap, list, written),
+            };
         }
         let made = self.spoiled(checked).and_then(|()| match gap.above {
             Sight::Live(handle) => self.create_live(handle, gap, count, list, value),

@@ -57,6 +57,7 @@ impl Work {
             Self::Announce(news) => news.taken(),
             Self::Remove(removal) => removal.taken(),
             Self::Make(row) => row.taken(),
+            Self::Fill(fill) => fill.taken(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Tests of the store as a whole.
 
 mod chaos;
+mod deep;
 mod row;
 mod transactions;
 
@@ -93,15 +94,32 @@ impl World {
         })
     }
 
+    fn look(
+        &mut self,
+        conn: ConnId,
+        tx: u32,
+        what: Look,
+        path: &str,
+        reply: &mut Vec<u8>,
+    ) -> Result<(), XsError> {
+        let caller = Caller { conn, tx: TxId(tx) };
+        loop {
+            let budget = &mut Budget::new(self.slice);
+            if self.store.look(caller, what, path.as_bytes(), reply, budget)?.is_done() {
+                return Ok(());
+            }
+        }
+    }
+
     fn read(&mut self, conn: ConnId, tx: u32, path: &str) -> Result<String, XsError> {
         let mut reply = Vec::new();
-        self.store.read(Caller { conn, tx: TxId(tx) }, path.as_bytes(), &mut reply)?;
+        self.look(conn, tx, Look::Read, path, &mut reply)?;
         Ok(String::from_utf8(reply).unwrap())
     }
 
     fn list(&mut self, conn: ConnId, tx: u32, path: &str) -> Result<String, XsError> {
         let mut reply = Vec::new();
-        self.store.directory(Caller { conn, tx: TxId(tx) }, path.as_bytes(), &mut reply)?;
+        self.look(conn, tx, Look::Directory, path, &mut reply)?;
         Ok(String::from_utf8(reply).unwrap().replace('\0', " ").trim_end().to_string())
     }
 
@@ -125,11 +143,19 @@ impl World {
     /// Carries a request out to its end.
     fn run(
         &mut self,
-        act: impl FnOnce(&mut Store, &mut Budget, &mut Letters) -> Result<Progress, XsError>,
+        mut act: impl FnMut(&mut Store, &mut Budget, &mut Letters) -> Result<Progress, XsError>,
     ) -> Result<(), XsError> {
-        let result = act(&mut self.store, &mut Budget::new(self.slice), &mut self.post);
+        let mut result;
+        loop {
+            result = act(&mut self.store, &mut Budget::new(self.slice), &mut self.post);
+            let is_again = self.store.conns.iter().any(|(conn, _)| self.store.is_asked_again(conn));
+            if result != Ok(Progress::More) || !is_again {
+                break;
+            }
+        }
         self.settle();
-        let failed = [DOM0, A, B].into_iter().find_map(|conn| self.store.take_failure(conn));
+        let conns = self.store.conns.iter().map(|(conn, _)| conn).collect::<Vec<_>>();
+        let failed = conns.into_iter().find_map(|conn| self.store.take_failure(conn));
         result.and(failed.map_or(Ok(()), Err))
     }
 

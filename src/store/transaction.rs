@@ -32,6 +32,8 @@
 mod books;
 mod check;
 mod commit;
+mod deep;
+mod fill;
 mod handover;
 mod hidden;
 mod overlay;
@@ -42,6 +44,8 @@ mod session;
 #[cfg(test)]
 pub(super) mod steps;
 
+pub(super) use deep::WayAhead;
+pub(super) use fill::Fill;
 pub(super) use overlay::Open;
 pub(super) use restore::Unfilled;
 

@@ -227,6 +227,8 @@ pub(super) struct Tree {
     /// Values that are too long for their node.
     long: Arena<Box<[u8]>>,
     names: Table<Name>,
+    /// The handles of the names of one byte, or `NIL`: the deepest paths are made of them.
+    ones: [u32; 256],
     lists: Table<List>,
     /// The nodes that others than the privileged domain own.
     owned: Table<Owned>,
@@ -285,6 +287,7 @@ impl Tree {
             families: Arena::new(),
             long: Arena::new(),
             names: Table::new(seed),
+            ones: [NIL; 256],
             lists: Table::new(seed),
             owned: Table::new(seed),
             domains,
@@ -368,10 +371,7 @@ impl Tree {
 
     /// A child by its name.
     pub(super) fn child(&self, parent: u32, name: &[u8]) -> Option<u32> {
-        let hash = bytes_hash(self.names.seed(), name);
-        let name = self.names.find(hash, |record| record.bytes.get() == name)?;
-        let hash = child_hash(self.nodes.seed(), parent, name);
-        self.nodes.find(hash, |node| node.parent == parent && node.name == name)
+        self.child_named(parent, self.find_name(name)?)
     }
 
     /// Walks a canonical path.
@@ -702,6 +702,12 @@ impl Tree {
 
     /// The handle of a name, with one use more.
     pub(super) fn intern_name(&mut self, bytes: &[u8]) -> Result<u32, NoMemory> {
+        if let [one] = *bytes
+            && let Some(known) = self.one(one)
+        {
+            self.retain_name(known);
+            return Ok(known);
+        }
         let hash = bytes_hash(self.names.seed(), bytes);
         self.use_name(hash, bytes).map_or_else(|| self.add_name(hash, bytes), Ok)
     }
@@ -729,11 +735,21 @@ impl Tree {
 
     fn add_name(&mut self, hash: u64, bytes: &[u8]) -> Result<u32, NoMemory> {
         let name = Name { bytes: Bytes::new(bytes)?, users: 1, chain: NIL };
-        let added = self.names.insert_hashed(hash, name)?;
+        let handle = self.names.insert_hashed(hash, name)?;
         let block = name_block(bytes.len());
         self.blocks.names = self.blocks.names.saturating_add(block);
         self.blocks.name_uses = self.blocks.name_uses.saturating_add(block);
-        Ok(added)
+        if let [one] = *bytes {
+            self.set_one(one, handle);
+        }
+        Ok(handle)
+    }
+
+    /// The handle of a name of one byte from now on.
+    fn set_one(&mut self, byte: u8, handle: u32) {
+        if let Some(one) = self.ones.get_mut(usize::from(byte)) {
+            *one = handle;
+        }
     }
 
     /// One use less of a name; how long it is.
@@ -752,7 +768,11 @@ impl Tree {
 
     #[inline(never)]
     fn remove_name(&mut self, handle: u32) {
-        let len = self.names.remove(handle).map_or(0, |name| name.bytes.len());
+        let gone = self.names.remove(handle);
+        if let Some([one]) = gone.as_ref().map(|name| name.bytes.get()) {
+            self.set_one(*one, NIL);
+        }
+        let len = gone.map_or(0, |name| name.bytes.len());
         self.blocks.names = self.blocks.names.saturating_sub(name_block(len));
     }
 

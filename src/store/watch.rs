@@ -10,7 +10,7 @@
 use super::events::Conn;
 use super::path;
 use super::tree::{Tree, bytes_hash, child_hash, name_block};
-use crate::mem::{NIL, NoMemory, Record, Table, TryVec, block_bytes, try_bytes};
+use crate::mem::{Budget, NIL, NoMemory, Progress, Record, Table, TryVec, block_bytes, try_bytes};
 use crate::proto::id::ConnId;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -95,9 +95,26 @@ pub(super) struct Place {
     name: u32,
     first: u32,
     last: u32,
-    /// How many places are directly below.
+    /// How many places are directly below, and how many keep it besides.
     below: u32,
+    /// The next one in the list of those that may be of no use any more.
+    next_idle: u32,
     chain: u32,
+}
+
+/// Units of work that finding or making a place takes, and freeing one.
+const PLACE_WORK: u64 = 120;
+
+/// So many places that are of no use any more are freed at once.
+const FREED_AT_ONCE: u64 = 40;
+
+/// The way to the place of a watch that is being made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PlaceAhead {
+    /// A place on it, which is kept.
+    at: u32,
+    /// How many bytes of the path lead there.
+    there: usize,
 }
 
 impl Record for Place {
@@ -121,6 +138,8 @@ pub(super) struct Watches {
     /// Watches that are only there for their pins.
     dead: usize,
     held: Held,
+    /// The first place that may be of no use any more. Each of them is kept until it is looked at.
+    idle: u32,
 }
 
 impl Watches {
@@ -130,7 +149,14 @@ impl Watches {
 
     pub(super) const fn new(seed: u64) -> Self {
         let held = Held { tokens: 0, names: 0, charged: 0 };
-        Self { watches: Table::new(seed), places: Table::new(seed), serial: 0, dead: 0, held }
+        Self {
+            watches: Table::new(seed),
+            places: Table::new(seed),
+            serial: 0,
+            dead: 0,
+            held,
+            idle: NIL,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -277,6 +303,60 @@ impl Watches {
         Ok(at)
     }
 
+    /// Makes the place of a path, from where the last turn came to on, as far as the budget reaches. Then the place that
+    /// it has come to is kept for the next turn.
+    ///
+    /// # Errors
+    /// There is no memory; what was made for nothing goes.
+    pub(super) fn make_place_some(
+        &mut self,
+        tree: &mut Tree,
+        path: &[u8],
+        ahead: Option<PlaceAhead>,
+        budget: &mut Budget,
+    ) -> Result<Result<u32, PlaceAhead>, NoMemory> {
+        let (mut at, mut there) = match ahead {
+            Some(PlaceAhead { at, there }) => (at, there),
+            None => (self.make_below(tree, NIL, None)?, 0),
+        };
+        if ahead.is_none() {
+            self.keep(at);
+        }
+        for name in path::components(path.get(there..).unwrap_or(&[])) {
+            if budget.is_over() {
+                return Ok(Err(PlaceAhead { at, there }));
+            }
+            let next = self.make_below(tree, at, Some(name));
+            if let Ok(next) = next {
+                self.keep(next);
+            }
+            self.let_go(at);
+            budget.spend(PLACE_WORK);
+            at = next.inspect_err(|_| self.drop_unused(tree, at))?;
+            there = there.saturating_add(name.len()).saturating_add(1);
+        }
+        self.let_go(at);
+        Ok(Ok(at))
+    }
+
+    /// Whoever wanted the place does not any more.
+    pub(super) fn give_up(&mut self, tree: &mut Tree, ahead: PlaceAhead) {
+        self.let_go(ahead.at);
+        self.drop_unused(tree, ahead.at);
+    }
+
+    /// Somebody comes back to a place, which stays until then.
+    fn keep(&mut self, place: u32) {
+        if let Some(place) = self.places.get_mut(place) {
+            place.below = place.below.saturating_add(1);
+        }
+    }
+
+    fn let_go(&mut self, place: u32) {
+        if let Some(place) = self.places.get_mut(place) {
+            place.below = place.below.saturating_sub(1);
+        }
+    }
     fn make_below(
         &mut self,
         tree: &mut Tree,
@@ -288,7 +368,8 @@ impl Watches {
             tree.release_name(name);
             return Ok(there);
         }
-        let place = Place { parent, name, first: NIL, last: NIL, below: 0, chain: NIL };
+        let place =
+            Place { parent, name, first: NIL, last: NIL, below: 0, next_idle: NIL, chain: NIL };
         let made = self.places.insert(place);
         if made.is_err() {
             tree.release_name(name);
@@ -302,13 +383,43 @@ impl Watches {
         made
     }
 
-    /// Removes a place without watches and without places below, and those above that are so then.
-    fn drop_unused(&mut self, tree: &mut Tree, place: u32) {
+    /// Removes a place without watches and without places below, and those above that are so then. What more there is
+    /// than can go at once is left to [`tidy`](Self::tidy).
+    pub(super) fn drop_unused(&mut self, tree: &mut Tree, place: u32) {
+        let mut budget = Budget::new(FREED_AT_ONCE.saturating_mul(PLACE_WORK));
+        self.drop_some(tree, place, &mut budget);
+    }
+
+    /// Whether there are places that may be of no use any more.
+    pub(super) fn is_untidy(&self) -> bool {
+        self.idle != NIL
+    }
+
+    /// Removes places that are of no use any more, as far as the budget reaches.
+    pub(super) fn tidy(&mut self, tree: &mut Tree, budget: &mut Budget) -> Progress {
+        while let Some(place) = self.places.get_mut(self.idle) {
+            let at = core::mem::replace(&mut self.idle, place.next_idle);
+            self.let_go(at);
+            self.drop_some(tree, at, budget);
+            if budget.is_over() && self.is_untidy() {
+                return Progress::More;
+            }
+        }
+        Progress::Done
+    }
+
+    fn drop_some(&mut self, tree: &mut Tree, place: u32, budget: &mut Budget) {
         let mut at = place;
-        while let Some(place) = self.places.get(at) {
+        while let Some(place) = self.places.get_mut(at) {
             if place.first != NIL || place.below > 0 {
                 return;
             }
+            if budget.is_over() {
+                place.next_idle = core::mem::replace(&mut self.idle, at);
+                self.keep(at);
+                return;
+            }
+            budget.spend(PLACE_WORK);
             let (parent, name) = (place.parent, place.name);
             self.places.remove(at);
             let block = name_block(tree.release_name(name));
@@ -324,7 +435,11 @@ impl Watches {
 
     /// The watch that a connection has set with this path and token.
     pub(super) fn find(&self, tree: &Tree, conn: ConnId, path: &[u8], token: &[u8]) -> Option<u32> {
-        let place = self.place(tree, path)?;
+        self.find_at(conn, self.place(tree, path)?, token)
+    }
+
+    /// The same, by the place of the path.
+    pub(super) fn find_at(&self, conn: ConnId, place: u32, token: &[u8]) -> Option<u32> {
         let key = self.key(conn, place, token);
         let same =
             |watch: &Watch| watch.conn == conn && watch.place == place && *watch.token == *token;
@@ -349,8 +464,23 @@ impl Watches {
         token: &[u8],
         depth: Option<u32>,
     ) -> Result<(), NoMemory> {
-        let copy = try_bytes(token)?;
         let place = self.make_place(tree, path.bytes())?;
+        self.add_at(tree, (id, conn), (path, place), token, depth)
+    }
+
+    /// As [`add`](Self::add), at a place that was made for it.
+    ///
+    /// # Errors
+    /// There is no memory; the place goes, too.
+    pub(super) fn add_at(
+        &mut self,
+        tree: &mut Tree,
+        (id, conn): (ConnId, &mut Conn),
+        (path, place): (&path::Path, u32),
+        token: &[u8],
+        depth: Option<u32>,
+    ) -> Result<(), NoMemory> {
+        let copy = try_bytes(token).inspect_err(|_| self.drop_unused(tree, place))?;
         let prev_here = self.places.get(place).map_or(NIL, |place| place.last);
         let prev_own = conn.watches.1;
         let (bytes, block) = (watch_bytes(path.bytes(), token), block_bytes(token.len()));

@@ -1,7 +1,7 @@
 //! The overlay of one transaction: its records as a tree, beside the live one.
 
 use super::{
-    Base, Now, OpenOf, Places, State, TOUCHED_BYTES, TRANSACTION_BYTES, Touched, Transaction,
+    Now, OpenOf, Places, State, TOUCHED_BYTES, TRANSACTION_BYTES, Touched, Transaction,
     Transactions,
 };
 use crate::mem::{NIL, NoMemory, Table};
@@ -465,14 +465,7 @@ impl Open<'_> {
     /// Accesses a path for the first time. `live` is the node that the transaction sees there, or `NIL`.
     pub(super) fn access(&mut self, tree: &mut Tree, at: u32, live: u32) {
         self.enlist(at);
-        let Some(node) = tree.node(live) else { return };
-        let (list, generation) = (node.list, node.generation());
-        let children_bytes = tree.family(node).bytes;
-        if let Some(touched) = self.places.get_mut(at) {
-            touched.base = Some(Base { node: live, list, generation });
-            touched.now = Some(Now { list, children_bytes, generation });
-            tree.retain_uses(list, 2);
-        }
+        self.take_down(tree, at, live);
     }
 
     /// The owner of a list has so many nodes more: only the transaction's own domain is held to a number.

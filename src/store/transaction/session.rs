@@ -11,14 +11,19 @@ use crate::store::session::{Gap, Session, Sight, Spot};
 use crate::store::tree::{Found, ROOT, Value, value_bytes};
 use crate::store::watch::Class;
 
+/// So many records are freed at once that are of no use after a refusal. Others stay to the end of the transaction, which
+/// cannot commit.
+const PRUNED_AT_ONCE: usize = 100;
+
 /// Where a walk along a path has come to, in the overlay.
-struct Way {
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Way {
     /// The record of the path itself.
-    at: u32,
+    pub(super) at: u32,
     /// How many levels of the path there are, and how many of them may be seen as they are outside: below them is
     /// something that is missing in the transaction, or was made in it.
-    levels: u32,
-    open: u32,
+    pub(super) levels: u32,
+    pub(super) open: u32,
 }
 
 impl<P: Post> Session<'_, P> {
@@ -66,7 +71,7 @@ impl<P: Post> Session<'_, P> {
     }
 
     /// The record of the root.
-    fn root(&mut self) -> Result<u32, XsError> {
+    pub(super) fn root(&mut self) -> Result<u32, XsError> {
         if self.tx.as_ref().is_some_and(|open| open.tx.root == NIL) {
             self.check_step(0)?;
         }
@@ -139,7 +144,7 @@ impl<P: Post> Session<'_, P> {
     }
 
     /// Makes a record below another one, of a special name if that is `NIL`.
-    fn step(&mut self, above: u32, name: &[u8]) -> Result<u32, XsError> {
+    pub(super) fn step(&mut self, above: u32, name: &[u8]) -> Result<u32, XsError> {
         self.check_step(name.len())?;
         let named = self.tree.intern_name(name).map_err(XsError::from);
         let handle = self.spoiled(named)?;
@@ -154,10 +159,12 @@ impl<P: Post> Session<'_, P> {
     }
 
     /// After a refusal: frees a record and those above that lead to nothing that was accessed.
-    fn prune(&mut self, from: u32) {
+    pub(super) fn prune(&mut self, from: u32) {
         let mut at = Some(from);
+        let mut left = PRUNED_AT_ONCE;
         while let Some(open) = self.tx.as_mut() {
-            let Some(here) = at else { return };
+            let Some(here) = at.filter(|_| left > 0) else { return };
+            left = left.saturating_sub(1);
             let is_idle = |touched: &&Touched| !touched.accessed && touched.first == NIL;
             let Some(touched) = open.get(here).filter(is_idle) else { return };
             at = touched.above();
@@ -173,7 +180,7 @@ impl<P: Post> Session<'_, P> {
     }
 
     /// Accesses a path; whether there is a node as the transaction sees it.
-    fn access(&mut self, at: u32, is_hidden: bool) -> Result<bool, XsError> {
+    pub(super) fn access(&mut self, at: u32, is_hidden: bool) -> Result<bool, XsError> {
         let Some(tx) = self.tx.as_ref() else { return Err(XsError::EIO) };
         let Some(touched) = tx.get(at) else { return Err(XsError::EIO) };
         if touched.accessed {
@@ -289,13 +296,13 @@ impl<P: Post> Session<'_, P> {
         self.spoiled(checked)
     }
 
-    fn transaction_bytes(&self, at: u32) -> usize {
+    pub(super) fn transaction_bytes(&self, at: u32) -> usize {
         let touched = self.tx.as_ref().and_then(|tx| tx.get(at));
         touched.map_or(0, |touched| touched.bytes(self.tree))
     }
 
     /// Charges what a record holds now, after it held `before`.
-    fn charge_transaction(&mut self, at: u32, before: usize) {
+    pub(super) fn charge_transaction(&mut self, at: u32, before: usize) {
         let now = self.transaction_bytes(at);
         if let Some(open) = self.tx.as_mut() {
             open.tx.bytes = open.tx.bytes.saturating_add(now).saturating_sub(before);
@@ -357,7 +364,7 @@ impl<P: Post> Session<'_, P> {
     }
 
     /// Makes the node of a record below another one, which has found it missing; the record.
-    fn make_copied(
+    pub(super) fn make_copied(
         &mut self,
         above: u32,
         name: &[u8],

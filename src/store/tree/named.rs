@@ -1,7 +1,7 @@
 //! What transactions need of the tree besides: names by their handles, and nodes and values that are in no tree yet.
 
 use super::{ASIDE, Name, Tree, Value, bytes_hash, child_hash};
-use crate::mem::{NoMemory, Table, try_bytes};
+use crate::mem::{NIL, NoMemory, Table, try_bytes};
 
 impl Tree {
     /// What a name takes, besides the block of a long one.
@@ -13,9 +13,27 @@ impl Tree {
     }
 
     /// The handle of a name that somebody uses.
+    #[inline]
     pub(in crate::store) fn find_name(&self, name: &[u8]) -> Option<u32> {
+        if let [one] = *name {
+            return self.one(one);
+        }
         let hash = bytes_hash(self.names.seed(), name);
         self.names.find(hash, |record| record.bytes.get() == name)
+    }
+
+    /// The handle of a name of one byte that somebody uses.
+    #[inline]
+    pub(super) fn one(&self, byte: u8) -> Option<u32> {
+        self.ones.get(usize::from(byte)).copied().filter(|handle| *handle != NIL)
+    }
+
+    /// One use more of a name.
+    #[inline]
+    pub(in crate::store) fn retain_name(&mut self, handle: u32) {
+        if let Some(name) = self.names.get_mut(handle) {
+            name.users = name.users.saturating_add(1);
+        }
     }
 
     /// A child by the handle of its name.
