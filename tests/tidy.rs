@@ -162,3 +162,38 @@ fn whatever_the_documents_name_is_there() {
 fn is_of_others(name: &str) -> bool {
     ["docs/misc/", "docs/designs/", "docs/man/"].iter().any(|folder| name.starts_with(folder))
 }
+
+/// The lines of a patch that must be in the file as they are, hunk by hunk, with the file's name.
+fn hunks(patch: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut file = String::new();
+    for line in patch.lines() {
+        if let Some(name) = line.strip_prefix("--- a/") {
+            name.clone_into(&mut file);
+        } else if line.starts_with("@@") {
+            found.push((file.clone(), String::new()));
+        } else if let (Some((_, before)), Some(line)) =
+            (found.last_mut(), line.strip_prefix([' ', '-']).filter(|_| !line.starts_with("--- ")))
+        {
+            before.push_str(line);
+            before.push('\n');
+        }
+    }
+    found
+}
+
+#[test]
+fn every_mutant_fits_the_code() {
+    let mut wrong = Vec::new();
+    for path in files("tests/mutants") {
+        let patch = fs::read_to_string(root().join(&path)).unwrap();
+        let hunks = hunks(&patch);
+        let fits = hunks.iter().all(|(file, before)| {
+            fs::read_to_string(root().join(file)).is_ok_and(|text| text.contains(before))
+        });
+        if hunks.is_empty() || !fits {
+            wrong.push(path);
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
