@@ -338,15 +338,29 @@ impl<P: Platform> Server<P> {
     /// An ignored connection stays ignored.
     fn reintroduce(&mut self, id: ConnId, domid: DomId, remote_port: u32) {
         let Some(connection) = self.connections.get_mut(id) else { return };
-        let is_connected = connection.is_connected();
-        if let Some(old) = connection.port.take() {
+        let (is_connected, old) = (connection.is_connected(), connection.port);
+        // Before the old one is closed: whoever fails in between can still be reached.
+        let bound = is_connected.then(|| self.platform.bind(domid, remote_port));
+        if let Some(Ok(port)) = bound {
+            let is_kept = self.ports.insert(port, id).is_ok();
+            if let Some(connection) = self.connections.get_mut(id).filter(|_| is_kept) {
+                connection.port = Some(port);
+            }
+        }
+        if let Some(old) = old {
             self.close(old);
         }
-        let bound =
-            if is_connected { self.platform.bind(domid, remote_port).map(Some) } else { Ok(None) };
+        let bound = match bound {
+            // It may be the one that was bound until now.
+            Some(Err(_)) => self.platform.bind(domid, remote_port).map(Some),
+            Some(Ok(port)) => Ok(Some(port)),
+            None => Ok(None),
+        };
         let Some(connection) = self.connections.get_mut(id) else { return };
+        connection.port = connection.port.filter(|port| Some(*port) != old);
         match bound {
             Ok(None) => {}
+            Ok(Some(port)) if connection.port == Some(port) => {}
             Ok(Some(port)) if self.ports.insert(port, id).is_ok() => connection.port = Some(port),
             Ok(Some(port)) => {
                 self.platform.unbind(port);

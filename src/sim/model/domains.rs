@@ -104,7 +104,8 @@ impl Model {
             Seen::Mapped(DomId(other), page) if *other == domid => Some(*page),
             _ => None,
         });
-        let bound = answers.iter().find_map(|seen| match seen {
+        // The last one: the new port may be the old one, which has to be closed before.
+        let bound = answers.iter().rev().find_map(|seen| match seen {
             Seen::Bound(DomId(other), port) if *other == domid => Some(*port),
             _ => None,
         });
