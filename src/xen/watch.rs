@@ -12,8 +12,9 @@
 //!   an image is loaded. Xen's timer goes on while a domain is paused, so it must not be set at any other time:
 //!   an administrator who pauses the domain, or a debugger, would end it.
 //!
-//! Nothing of it costs a request anything: a tick is ordered when the first event after one comes. A program that
-//! sleeps has one tick at most, which finds it asleep and orders no other.
+//! No request orders a tick of its own: one is ordered when the first event after the last one comes. What interrupts
+//! that are on cost each wake-up was not measured by itself. A program that sleeps has one tick at most, which finds it
+//! asleep and orders no other.
 //!
 //! A hang with interrupts off elsewhere is noticed by nobody in here. They are off only for the few instructions ahead
 //! of a sleep.
