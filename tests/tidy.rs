@@ -6,6 +6,7 @@ extern crate alloc;
 use alloc::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Each layer, and the layers that it may use besides itself.
 const LAYERS: [(&str, &[&str]); 7] = [
@@ -196,4 +197,30 @@ fn every_mutant_fits_the_code() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Those of hosts run only by hand, so nothing else would tell that one cannot even be read.
+#[test]
+fn every_shell_script_can_be_read() {
+    let mut read = 0;
+    let mut wrong = Vec::new();
+    for path in [".ci", "scripts", "tests"].into_iter().flat_map(files) {
+        let Ok(text) = fs::read_to_string(root().join(&path)) else { continue };
+        let first = text.lines().next().unwrap_or_default();
+        let is_shell = first.starts_with("#!/bin/sh") || first.starts_with("#!/bin/bash");
+        if !is_shell && path.extension().is_none_or(|extension| extension != "sh") {
+            continue;
+        }
+        read += 1;
+        // What is sourced does not say which of the two reads it.
+        let accepted = |shell: &str| {
+            let output = Command::new(shell).arg("-n").arg(root().join(&path)).output();
+            output.unwrap_or_else(|error| panic!("{shell}: {error}")).status.success()
+        };
+        if !accepted("sh") && !accepted("bash") {
+            wrong.push(path);
+        }
+    }
+    assert!(wrong.is_empty(), "no shell can read {wrong:?}");
+    assert!(read > 50, "only {read} scripts were found");
 }

@@ -24,6 +24,8 @@ IMAGE=$image MEMORY=8 MAXMEM=64 OPTIONS='' FALLBACK=yes WITH_XL=no
 
 # has_systemd: it is what runs this host.
 has_systemd() { [ -d /run/systemd/system ]; }
+# has_systemctl: units can be enabled, whether it runs or not.
+has_systemctl() { command -v systemctl >/dev/null; }
 
 say() { printf "xenstore-stubdom: %s\n" "$*" >&2; }
 

@@ -19,6 +19,8 @@ case $boot in
     stub_domain "built by xl" "xl create /etc/xen/xenstore-stubdom.cfg"
     sound "built by xl"
     guest_life first
+    step "the guard, with a store that xl has built"
+    guard_helps "xl"
     check "live update" run xenstore-stubdom-live-update
     step "disable"
     check "disable" run xenstore-stubdom disable
@@ -31,6 +33,7 @@ case $boot in
     step "disabled"
     went_down_in 60
     daemon_serves "disabled"
+    refuse "no guard has come" guard_runs
     sound "disabled"
     guest_life second
     step "removal while the daemon runs, enabled"

@@ -101,3 +101,60 @@ guest_life() {
     check "it is gone" wait_gone "$1"
     refuse "/local/domain/$gone is gone" xenstore-exists "/local/domain/$gone"
 }
+
+# ---- the guard -------------------------------------------------------------------------------------
+
+guard_unit=xenstore-stubdom-guard.service
+guard_pid() { systemctl show -P MainPID $guard_unit; }
+guard_runs() { pid=$(guard_pid) && [ "${pid:-0}" != 0 ] && kill -0 "$pid"; }
+# guard_told TEXT: how often, in the journal of this boot.
+guard_told() { journalctl -b --no-pager -q -o cat -u $guard_unit | grep -c -- "$1"; }
+revived_more() { [ "$(guard_told 'serves again')" -gt "$1" ]; }
+failures() { xenstore-control stats --values | sed -n 's/^restarts=//p'; }
+
+# crash_store: its domain is shut down from outside, and this waits until the guard has it serve again.
+crash_store() {
+    revivals=$(guard_told 'serves again')
+    xen-hvmcrash "$(sed -n 's/^domid://p' /run/xen/xenstored.pid)" || return
+    wait_for 60 revived_more "$revivals"
+}
+
+# guard_helps WHEN: under systemd. The store's domain is shut down, and everything goes on: clients in dom0, a guest, the toolstack.
+guard_helps() {
+    check "$1: the guard's unit is enabled" systemctl is-enabled $guard_unit
+    check "$1: and up" systemctl is-active $guard_unit
+    check "$1: status names its process" run xenstore-stubdom status
+    check "$1: that is the unit's" said "guard:     process $(guard_pid)"
+    check "$1: it found the domain" [ "$(guard_told 'watching domain 1, the xenstore')" != 0 ]
+    check "$1: its memory is locked" grep -q '^VmLck:[[:space:]]*[1-9]' "/proc/$(guard_pid)/status"
+    equal "$1: it is not what is ended for want of memory" -1000 "$(cat "/proc/$(guard_pid)/oom_score_adj")"
+
+    make_guest served
+    check "$1: a guest" start_guest served
+    xenstore-write /test/kept "$1"
+    xenstore-watch -n 2 /test/watched >/run/watch.log 2>&1 &
+    watcher=$!
+    check "$1: a watch" wait_for 20 grep -q . /run/watch.log
+    before=$(failures)
+    check "$1: the domain crashes and serves again" crash_store
+    equal "$1: the store answers" "$1" "$(timeout 20 xenstore-read /test/kept)"
+    equal "$1: one failure more" $((before + 1)) "$(failures)"
+    equal "$1: the guest's console, and its store" served "$(guest_run served 'xenstore-write data/after 1 && xenstore-read name')"
+    check "$1: xl list" run xl list
+    check "$1: it names the guest" said served
+    xenstore-write /test/watched 1
+    check "$1: the watch has been told" wait_for 20 eval "! kill -0 $watcher"
+
+    old=$(guard_pid)
+    systemctl kill -s KILL $guard_unit
+    check "$1: the domain crashes while the guard is killed" crash_store
+    check "$1: systemd has started another" guard_runs
+    refuse "$1: it is another" [ "$(guard_pid)" = "$old" ]
+    equal "$1: two failures more" $((before + 2)) "$(failures)"
+    guest_life "after-guard"
+    check "$1: xl shutdown" timeout 120 xl shutdown -w served
+    check "$1: it is gone" wait_gone served
+    equal "$1: the store's own check" OK "$(timeout 120 xenstore-control check)"
+    journalctl -b --no-pager -q -o short-monotonic -u $guard_unit
+    sound "$1: after the crashes"
+}

@@ -27,6 +27,8 @@ case $boot in
     sound "first boot"
     step "a PVH guest"
     guest_life first
+    step "the guard"
+    guard_helps "guard"
     step "live update"
     make_guest stays
     check "xl create" start_guest stays
@@ -37,11 +39,16 @@ case $boot in
     dpkg-deb -R /host/xenstore-stubdom.deb /root/newer
     sed -i 's/^Version: .*/&+newer/' /root/newer/DEBIAN/control
     check "a newer package" dpkg-deb -b /root/newer /root/newer.deb
+    before=$(guard_pid)
     check "dpkg -i" run dpkg -i /root/newer.deb
     check "it names the next step" said "xenstore-stubdom-live-update"
     check "live update" run xenstore-stubdom-live-update
     equal "the guest goes on" stays "$(guest_run stays 'xenstore-read name')"
     stub_domain "after the upgrade"
+    check "the guard runs" guard_runs
+    refuse "it is the new one" [ "$(guard_pid)" = "$before" ]
+    check "it helps the new image, too" crash_store
+    equal "the guest goes on" stays "$(guest_run stays 'xenstore-read name')"
     step "systemctl restart xen, as an update of Xen's tools does"
     check "restart" run systemctl restart xen.service
     stub_domain "after a restart"
@@ -53,6 +60,7 @@ case $boot in
     step "the next boot"
     went_down_in 120
     stub_domain "second boot"
+    check "the guard has come up, too" guard_runs
     sound "second boot"
     finish
     ;;
