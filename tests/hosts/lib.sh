@@ -112,14 +112,20 @@ guard_told() { journalctl -b --no-pager -q -o cat -u $guard_unit | grep -c -- "$
 revived_more() { [ "$(guard_told 'serves again')" -gt "$1" ]; }
 failures() { xenstore-control stats --values | sed -n 's/^restarts=//p'; }
 
-# crash_store: its domain is shut down from outside, and this waits until the guard has it serve again.
-crash_store() {
-    revivals=$(guard_told 'serves again')
-    xen-hvmcrash "$(sed -n 's/^domid://p' /run/xen/xenstored.pid)" || return
-    wait_for 60 revived_more "$revivals"
+# shut_down CODE: Xen shuts the store's domain down with this reason: 1 is a reboot (as a triple fault is told), 3 a crash.
+shut_down() {
+    PYTHONPATH=$(/usr/lib/xen-common/bin/xen-dir)/lib/python python3 -c "
+from xen.lowlevel.xc import xc
+xc().domain_shutdown($(sed -n 's/^domid://p' /run/xen/xenstored.pid), $1)"
 }
 
-# guard_helps WHEN: under systemd. The store's domain is shut down, and everything goes on: clients in dom0, a guest, the toolstack.
+# revived CODE: that is done to it, and this waits until the guard has it serve again.
+revived() {
+    revivals=$(guard_told 'serves again')
+    shut_down "$1" && wait_for 60 revived_more "$revivals"
+}
+
+# guard_helps WHEN: under systemd, once a boot. The store's domain is shut down, and everything goes on: clients in dom0, a guest, the toolstack.
 guard_helps() {
     check "$1: the guard's unit is enabled" systemctl is-enabled $guard_unit
     check "$1: and up" systemctl is-active $guard_unit
@@ -136,7 +142,8 @@ guard_helps() {
     watcher=$!
     check "$1: a watch" wait_for 20 grep -q . /run/watch.log
     before=$(failures)
-    check "$1: the domain crashes and serves again" crash_store
+    check "$1: it is shut down with the reason crash, and serves again" revived 3
+    equal "$1: the guard says so" 1 "$(guard_told 'was shut down (crash): revived, try 1')"
     equal "$1: the store answers" "$1" "$(timeout 20 xenstore-read /test/kept)"
     equal "$1: one failure more" $((before + 1)) "$(failures)"
     equal "$1: the guest's console, and its store" served "$(guest_run served 'xenstore-write data/after 1 && xenstore-read name')"
@@ -147,10 +154,14 @@ guard_helps() {
 
     old=$(guard_pid)
     systemctl kill -s KILL $guard_unit
-    check "$1: the domain crashes while the guard is killed" crash_store
+    check "$1: it is shut down with the reason reboot while the guard is killed" revived 1
     check "$1: systemd has started another" guard_runs
     refuse "$1: it is another" [ "$(guard_pid)" = "$old" ]
     equal "$1: two failures more" $((before + 2)) "$(failures)"
+    # A fault in the domain, which it takes itself: the guard has nothing to do.
+    check "$1: xen-hvmcrash" xen-hvmcrash "$(sed -n 's/^domid://p' /run/xen/xenstored.pid)"
+    equal "$1: three failures more" $((before + 3)) "$(failures)"
+    equal "$1: the last without the guard" 2 "$(guard_told 'serves again')"
     guest_life "after-guard"
     check "$1: xl shutdown" timeout 120 xl shutdown -w served
     check "$1: it is gone" wait_gone served
