@@ -217,13 +217,20 @@ impl<T> Arena<T> {
     // So that a record that nobody wants is not moved.
     #[inline(always)]
     pub fn remove(&mut self, handle: u32) -> Option<T> {
+        self.remove_if(handle, |_| true)
+    }
+
+    /// As [`remove`](Self::remove), unless the record is not what is wanted.
+    #[inline(always)]
+    pub fn remove_if(&mut self, handle: u32, is_wanted: impl FnOnce(&T) -> bool) -> Option<T> {
         let number = handle >> Self::PLACE_BITS;
         #[expect(clippy::cast_possible_truncation, reason = "places are few")]
         let place = (handle & Self::PLACE_MASK) as u16;
         let chunk = self.chunk_mut(number)?;
         let slot = chunk.slots.get_mut(usize::from(place))?;
-        if matches!(slot, Slot::Free(_)) {
-            return None;
+        match slot {
+            Slot::Used(record) if is_wanted(record) => {}
+            Slot::Used(_) | Slot::Free(_) => return None,
         }
         let was_full = chunk.free == NONE;
         let old = core::mem::replace(slot, Slot::Free(chunk.free));

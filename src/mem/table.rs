@@ -245,8 +245,7 @@ impl<T: Record> Table<T> {
     fn rebuild(&mut self, buckets: u32) {
         self.blocks.iter_mut().for_each(|block| block.fill(NIL));
         self.blocks.truncate(buckets.div_ceil(BLOCK) as usize);
-        self.buckets = buckets;
-        self.mask = buckets.next_power_of_two().wrapping_sub(1);
+        self.set_buckets(buckets);
         // Not a list of those that exist: there may be no memory for it.
         for handle in 0..self.records.bound() {
             if self.get(handle).is_some_and(Record::is_listed) {
@@ -269,7 +268,13 @@ impl<T: Record> Table<T> {
     // So that a record that nobody wants is not moved.
     #[inline(always)]
     pub fn take(&mut self, handle: u32) -> Option<T> {
-        let record = self.records.remove(handle)?;
+        self.take_if(handle, |_| true)
+    }
+
+    /// As [`take`](Self::take), unless the record is not what is wanted.
+    #[inline(always)]
+    pub fn take_if(&mut self, handle: u32, is_wanted: impl FnOnce(&T) -> bool) -> Option<T> {
+        let record = self.records.remove_if(handle, is_wanted)?;
         if record.is_listed() {
             self.unlink(handle, record.hash(self.seed), record.chain());
         }
@@ -279,7 +284,8 @@ impl<T: Record> Table<T> {
     /// Makes the index smaller if it is too large, after so many removals, whose number bounds the work.
     pub fn fit(&mut self, removed: u32) {
         let len = self.records.len();
-        if len >= self.buckets / SPARE {
+        let is_small = self.buckets <= MIN_BUCKETS && !self.records.has_no_place();
+        if len >= self.buckets / SPARE || is_small {
             return;
         }
         self.shrink(len, removed);
@@ -302,7 +308,10 @@ impl<T: Record> Table<T> {
         let joins = removed.saturating_mul(SPARE);
         let wanted = self.buckets.saturating_sub(joins).max(len).max(MIN_BUCKETS);
         while self.buckets > wanted {
-            self.join();
+            self.drop_empty(wanted);
+            if self.buckets > wanted {
+                self.join();
+            }
         }
         self.blocks.truncate(self.buckets.div_ceil(BLOCK) as usize);
     }
@@ -420,15 +429,27 @@ impl<T: Record> Table<T> {
         block.and_then(|block| self.blocks.try_push(block)).is_ok()
     }
 
+    /// Removes the last buckets, as far as nothing is in them and all are of one block: most are, where the index is too large.
+    fn drop_empty(&mut self, wanted: u32) {
+        let last = self.buckets.wrapping_sub(1);
+        let start = last & !(BLOCK - 1);
+        let Some(block) = self.blocks.get((start / BLOCK) as usize) else { return };
+        let heads = block.get(..=(last % BLOCK) as usize).unwrap_or_default();
+        let most = self.buckets.wrapping_sub(wanted.max(start)) as usize;
+        let empty = heads.iter().rev().take(most).take_while(|head| **head == NIL).count();
+        #[expect(clippy::cast_possible_truncation, reason = "no more than a block has")]
+        self.set_buckets(self.buckets.wrapping_sub(empty as u32));
+    }
+
+    fn set_buckets(&mut self, buckets: u32) {
+        self.buckets = buckets;
+        self.mask = buckets.next_power_of_two().wrapping_sub(1);
+    }
+
     /// Removes the last bucket, and moves its records back to the one it was split from.
-    #[inline]
     fn join(&mut self) {
         let last = self.buckets.wrapping_sub(1);
-        self.buckets = last;
-        // A power of two of buckets needs one bit less.
-        if last & last.wrapping_sub(1) == 0 {
-            self.mask >>= 1;
-        }
+        self.set_buckets(last);
         let Some(head) = self.head_mut(last) else { return };
         let mut at = core::mem::replace(head, NIL);
         while at != NIL {

@@ -411,6 +411,9 @@ impl Messages {
 
     /// Takes the first message of those that are done, and says what becomes free.
     pub(super) fn settle(&mut self, done: &mut Done) -> Option<Released> {
+        if done.first == NIL {
+            return None;
+        }
         let message = self.table.remove(done.first)?;
         self.held = self.held.with(&message, usize::saturating_sub);
         done.first = message.next;

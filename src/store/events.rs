@@ -359,7 +359,7 @@ impl<P: Post> Bell<'_, P> {
                 cursors.add(cursor(watches, first, levels))
             }),
         };
-        self.start(tree, path, Audience::Node, lists, cursors, gathered);
+        self.start(tree, path, Audience::Node, lists, &mut cursors, gathered);
     }
 
     /// Tells of what a special name is for.
@@ -384,7 +384,7 @@ impl<P: Post> Bell<'_, P> {
                 gathered = gathered.and_then(|()| cursors.add(cursor(watches, first, levels)));
             }
         }
-        self.start(tree, path, audience, lists, cursors, gathered);
+        self.start(tree, path, audience, lists, &mut cursors, gathered);
     }
 
     fn start(
@@ -393,7 +393,7 @@ impl<P: Post> Bell<'_, P> {
         path: &[u8],
         audience: Audience,
         lists: &[u32],
-        mut cursors: Cursors,
+        cursors: &mut Cursors,
         gathered: Result<(), NoMemory>,
     ) {
         if gathered.is_err() {
@@ -401,7 +401,7 @@ impl<P: Post> Bell<'_, P> {
             return;
         }
         let until = self.watches.serial();
-        if self.tell(tree, path, audience, lists, &mut cursors, until).is_done() {
+        if self.tell(tree, path, audience, lists, cursors, until).is_done() {
             return;
         }
         let Ok(path) = try_bytes(path) else {
@@ -417,6 +417,7 @@ impl<P: Post> Bell<'_, P> {
             self.watches.pin(cursor.watch);
             cursor.is_pinned = true;
         }
+        let cursors = core::mem::replace(cursors, Cursors::NONE);
         *self.rest = Some(Announcement { path, audience, lists: kept, cursors, until });
     }
 

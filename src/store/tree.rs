@@ -580,11 +580,11 @@ impl Tree {
         Ok(Value::Long(kept))
     }
 
-    /// Gives the block of a value back; how long it was.
+    /// Gives the block of a value back; what the value took.
     fn drop_long(&mut self, handle: u32) -> usize {
         let len = self.long.remove(handle).map_or(0, |value| value.len());
         self.blocks.values = self.blocks.values.saturating_sub(block_bytes(len));
-        len
+        value_bytes(len)
     }
 
     /// The bytes of a value that is in no node.
@@ -595,11 +595,11 @@ impl Tree {
         }
     }
 
-    /// Frees a value that is in no node, or not any more; how long it was.
+    /// Frees a value that is in no node, or not any more; what it took.
     #[inline]
     pub(super) fn drop_value(&mut self, value: &Value) -> usize {
         match value {
-            Value::Short { len, .. } => usize::from(*len),
+            Value::Short { .. } => 0,
             Value::Long(handle) => self.drop_long(*handle),
         }
     }
@@ -682,10 +682,13 @@ impl Tree {
         node.set_generation(generation);
         let old = core::mem::replace(&mut node.value, value);
         let list = node.list;
-        let old_len = self.drop_value(&old);
-        let owner = self.owner(list);
-        self.domains.give_back(owner, super::quota::Quota::Memory, value_bytes(old_len));
-        self.domains.take(owner, super::quota::Quota::Memory, value_bytes(new));
+        let (old, new) = (self.drop_value(&old), value_bytes(new));
+        // Most values are in their node, both before and after.
+        if old != new {
+            let owner = self.owner(list);
+            self.domains.give_back(owner, super::quota::Quota::Memory, old);
+            self.domains.take(owner, super::quota::Quota::Memory, new);
+        }
     }
 
     /// Replaces the permissions. Takes over one use of `list`.
@@ -752,28 +755,39 @@ impl Tree {
         }
     }
 
-    /// One use less of a name; how long it is.
+    /// One use less of a name; what its block takes.
     #[inline]
     pub(super) fn release_name(&mut self, handle: u32) -> usize {
+        let mut gone = 0;
+        let block = self.release_one(handle, &mut gone);
+        if gone > 0 {
+            self.names.fit(gone);
+        }
+        block
+    }
+
+    /// As [`release_name`](Self::release_name), one of many: counts those that are gone, for which the index is
+    /// [made to fit](Table::fit) afterwards.
+    #[inline]
+    fn release_one(&mut self, handle: u32, gone: &mut u32) -> usize {
         let Some(name) = self.names.get_mut(handle) else { return 0 };
-        let len = name.bytes.len();
+        let block = name_block(name.bytes.len());
         name.users = name.users.saturating_sub(1);
         let is_last = name.users == 0;
-        self.blocks.name_uses = self.blocks.name_uses.saturating_sub(name_block(len));
+        self.blocks.name_uses = self.blocks.name_uses.saturating_sub(block);
         if is_last {
-            self.remove_name(handle);
+            self.remove_name(handle, block);
+            *gone = gone.saturating_add(1);
         }
-        len
+        block
     }
 
     #[inline(never)]
-    fn remove_name(&mut self, handle: u32) {
-        let gone = self.names.remove(handle);
-        if let Some([one]) = gone.as_ref().map(|name| name.bytes.get()) {
+    fn remove_name(&mut self, handle: u32, block: usize) {
+        if let Some([one]) = self.names.take(handle).as_ref().map(|name| name.bytes.get()) {
             self.set_one(*one, NIL);
         }
-        let len = gone.map_or(0, |name| name.bytes.len());
-        self.blocks.names = self.blocks.names.saturating_sub(name_block(len));
+        self.blocks.names = self.blocks.names.saturating_sub(block);
     }
 
     /// Every name with its handle and number of users, for the consistency check.

@@ -218,21 +218,20 @@ impl Watches {
         mut each: impl FnMut(u32, u32) -> Result<(), NoMemory>,
     ) -> Result<(), NoMemory> {
         let Some(mut at) = self.first_place(tree, path) else { return Ok(()) };
-        let is_special = !path.starts_with(b"/");
-        let mut left = if is_special { 0 } else { levels(path) };
-        let mut names = path::components(path);
+        // A special name is a place with nothing below.
+        let walked = if path.starts_with(b"/") { path } else { &[] };
+        let mut names = path::components(walked);
+        // Counted for the first place that wants to know.
+        let (mut all, mut above) = (None, 0_u32);
         loop {
             let first = self.places.get(at).map_or(NIL, |place| place.first);
             if first != NIL {
-                each(first, left)?;
-            }
-            if left == 0 {
-                return Ok(());
+                each(first, all.get_or_insert_with(|| levels(walked)).saturating_sub(above))?;
             }
             let next = names.next().and_then(|name| self.below(tree, at, name));
             let Some(next) = next else { return Ok(()) };
             at = next;
-            left = left.saturating_sub(1);
+            above = above.saturating_add(1);
         }
     }
 
@@ -422,7 +421,7 @@ impl Watches {
             budget.spend(PLACE_WORK);
             let (parent, name) = (place.parent, place.name);
             self.places.remove(at);
-            let block = name_block(tree.release_name(name));
+            let block = tree.release_name(name);
             self.held.names = self.held.names.saturating_sub(block);
             if let Some(above) = self.places.get_mut(parent) {
                 above.below = above.below.saturating_sub(1);

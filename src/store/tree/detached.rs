@@ -3,7 +3,7 @@
 //! So what may be refused for want of memory is done first, what everybody sees changes at once and cannot fail, and
 //! what takes long is done afterwards, in slices.
 
-use super::{ASIDE, Family, NODE_BYTES, Node, ROOT, Tree, Value, name_block, value_bytes};
+use super::{ASIDE, Family, NODE_BYTES, Node, ROOT, Tree, Value};
 use crate::mem::{Budget, NIL, NoMemory, Progress};
 use crate::proto::id::DomId;
 
@@ -264,11 +264,17 @@ impl Tree {
 
     fn free(&mut self, top: u32, with_top: bool, budget: &mut Budget) -> Progress {
         let mut run = Run::NONE;
-        let mut removed = 0_u32;
+        let (mut removed, mut names) = (0_u32, 0);
         let mut at = top;
-        let mut is_over = false;
-        while let Some(node) = self.nodes.get(at) {
-            if node.family != NIL {
+        loop {
+            let stays = at == top && !with_top;
+            let leaf = self.nodes.take_if(at, |node| node.family == NIL && !stays);
+            let Some(node) = leaf else {
+                let Some(node) = self.nodes.get(at) else { break };
+                if node.family == NIL {
+                    at = NIL;
+                    break;
+                }
                 // Those before it are gone: its family begins here, if the next slice comes by.
                 let (parent, down) = (node.parent, self.family(node).first);
                 if at != top {
@@ -276,19 +282,11 @@ impl Tree {
                 }
                 at = down;
                 continue;
-            }
-            if at == top && !with_top {
-                at = NIL;
-                break;
-            }
-            if is_over {
-                break;
-            }
+            };
             let (parent, next) = (node.parent, node.next);
-            self.free_leaf(at, &mut run);
+            self.free_leaf(at, node, &mut run, &mut names);
             removed = removed.saturating_add(1);
             budget.spend(FREE_WORK);
-            is_over = budget.is_over();
             if at == top {
                 self.leaving = self.leaving.saturating_sub(1);
                 at = NIL;
@@ -300,13 +298,17 @@ impl Tree {
                 at = parent;
                 let Some(parent) = self.nodes.get_mut(at) else { break };
                 self.families.remove(core::mem::replace(&mut parent.family, NIL));
-            } else if is_over {
+                if budget.is_over() && (at != top || with_top) {
+                    break;
+                }
+            } else if budget.is_over() {
                 self.begin_family(parent, at);
                 break;
             }
         }
         self.end_run(&mut run);
         self.nodes.fit(removed);
+        self.names.fit(names);
         if at == NIL || self.nodes.get(top).is_none() { Progress::Done } else { Progress::More }
     }
 
@@ -335,15 +337,12 @@ impl Tree {
         }
     }
 
-    /// Frees a node without children that is out of everybody's sight; it is not unlinked from its siblings.
+    /// Frees what a node had that was taken out of the list of nodes. It is not unlinked from its siblings.
     #[inline]
-    fn free_leaf(&mut self, at: u32, run: &mut Run) {
-        let Some(Node { name, list, value, .. }) = self.nodes.take(at) else { return };
-        let value = match value {
-            Value::Short { len, .. } => usize::from(len),
-            Value::Long(handle) => self.drop_long(handle),
-        };
-        let name = self.release_name(name);
+    fn free_leaf(&mut self, at: u32, node: Node, run: &mut Run, names: &mut u32) {
+        let Node { name, list, value, .. } = node;
+        let value = self.drop_value(&value);
+        let name = self.release_one(name, names);
         if list != run.list || run.count == 0 || run.count == RUN_MAX {
             self.end_run(run);
             run.list = list;
@@ -353,7 +352,7 @@ impl Tree {
             self.unlink_owned(run.owner, at);
         }
         run.count = run.count.wrapping_add(1);
-        run.blocks = run.blocks.wrapping_add(name_block(name)).wrapping_add(value_bytes(value));
+        run.blocks = run.blocks.wrapping_add(name).wrapping_add(value);
     }
 
     fn end_run(&mut self, run: &mut Run) {
@@ -487,7 +486,7 @@ mod tests {
         tree.put_value(node, value);
         assert_eq!(tree.value(tree.node(node).unwrap()), b"another value that is long enough");
         let spare = tree.keep(b"another value that nobody wants").unwrap();
-        assert_eq!(tree.drop_value(&spare), 31);
+        assert_eq!(tree.drop_value(&spare), crate::store::tree::value_bytes(31));
         assert_eq!(tree.long.len(), 1);
         assert_ne!(tree.node(node).unwrap().name, NIL);
     }
