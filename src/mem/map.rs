@@ -2,6 +2,7 @@
 
 use super::table::{Record, Table};
 use super::{NIL, NoMemory};
+use core::cell::Cell;
 
 /// A key: a number that identifies it.
 pub trait Key: Copy + Eq {
@@ -50,6 +51,8 @@ impl<K: Key, V> Record for Entry<K, V> {
 #[derive(Debug)]
 pub struct Map<K, V> {
     table: Table<Entry<K, V>>,
+    /// Where the last entry was that was looked for: it is often looked for again, at once.
+    last: Cell<u32>,
 }
 
 impl<K: Key, V> Map<K, V> {
@@ -59,7 +62,7 @@ impl<K: Key, V> Map<K, V> {
     /// An empty map, hashing with `seed`.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
-        Self { table: Table::new(seed) }
+        Self { table: Table::new(seed), last: Cell::new(NIL) }
     }
 
     /// How many entries there are.
@@ -83,8 +86,14 @@ impl<K: Key, V> Map<K, V> {
     /// The handle of an entry.
     #[must_use]
     pub fn find(&self, key: K) -> Option<u32> {
+        let last = self.last.get();
+        if self.table.get(last).is_some_and(|entry| entry.key == key) {
+            return Some(last);
+        }
         let hash = mix(self.table.seed(), key.bits());
-        self.table.find(hash, |entry| entry.key == key)
+        let found = self.table.find(hash, |entry| entry.key == key)?;
+        self.last.set(found);
+        Some(found)
     }
 
     /// Whether there is an entry.

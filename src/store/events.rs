@@ -190,46 +190,31 @@ const FEW: usize = 8;
 /// Cursors, as a heap: the one with the oldest watch is the first.
 #[derive(Debug)]
 struct Cursors {
-    few: [Cursor; FEW],
-    len: usize,
+    few: heapless::Vec<Cursor, FEW>,
     /// All of them, if there are more.
     many: Vec<Cursor>,
 }
 
 impl Cursors {
-    const NONE: Self = {
-        let none = Cursor { serial: 0, watch: NIL, levels: 0, is_pinned: false };
-        Self { few: [none; FEW], len: 0, many: Vec::new() }
-    };
+    const NONE: Self = Self { few: heapless::Vec::new(), many: Vec::new() };
 
     fn all(&mut self) -> &mut [Cursor] {
-        if self.many.is_empty() {
-            self.few.get_mut(..self.len).unwrap_or_default()
-        } else {
-            &mut self.many
-        }
+        if self.many.is_empty() { &mut self.few } else { &mut self.many }
     }
 
     fn first(&self) -> Option<Cursor> {
-        match self.many.first() {
-            Some(first) => Some(*first),
-            None => self.few.get(..self.len)?.first().copied(),
-        }
+        self.few.first().or(self.many.first()).copied()
     }
 
     fn add(&mut self, cursor: Cursor) -> Result<(), NoMemory> {
-        if self.many.is_empty() {
-            if let Some(free) = self.few.get_mut(self.len) {
-                *free = cursor;
-                self.len = self.len.saturating_add(1);
-                self.rise();
-                return Ok(());
-            }
+        if !self.many.is_empty() {
+            self.many.try_push(cursor)?;
+        } else if self.few.push(cursor).is_err() {
             self.many.try_room(FEW.saturating_mul(4))?;
             self.many.try_extend(&self.few)?;
+            self.many.try_push(cursor)?;
+            self.few.clear();
         }
-        self.many.try_push(cursor)?;
-        self.len = self.many.len();
         self.rise();
         Ok(())
     }
@@ -274,10 +259,9 @@ impl Cursors {
         }
         if cursor.is_none() {
             if self.many.is_empty() {
-                self.len = self.len.saturating_sub(1);
+                let _ = self.few.pop();
             } else {
-                self.many.pop();
-                self.len = self.many.len();
+                let _ = self.many.pop();
             }
         }
         self.sink();

@@ -387,14 +387,12 @@ impl Store {
         budget: &mut Budget,
     ) -> Result<Progress, XsError> {
         let names = if what == Look::GetPerms { Names::OrSpecial } else { Names::Ordinary };
-        let work =
-            self.with(caller, path, names, budget, &mut Nobody, |session, path| match what {
-                Look::Directory => session.directory(path, reply),
-                Look::DirectoryPart(offset) => session.directory_part(path, offset, reply),
-                Look::Read => session.read(path, reply),
-                Look::GetPerms => session.get_perms(path, reply),
-            })?;
-        Ok(if work.is_some() { Progress::Done } else { Progress::More })
+        self.with(caller, path, names, budget, &mut Nobody, |session, path| match what {
+            Look::Directory => session.directory(path, reply),
+            Look::DirectoryPart(offset) => session.directory_part(path, offset, reply),
+            Look::Read => session.read(path, reply),
+            Look::GetPerms => session.get_perms(path, reply),
+        })
     }
 
     /// Whether the last request of a connection has to be asked again, in a later turn: it was not begun.
@@ -674,17 +672,12 @@ impl Store {
             // Nobody asks before the last request is done; whoever does, waits.
             let _done = self.go_on(caller.conn, &mut Budget::endless(), post);
         }
-        let Some(work) = self.with(caller, raw, names, budget, post, act)? else {
-            return Ok(Progress::More);
-        };
-        let is_done = matches!(work, Work::Nothing);
-        if !is_done && let Some(conn) = self.conns.get_mut(&caller.conn) {
-            conn.work = work;
-        }
-        let rest = self.keep_rest(caller.conn);
-        Ok(if is_done && !rest { Progress::Done } else { Progress::More })
+        let progress = self.with(caller, raw, names, budget, post, act)?;
+        Ok(if self.keep_rest(caller.conn) { Progress::More } else { progress })
     }
 
+    /// Does something in the session of a connection. With [`More`](Progress::More) the connection has work, or the way of
+    /// its request was too long for one turn.
     fn with<P: Post>(
         &mut self,
         caller: Caller,
@@ -693,7 +686,7 @@ impl Store {
         budget: &mut Budget,
         post: &mut P,
         act: impl FnOnce(&mut Session<'_, P>, &Path) -> Result<(), XsError>,
-    ) -> Result<Option<Work>, XsError> {
+    ) -> Result<Progress, XsError> {
         let party = self.party(caller.conn).ok_or(XsError::EINVAL)?;
         let max = self.path_max(&party);
         let path = Path::new(core::mem::take(&mut self.spelling), raw, names, party.domid, max)?;
@@ -716,18 +709,27 @@ impl Store {
             headroom: &mut self.headroom,
             dropped: &mut self.dropped,
         };
-        let (conn, tree, work) = (caller.conn, &mut self.tree, Work::Nothing);
-        let mut session = Session { conn, tree, bell, party, tx, work, way, again: false };
+        let (conn, tree, mut work) = (caller.conn, &mut self.tree, Work::Nothing);
+        let mut session =
+            Session { conn, tree, bell, party, tx, work: &mut work, way, again: false };
         let result = act(&mut session, &path);
-        let (work, way) = (session.work, session.way.filter(|_| session.again));
+        let way = session.way.filter(|_| session.again);
         self.spelling = path.into_room();
         if way.is_some()
-            && let Some(conn) = self.conns.get_mut(&conn)
+            && let Some(state) = self.conns.get_mut(&conn)
         {
-            conn.way = way;
-            return Ok(None);
+            state.way = way;
+            return Ok(Progress::More);
         }
-        result.map(|()| Some(work))
+        result?;
+        // Moved only if it is something, since it is large.
+        if !matches!(work, Work::Nothing)
+            && let Some(state) = self.conns.get_mut(&conn)
+        {
+            state.work = work;
+            return Ok(Progress::More);
+        }
+        Ok(Progress::Done)
     }
 
     /// Does something in an open transaction that a request of a connection has begun.
@@ -750,8 +752,9 @@ impl Store {
             headroom: &mut self.headroom,
             dropped: &mut self.dropped,
         };
-        let (tree, work) = (&mut self.tree, Work::Nothing);
-        let mut session = Session { conn, tree, bell, party, tx, work, way: None, again: false };
+        let (tree, mut work) = (&mut self.tree, Work::Nothing);
+        let mut session =
+            Session { conn, tree, bell, party, tx, work: &mut work, way: None, again: false };
         Some(act(&mut session))
     }
 

@@ -109,8 +109,9 @@ impl Rest {
             let list = tree.node(self.top).map_or(NIL, |node| node.list);
             bell.ring(tree, path, Class::Subtree, &[list, self.above]);
             self.is_told = true;
-            self.news = bell.rest.take();
-            if self.news.is_some() {
+            // Moved only if there is one, since it is large.
+            if bell.rest.is_some() {
+                self.news = bell.rest.take();
                 return Progress::More;
             }
         }

@@ -86,7 +86,7 @@ pub(super) struct Session<'a, P> {
     pub(super) party: Party,
     pub(super) tx: Option<Open<'a>>,
     /// What is left for later turns.
-    pub(super) work: Work,
+    pub(super) work: &'a mut Work,
     /// How far the way to a path of many levels is in the transaction, as long as the request has not gone it.
     pub(super) way: Option<WayAhead>,
     /// The budget did not reach for the way: the request is asked again.
@@ -204,7 +204,7 @@ impl<P: Post> Session<'_, P> {
             Sight::Live(handle) => {
                 let mut removal = Removal::new(self.tree, handle);
                 if removal.start(self.tree, &mut self.bell, path) == Progress::More {
-                    self.work = Work::Remove(removal);
+                    *self.work = Work::Remove(removal);
                 }
                 Ok(())
             }
@@ -422,7 +422,7 @@ impl<P: Post> Session<'_, P> {
                 (Some(tx), Sight::Copied(above)) => {
                     let fill = Fill::new(tx.handle, gap, above, value, list);
                     let fill = fill.inspect_err(|_| self.tree.release_list(list));
-                    self.work = Work::Fill(self.spoiled(fill.map_err(XsError::from))?);
+                    *self.work = Work::Fill(self.spoiled(fill.map_err(XsError::from))?);
                     Ok(())
                 }
                 _ => self.begin_row(gap, list, written),
@@ -451,7 +451,7 @@ impl<P: Post> Session<'_, P> {
         written: Option<&[u8]>,
     ) -> Result<(), XsError> {
         let row = Row::new(gap.path, gap.there, written, list);
-        self.work = Work::Make(row.inspect_err(|_| self.tree.release_list(list))?);
+        *self.work = Work::Make(row.inspect_err(|_| self.tree.release_list(list))?);
         // It is a change from now on, for whoever counts them.
         self.tree.advance();
         Ok(())

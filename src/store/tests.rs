@@ -11,6 +11,7 @@ use crate::proto::handover::{FieldReader, FieldWriter};
 use crate::proto::stream;
 use alloc::string::{String, ToString};
 use alloc::{format, vec};
+use core::panic::AssertUnwindSafe;
 
 const DOM0: ConnId = ConnId(1);
 const A: ConnId = ConnId(2);
@@ -960,7 +961,8 @@ fn every_damage_of_a_saved_store_is_refused_or_gives_a_sound_store() {
             // The stream's own damage is its reader's affair.
             let whole = stream::Reader::new(&stream).is_ok_and(|mut all| all.all(|r| r.is_ok()));
             if whole && !matches!(&stream[8..16], [.., 2, 0, 0, 0, 0]) {
-                let result = std::panic::catch_unwind(|| restore(&w.store, &stream, &fields));
+                let attempt = AssertUnwindSafe(|| restore(&w.store, &stream, &fields));
+                let result = std::panic::catch_unwind(attempt);
                 match result {
                     Ok(Ok(mut store)) => {
                         // It may differ, but it holds together.
