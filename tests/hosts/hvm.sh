@@ -35,15 +35,19 @@ up() {
     tail -n 3 "/var/log/xen/qemu-dm-$1.log"
     return $came
 }
+# As with guest_life, the xl that created it clears away behind it.
 gone() {
+    check "$1: it is gone" wait_gone "$1"
     refuse "$1: /local/domain/$domid is gone" xenstore-exists "/local/domain/$domid"
-    refuse "$1: no device model is left" pgrep -f "xen-domid $domid "
+    check "$1: no device model is left" wait_for 60 eval "! pgrep -f 'xen-domid $domid '"
 }
 alive() { xl list "$1" | awk 'NR == 2 { print $5 }' | grep -q '[rb]'; }
 
 case $boot in
 1)
     stub_domain "first boot"
+    # Enabled where systemd did not run.
+    check "the guard has come up" guard_runs
     if up seabios 900; then pass "seabios: Linux comes up"; else fail "seabios: Linux does not come up"; fi
     check "seabios: xl shutdown" timeout 300 xl shutdown -F -w seabios
     gone seabios
