@@ -1,5 +1,5 @@
-//! The calls that allocate. Everywhere else in the layers that guests reach, only these are used: each says by
-//! type that there may be no memory.
+//! The calls that allocate. The layers that guests reach use only these. The type of each says that there may be
+//! no memory.
 
 #![cfg_attr(
     not(test),

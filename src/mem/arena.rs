@@ -1,10 +1,10 @@
 //! Places for records with 32-bit handles, in chunks of one page that never move.
 //!
-//! A vector doubles: now and then one insertion copies everything, into one large block. A server with a million
-//! nodes must not make one unlucky guest pay for that, so here only a list of pages grows: each page holds
-//! the facts of many chunks. A chunk without records is given back.
+//! When a vector doubles, one insertion copies everything into one large block. A server with a million nodes must
+//! not charge one unlucky guest for that. So here only a list of pages grows; each of these pages describes many
+//! chunks. A chunk without records is given back.
 //!
-//! A place can be *promised*: then a later insertion finds it, whatever comes in between.
+//! A place can be *promised*: then a later insertion finds it, whatever is inserted in between.
 
 use super::{
     NIL, NoMemory, TryVec, block_bytes, room_bytes, try_array, try_boxed, try_with_capacity,

@@ -1,4 +1,4 @@
-//! How much work may be done in one turn, so that nobody waits long for the next.
+//! How much work one turn may do, so that nobody waits long for the next.
 
 /// A number of units of work, each about one instruction of the processor. Whoever does something spends its
 /// price *after* it: so every turn gets on, even with a budget that is smaller than one step.

@@ -1,4 +1,4 @@
-//! Short byte strings without an allocation: most values and names of a xenstore are a few bytes.
+//! Short byte strings that need no allocation: most values and names of a xenstore are a few bytes.
 
 use super::{NoMemory, try_bytes};
 use alloc::boxed::Box;

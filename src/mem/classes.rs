@@ -1,9 +1,9 @@
-//! The sizes of blocks: what the allocator takes for a block of some length.
+//! The sizes of blocks: how many bytes the allocator takes for a block of a given length.
 //!
-//! Accounts count with these sizes and the allocator (`src/xen/heap.rs`) hands out these sizes, so what is
-//! charged is what is taken.
+//! Accounts count in these sizes, and the allocator (`src/xen/heap.rs`) hands out these sizes. So what is charged
+//! is what is taken.
 //!
-//! A small block comes from a *slab*, a page of blocks of one size. Everything larger is whole pages.
+//! A small block comes from a *slab*, a page of blocks of one size. Larger blocks are whole pages.
 
 /// Bytes of a page, of memory and of the processor.
 pub const PAGE_SIZE: usize = 4096;

@@ -1,4 +1,4 @@
-//! A map from small numbers to values: what a hash map does, without a block that holds everything.
+//! A map from small numbers to values. Unlike a hash map it needs no single large block.
 
 use super::table::{Record, Table};
 use super::{NIL, NoMemory};

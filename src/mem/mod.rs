@@ -1,5 +1,5 @@
-//! Memory that may be refused: containers that grow without one large block and without a copy of everything,
-//! and fail by type.
+//! Memory that may be refused: containers that grow without one large block and without copying everything. Their
+//! types say that growth may fail.
 //!
 //! | file | has |
 //! |---|---|

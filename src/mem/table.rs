@@ -1,9 +1,9 @@
 //! A hash table of records with 32-bit handles that never moves more than a few records at a time.
 //!
-//! The records live in an [`Arena`], which never moves them. The hash index grows by *linear hashing*: each
-//! insertion splits at most one bucket in two, each removal joins at most a few. The chain of a
-//! bucket runs through the records themselves. Where there is no memory for more buckets, the chains are longer
-//! until there is: the index is never a reason to refuse a record.
+//! The records are in an [`Arena`], which never moves them. The hash index grows by *linear hashing*: each
+//! insertion splits at most one bucket in two, and each removal joins at most a few. The chain of a bucket runs
+//! through the records themselves. If there is no memory for more buckets, the chains get longer until there is.
+//! So the index is never a reason to refuse a record.
 
 use super::arena::Arena;
 use super::{NIL, NoMemory, TryVec, block_bytes, room_bytes, try_array};

@@ -1,8 +1,8 @@
 //! Puts a request together from fragments.
 //!
-//! A ring or socket delivers bytes in pieces of any size; a request may be cut anywhere, its header
-//! included. The assembler never reads anything by itself: it says how many bytes it wants next
-//! and takes what it is given, and it holds at most one request.
+//! A ring or socket delivers bytes in pieces of any size, so a request may be cut anywhere, its header included.
+//! The assembler never reads anything by itself. It says how many bytes it wants next and takes what it is given.
+//! It holds at most one request.
 
 use super::wire::{HEADER_SIZE, Header, PAYLOAD_MAX};
 use crate::mem::{NoMemory, TryVec, room_bytes};

@@ -1,15 +1,16 @@
 //! The private part of a hand-over: how its fields are written and read, and the digest over everything.
 //!
-//! A live update hands the whole state over as a record stream ([`stream`](super::stream)) and, behind it, a
-//! private part with all that the stream's document leaves out. The private part is for this program only, and
-//! has a version of its own ([`HANDOVER`]): its fields follow each other in a fixed order, little endian,
-//! without gaps, so that the same state always gives the same bytes.
+//! A live update hands the whole state over as a record stream ([`stream`](super::stream)), followed by a private
+//! part with all that the stream's document leaves out. The private part is for this program only and has a
+//! version of its own ([`HANDOVER`]). Its fields follow each other in a fixed order, little endian, without gaps,
+//! so the same state always gives the same bytes.
 //!
-//! Nearly all of a state is nodes. From version 4 on they are not in the stream, each with its whole path, but in the
-//! *tail* of the private part, each with its place below the one before: so no name is written more often than the
-//! store has it. A successor reads the tail through a [`Source`], piece by piece; what was read may be gone.
+//! Nearly all of a state is nodes. Before version 4 they are in the stream, each with its whole path. From version
+//! 4 on they are in the *tail* of the private part, each with its place below the one before. So each name is
+//! written only as often as the store has it. A successor reads the tail through a [`Source`], piece by piece;
+//! what was read may be gone.
 //!
-//! Both parts are read as untrusted bytes: every length is checked before it is used.
+//! Both parts are untrusted bytes: every length is checked before it is used.
 
 use super::sentence::Sentence;
 use super::stream::{OutOfRoom, Sink};

@@ -1,8 +1,8 @@
 //! Images that can take over: what an ELF file must be before a single byte of it is loaded.
 //!
-//! The file comes from the administrator, but by way of a tool, a network and a package: everything is checked
-//! against the file's own length and the size of a slot, and what is wrong is said in a sentence that
-//! tells what to do. Sources: "Tool Interface Standard, ELF 1.2" and the AMD64 supplement for the layout; Xen's
+//! The file comes from the administrator, but by way of a tool, a network and a package. So everything is checked
+//! against the file's own length and the size of a slot. An error is a sentence that says what is wrong and what
+//! to do. Sources: "Tool Interface Standard, ELF 1.2" and the AMD64 supplement for the layout; Xen's
 //! `xen/include/public/elfnote.h` for the note with the entry address.
 
 use core::fmt;

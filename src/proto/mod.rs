@@ -1,8 +1,7 @@
-//! The protocol as bytes: what a message looks like, how a ring page is laid out, what the words on
-//! the wire are called.
+//! The protocol as bytes: the form of a message, the layout of a ring page, the names of the words on the wire.
 //!
-//! Nothing here keeps state between messages of different connections, performs I/O, or knows what a
-//! node is. Identifiers that every layer shares live here too, since this is the lowest layer.
+//! Nothing here keeps state between messages of different connections, performs I/O, or knows what a node is.
+//! Identifiers that every layer shares are here, too, since this is the lowest layer.
 //!
 //! Sources: `docs/misc/xenstore.txt`, `docs/misc/xenstore-ring.txt`, `docs/designs/xenstore-migration.md` and
 //! `xen/include/public/io/xs_wire.h` of Xen.

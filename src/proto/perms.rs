@@ -1,6 +1,6 @@
-//! Permissions as they stand in SET_PERMS, in GET_PERMS and in the migration stream: a letter and a domain.
+//! Permissions as SET_PERMS, GET_PERMS and the migration stream write them: a letter and a domain.
 //!
-//! What they mean is decided in `store::perms`.
+//! `store::perms` decides what they mean.
 
 use super::id::DomId;
 use core::fmt;

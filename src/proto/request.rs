@@ -1,8 +1,8 @@
 //! Requests: from a message's payload to typed arguments.
 //!
-//! Only the grammar is judged here, exactly as the C server does it ("C xenstored 4.22 behaviour"; the documented
-//! forms are in `docs/misc/xenstore.txt`). Whether a path is well formed, a domain exists or the
-//! caller may ask is decided where it is known.
+//! This checks only the grammar, exactly as the C server does ("C xenstored 4.22 behaviour"; the documented forms
+//! are in `docs/misc/xenstore.txt`). Other layers check whether a path is well formed, a domain exists or the
+//! caller has the right.
 
 use super::error::XsError;
 use super::id::DomId;

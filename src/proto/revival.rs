@@ -1,14 +1,16 @@
-//! What a running image publishes for the case that its processor is lost: how to set that so that the server goes on.
+//! What a running image publishes so that the guard can revive it: a processor state in which the server goes on.
 //!
-//! A domain that Xen has shut down (a triple fault, its watchdog, its own last word) keeps its memory, ports and grants.
-//! So the guard, a program in dom0, needs no more than a processor state in which the image's own way back
-//! (`xen/restart`) begins. The image writes that state down when it begins to serve: the [`Record`], at [`OFFSET`] of the page with
-//! its PV console's ring, which is the one page of every such domain that lies at a place that Xen tells, outside what the image
-//! gives back or hands over. The ring itself ends at byte 3,088 of the page, and a few bytes more in newer releases
+//! A domain that Xen has shut down (a triple fault, its watchdog, a shutdown by the image itself) keeps its
+//! memory, ports and grants. So the guard, a program in dom0, needs only a processor state in which the image's
+//! own way back (`xen/restart`) begins.
+//!
+//! The image writes that state down when it begins to serve: the [`Record`], at [`OFFSET`] of the page with the
+//! ring of its PV console. Every such domain has that page, Xen tells where it is, and the image never gives it
+//! back or hands it over. The ring itself ends at byte 3,088 of the page, and a few bytes later in newer releases
 //! (`xen/include/public/io/console.h`).
 //!
-//! The record belongs to the instance that serves. While an image is on trial it is still the old one's, whose memory
-//! is whole until then; the successor writes its own when it commits.
+//! The record belongs to the instance that serves. While a new image is on trial, it is still the old one's, whose
+//! memory is whole until then. The new image writes its own when it commits.
 //!
 //! | offset | size | |
 //! |---|---|---|

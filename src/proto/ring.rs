@@ -17,9 +17,9 @@
 //! Source: `struct xenstore_domain_interface` of `xen/include/public/io/xs_wire.h` and
 //! `docs/misc/xenstore-ring.txt`.
 //!
-//! All four indices live in the page only. The firmware of an HVM guest zeroes them when it hands over to
-//! the kernel, without a word to the server, so a private copy would go out of step. Instead
-//! each pass loads every word once, checks the distance, and uses nothing but that snapshot.
+//! All four indices are in the page only. The firmware of an HVM guest zeroes them when it hands over to the
+//! kernel and does not tell the server, so a private copy would be wrong from then on. Instead each pass loads
+//! every word once, checks the distances, and uses only that snapshot.
 
 /// Bytes of each of the two rings (`XENSTORE_RING_SIZE`).
 pub const RING_SIZE: u32 = 1024;

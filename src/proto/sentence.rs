@@ -1,6 +1,6 @@
-//! A sentence of a fixed size: why something was refused.
+//! A sentence of a fixed size, which says why something was refused.
 //!
-//! It is made where memory may be what is missing, so it takes none. What does not fit is cut off, and shows it.
+//! It may be made because there is no memory, so it takes none. What does not fit is cut off, with a mark.
 
 use core::fmt::{self, Write};
 use core::ops::Deref;

@@ -1,7 +1,7 @@
-//! The text inside payloads: strings that end in NUL, and numbers in the readings of the C library.
+//! The text inside payloads: strings that end in NUL, and numbers as the C library reads them.
 //!
-//! Clients exist that rely on each of these readings ("C xenstored 4.22 behaviour"): domids are read by
-//! `strtoul` in base 10, ports and the like by `atoi`, domids of permissions by `strtol` in base 0.
+//! Clients rely on each of these readings ("C xenstored 4.22 behaviour"): `strtoul` in base 10 for domids, `atoi`
+//! for ports and the like, `strtol` in base 0 for domids of permissions.
 
 use super::id::DomId;
 use core::fmt;

@@ -1,7 +1,7 @@
 //! Who is charged for what waits in queues.
 //!
-//! * The receiver of a message pays for its bytes until it has read it or it has been dropped.
-//! * The sender of a request has one unit outstanding as long as its reply or an event that it caused waits in a
+//! * The receiver of a message pays for its bytes until it has read the message or the message was dropped.
+//! * The sender of a request has one unit outstanding while its reply, or an event that it caused, waits in a
 //!   queue. So nobody can make the server queue without bound for others. A reply that goes into the ring at once,
 //!   as most do, is never charged.
 //!

@@ -1,4 +1,4 @@
-//! A map from domids, which keeps their order: a domid is a place, not a key.
+//! A map from domids, in the order of domids: the domid is the place in it.
 
 use crate::mem::{Boxed, NoMemory, block_bytes, try_array};
 use crate::proto::id::DomId;

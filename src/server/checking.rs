@@ -1,5 +1,5 @@
-//! CONTROL `check` and `quota max`, which look at everything: in turns, with others in between, and with no memory but that
-//! of their replies.
+//! CONTROL `check` and `quota max`. Both look at everything. They do so in turns, with other requests in between,
+//! and take no memory but that of their replies.
 
 use super::Server;
 use super::connection::Busy;

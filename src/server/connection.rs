@@ -1,4 +1,4 @@
-//! One connection: a ring, its event channel, the request in the making and the messages that wait.
+//! One connection: a ring, its event channel, the request that is being read, and the messages that wait.
 //!
 //! Nothing here knows what a request means or who else is connected. Every access to the page is one pass
 //! over a snapshot of its indices (`proto::ring`).

@@ -1,7 +1,7 @@
 //! All connections, and the lists that they are in.
 //!
-//! A list is a chain through the connections themselves. So entering one takes no memory, whoever is gone is in none,
-//! and a list that is long costs nobody anything who takes its first.
+//! A list is a chain through the connections themselves. So entering a list takes no memory, a connection that is
+//! gone is in no list, and taking the first costs the same for any length.
 
 use super::connection::{Connection, Figures};
 use crate::mem::{Map, NIL, NoMemory};

@@ -1,11 +1,11 @@
 //! One request from its header to its reply.
 //!
-//! The order of checks, and of what is queued, is that of the C server ("C xenstored 4.22 behaviour"): type, privilege,
-//! transaction, grammar, then the handler; the events that a request causes are queued ahead of its own
-//! reply, except the first event of a new watch, which follows it.
+//! Checks and queueing follow the order of the C server ("C xenstored 4.22 behaviour"): type, privilege,
+//! transaction, grammar, then the handler. The events that a request causes are queued ahead of its own reply.
+//! Only the first event of a new watch follows the reply.
 //!
-//! A handler returns its answer, so none can end without one (XSA-481). It may destroy any connection, its
-//! own too (XSA-425): it holds no reference to one, and whoever goes on afterwards looks it up again.
+//! A handler returns its answer, so none can end without one (XSA-481). A handler may destroy any connection, its
+//! own too (XSA-425). So it holds no reference to one, and the caller looks the connection up again afterwards.
 
 use super::Server;
 use super::accounts::{Asked, Cause, Causes, hold_cause};

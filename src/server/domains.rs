@@ -1,25 +1,26 @@
 //! The domains that the server knows, from their introduction to their death.
 //!
-//! A domain is *tracked* from the first time anybody names it while it exists, *introduced* while it has a
-//! connection (which may be ignored), and *destroyed* when Xen says that it is dead or the toolstack
-//! releases it. The server's own domain counts as introduced, but has no connection: nobody is there to ask.
+//! A domain is *tracked* from the first time anybody names it while it exists. It is *introduced* while it has a
+//! connection (which may be ignored). It is *destroyed* when Xen says that it is dead or the toolstack releases
+//! it. The server's own domain counts as introduced, but has no connection, since it has no client.
 //!
 //! # A domid that is used again
-//! Nothing of a dead domain may be left for the next one with its domid. Where Xen has unique ids, they tell.
-//! Older versions of Xen tell of a death when it is complete, and the server looks before it handles any
-//! request that came after; what could go unseen is a death and a birth between two such looks:
+//! Nothing of a dead domain may be left for the next one with its domid. Where Xen has unique ids, they show the
+//! difference. Older versions of Xen report a death when it is complete, and the server looks before it handles
+//! any request that came after. Only a death and a birth between two such looks could go unseen:
 //!
-//! * An *introduced* domain cannot be replaced unseen: the server maps one of its pages, and Xen gives a domid
+//! * An *introduced* domain cannot be replaced unseen. The server maps one of its pages, and Xen gives a domid
 //!   away only when the last page of its domain is free (`domain_destroy` in `xen/common/domain.c`). This holds
 //!   for ignored connections, too, whose pages stay mapped for that reason.
-//! * One that is only *tracked*, because rights were given to it before its introduction, is recognized by
-//!   its handle and the time it has run, each time it is named again and at its introduction.
-//! * What is left: a domain that is destroyed before it was introduced and built again with the same domid and
-//!   the same UUID, neither having run, within one pass of the server. Its rights are those of the failed attempt to
-//!   build the same guest.
+//! * A domain may be only *tracked*, because rights were given to it before its introduction. The server
+//!   recognizes it by its handle and the time it has run, each time it is named again and at its introduction.
+//! * One case is left: within one pass of the server, a domain is destroyed before its introduction and built
+//!   again with the same domid and the same UUID, and neither has run. Then the rights are those of the failed
+//!   attempt to build the same guest.
 //!
-//! Where Xen does not let the server ask, the platform may still see that a domain is gone, and RELEASE tells. Nobody
-//! sees which one has shut down: so any news of a change is announced as the shutdown of each that is still there.
+//! Where Xen does not let the server ask, the platform may still see that a domain is gone, and RELEASE says so,
+//! too. Nobody sees which domain has shut down. So any news of a change is announced as the shutdown of every
+//! domain that is still there.
 //!
 //! Order and events are those of the C server ("C xenstored 4.22 behaviour"; `docs/misc/xenstore.txt`,
 //! INTRODUCE and the following).

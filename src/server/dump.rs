@@ -1,4 +1,4 @@
-//! The state of the store for the administrator: `dump` writes the record stream down, and hands it out in pieces of
+//! The state of the store for the administrator: `dump` writes the record stream and hands it out in pieces of
 //! text.
 //!
 //! ```text
@@ -7,12 +7,12 @@
 //! dump end [NUMBER]       -> OK; its memory is free
 //! ```
 //!
-//! All programs of a domain share its connection, so a dump has a number, and whoever asks for pieces of one that
-//! is gone is told so instead of getting another one's. There is one at a time. One that nobody fetches is given
-//! up after [`DUMP_PAUSE_MS`], or to the next one who begins after [`CLAIM_PAUSE_MS`].
+//! All programs of a domain share its connection, so a dump has a number. A program that asks for pieces of a dump
+//! that is gone is told so, and does not get pieces of another. There is one dump at a time. A dump that nobody
+//! fetches is given up after [`DUMP_PAUSE_MS`], or after [`CLAIM_PAUSE_MS`] if somebody begins another.
 //!
-//! The stream has what C xenstored understands (see [`Server::dump`]), by default in the version that
-//! 4.17 reads. What is refused is said in a successful reply, for `xenstore-control` shows the text of no other.
+//! The stream has what C xenstored understands (see [`Server::dump`]), by default in the version that 4.17 reads.
+//! A refusal is a successful reply, since `xenstore-control` shows the text of no other.
 
 use super::Server;
 use super::control::{Text, text};

@@ -1,15 +1,15 @@
 //! The server goes on after a failure of its own: a panic, a fault, a stack that was too small.
 //!
-//! Whatever failed, the memory of the domain is still there. So the failed instance does what a live update does: it
-//! writes its state into a region and hands that over to a fresh copy of its own image. Two things differ. The request
-//! that was being handled is answered with EIO, for nobody knows how far it got. And the state may be half changed, so the
-//! successor counts what everybody holds anew instead of comparing it with what was said.
+//! Whatever failed, the memory of the domain is still there. So the failed instance does what a live update does:
+//! it writes its state into a region and hands that over to a fresh copy of its own image. Two things differ. The
+//! request that was being handled gets EIO, since nobody knows how far it got. And the state may be half changed,
+//! so the successor counts anew what everybody holds, and does not compare it with what was said.
 //!
 //! A guest that finds a way to make the server fail must not gain by it: the second time within [`WINDOW_MS`] its
-//! connection is given up. If no guest was served at the third failure or a later one, something that is kept may be
-//! damaged; then what can be had again is not kept: transactions end in EAGAIN, and instead of the events that waited
-//! everybody is told of each watch once. After [`FAILURES_MAX`] failures in that time nobody goes on here. Then the domain
-//! ends, and whoever looks after it sees that.
+//! connection is given up. If no guest was served at the third failure or a later one, the kept state may be
+//! damaged. Then everything that clients can make again is dropped: transactions end in EAGAIN, and one event for
+//! each watch replaces the events that waited. After [`FAILURES_MAX`] failures in that time the server does not go
+//! on, and the domain ends.
 
 use super::Server;
 use super::connection::Busy;

@@ -1,12 +1,11 @@
 //! `CONTROL stats --values` and `memreport --values`: what the server does, for programs.
 //!
 //! Every line is `KEY=VALUE`. Keys may be added and columns may be appended, but none changes its meaning or goes
-//! away (`docs/administration.md` has all of them); a reader finds columns by their names, and ignores what it does not
-//! know.
+//! away (`docs/administration.md` has all of them). A reader finds columns by their names, and ignores those that
+//! it does not know.
 //!
-//! One answer is one message. What does not fit is left to the next: the last line then is `next=DOMID`, and
-//! `stats --values DOMID` goes on there. So an answer takes the same bounded work whatever there is, and nothing that
-//! a guest chooses stands in it but numbers.
+//! One answer is one message. If not everything fits, the last line is `next=DOMID`, and `stats --values DOMID`
+//! goes on there. So the work for an answer has a bound. Guests choose nothing in an answer but numbers.
 
 use super::Server;
 use super::connection::{Connection, Figures, Suspension};

@@ -1,7 +1,7 @@
 //! More connections of the privileged domain, beside the ring that Xen gave it.
 //!
 //! Where the server runs as a program, each client of its socket gets a connection of its own, as with the C
-//! daemon: what it watches and has begun is its own, and ends with it. The image has no use for this.
+//! daemon. Its watches and transactions are its own, and end with it. The image does not use this.
 
 use super::Server;
 use super::connection::Connection;

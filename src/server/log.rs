@@ -1,9 +1,9 @@
 //! What goes to the console, and what guests can make appear there.
 //!
-//! * What happens once in the life of a connection is always told ([`Server::tell`]): the loss of the connection, and
-//!   the first refusal for want of each quota (`refusals.rs`).
-//! * What a guest can repeat is rationed, each kind by itself ([`Server::guest_log`]). What was left out of a kind is
-//!   told in a line of its own when the pause is over, whether or not anything happens then.
+//! * What happens once in the life of a connection is always told ([`Server::tell`]): the loss of the connection,
+//!   and the first refusal for want of each quota (`refusals.rs`).
+//! * What a guest can repeat is rationed, each kind by itself ([`Server::guest_log`]). When the pause is over, a
+//!   line says how many lines of that kind were left out, even if nothing else happens then.
 
 use super::Server;
 use super::dispatch::{Answer, Asker, Reply};

@@ -1,7 +1,7 @@
 //! Shares of the memory: who may still have some when little is left.
 //!
-//! An allocation that fails is an error of one request, whoever asked. What is decided here is who meets that error
-//! first: those who hold the most, and the privileged domain last.
+//! A failed allocation fails one request, whoever sent it. This decides who is refused first: those who hold the
+//! most. The privileged domain is refused last.
 //!
 //! | bytes | are kept for |
 //! |---|---|
@@ -10,12 +10,12 @@
 //! | [`MINIMUM`] for each connection | that domain, so that a guest can start beside others that have taken all they may |
 //! | [`FIRST`] for each connection, out of three quarters of [`GROW`] | the first requests of a domain that has nothing yet |
 //!
-//! A guest grows beyond its minimum only while it would not hold more than what is then left for all. So no list of
-//! holders is needed: as free memory shrinks, the largest are refused first, and of N that take what they can
-//! each gets about one part of N + 1.
+//! A guest grows beyond its minimum only while it would not hold more than what is then left for all. So no list
+//! of holders is needed: as free memory shrinks, the largest are refused first, and of N guests that take what
+//! they can, each gets about one part of N + 1.
 //!
-//! Only memory that can really be had counts ([`HeapStats::free`]). The sum for an
-//! administrator is in `docs/administration.md`, "Memory".
+//! Only memory that can really be had counts ([`HeapStats::free`]). `docs/administration.md`, "Memory", has the
+//! sum for an administrator.
 
 use super::Server;
 use super::dispatch::Asker;

@@ -1,8 +1,8 @@
 //! The rules of each message type, one row each.
 //!
-//! Who may send it, whether it belongs to a transaction, what it does to memory, and whether it can make others'
-//! transactions fail: a new type does not compile until all of it is said here. What it takes is in
-//! [`Request::parse`], and what it does is in [`Server::handle`](super::Server), both with a row for each type, too.
+//! A row says who may send the message, whether it belongs to a transaction, what it does to memory, and whether
+//! it can make others' transactions fail. A new type does not compile until it has a row. [`Request::parse`] has
+//! its arguments and [`Server::handle`](super::Server) its effect; both have a row for each type, too.
 //!
 //! Source: `docs/misc/xenstore.txt`; for who may send what, and what names a transaction, "C xenstored 4.22 behaviour"
 //! (`docs/protocol.md`).

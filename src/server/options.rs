@@ -1,9 +1,8 @@
-//! The command line: what the toolstack puts in front, and the administrator's text behind it.
+//! The command line: first what the toolstack adds, then the administrator's text.
 //!
-//! `init-xenstore-domain` passes `--event PORT`, then what was given to its `--param`. The options are those of
-//! C xenstored 4.22 as far as they mean something in a stub domain; those that do not are named on the
-//! console. Nothing on the command line can keep the server from starting: what is unknown or damaged is
-//! reported and left out.
+//! `init-xenstore-domain` passes `--event PORT`, then the text of its `--param`. The options are those of C
+//! xenstored 4.22 that make sense in a stub domain; the others are named on the console. Nothing on the command
+//! line can keep the server from starting: an unknown or damaged option is reported and ignored.
 
 #![cfg_attr(
     not(test),

@@ -1,7 +1,7 @@
 //! What the server needs from the world, as one trait.
 //!
-//! It is implemented twice: by `xen` with hypercalls, and by `sim` with a seed. The trait belongs to the
-//! server: if it ever grows a method that the simulated world cannot honour, the design is wrong.
+//! It is implemented twice: by `xen` with hypercalls, and by `sim` with a seed. The trait belongs to the server. A
+//! method that the simulated world cannot honour would show that the design is wrong.
 
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::proto::ring::RingPage;

@@ -1,11 +1,11 @@
 //! What waits to be written to one connection: replies and events in one order.
 //!
-//! All messages of all connections are records of one table, chained in queues, so that a queue grows and shrinks by one
-//! message at a time. A message may be written in any number of pieces; one that has been started is never
-//! dropped, since the client could not find the next header. An event that waits already swallows its repetition,
+//! All messages of all connections are records of one table, chained in queues, so a queue grows and shrinks by
+//! one message at a time. A message may be written in any number of pieces. One that has been started is never
+//! dropped, since the client could not find the next header. An event that already waits swallows its repetition,
 //! which the table finds by the hash of queue and payload.
 //!
-//! What leaves a queue is *done*: a chain of its own, until the accounts are settled for each message of it.
+//! A message that leaves a queue is *done*: it stays in a chain of its own until its accounts are settled.
 
 use crate::mem::{
     NIL, NoMemory, Record, Table, TryVec, block_bytes, room_bytes, try_bytes, try_with_capacity,

@@ -2,13 +2,14 @@
 //! from ever committing (XSA-206).
 //!
 //! Writes are free while nobody could be disturbed. A change outside of transactions costs credit while any
-//! transaction is open, a commit while there is another one. A domain without credit is not read for a
-//! while; it never sees an error, and what it has written stays in its ring. Privileged domains never pay.
+//! transaction is open. A commit costs credit while there is another transaction. A domain without credit is not
+//! read for a while. It never sees an error, and what it has written stays in its ring. Privileged domains never
+//! pay.
 //!
-//! All domains share one income in equal parts. Each saves up to a burst; what it earns beyond that goes to a
-//! reserve, and a domain in debt is helped out of the reserve: so one busy domain among idle ones may use the
-//! whole income. A new domain gets its first burst from the reserve, which may go into debt for that,
-//! but only so far: who is introduced again and again gains nothing.
+//! All domains share one income in equal parts. Each saves up to a burst. What it earns beyond that goes to a
+//! reserve, from which domains in debt are helped. So one busy domain among idle ones may use the whole income. A
+//! new domain gets its first burst from the reserve. The reserve may go into debt for that, but only so far: a
+//! domain that is introduced again and again gains nothing.
 //!
 //! The constants are those of C xenstored (4.22 behaviour). A guest may rely on ten writes in a row at any
 //! time and on its share of 200 writes a second.

@@ -1,9 +1,9 @@
-//! Refusals for want of a quota: each domain's first one of each quota is told, since "it stopped and nothing is in the
-//! log" is what people meet first.
+//! Refusals for want of a quota. Each domain's first refusal of each quota is told, since "it stopped and nothing
+//! is in the log" is what people meet first.
 //!
 //! The store notes which quota it was ([`Store::take_refused`](crate::store::Store::take_refused)), so nothing is
-//! guessed here. A domain cannot have a line repeated: what was told is kept as long as its connection, also over a
-//! live update. It is told anew after the domain's limit was changed.
+//! guessed here. A domain cannot have a line repeated: a refusal counts as told as long as the connection lasts,
+//! also over a live update. It is told again after the domain's limit was changed.
 
 use super::Server;
 use super::connection::Suspension;

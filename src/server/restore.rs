@@ -1,8 +1,8 @@
-//! The whole state, taken over from a predecessor: on trial, so nothing here changes the world.
+//! The whole state, taken over from a predecessor. This happens on trial, so nothing here changes the world.
 //!
-//! The stream and the private part are read in step (see `save`). Both are untrusted: whatever does not fit
-//! together is refused with a sentence, and the predecessor goes on. What can be computed from the
-//! rest is computed, and the accounts of all domains must then be what the predecessor said.
+//! The stream and the private part are read in step (see `save`). Both are untrusted. If anything does not fit
+//! together, it is refused with a sentence, and the predecessor goes on. What can be computed from the rest is
+//! computed; the accounts of all domains must then be what the predecessor said.
 
 use super::Server;
 use super::accounts::Cause;

@@ -1,19 +1,19 @@
-//! A start from another server's stream: C xenstored's, or a dump of this one, given to a domain that is built in
-//! its predecessor's place.
+//! A start from the stream of another server: C xenstored's, or a dump of this one. The domain is built in its
+//! predecessor's place.
 //!
-//! Unlike a live update this is no trial. There is no predecessor to go back to, and the guests
-//! know nothing of the new domain yet, so rings are mapped and ports bound anew: a port as the command line names
-//! it for the first domain, else as the domain's page does. What the stream says of ports is the predecessor's own.
+//! Unlike a live update this is no trial. There is no predecessor to go back to, and the guests know nothing of
+//! the new domain yet. So rings are mapped and ports bound anew: the first domain's port is that of the command
+//! line, every other's that of its page. The ports in the stream are the predecessor's own.
 //!
-//! A host without a xenstore is of no use, so what cannot be taken over is left out, with a line on the console:
+//! A host without a xenstore is of no use. So what cannot be taken over is left out, with a line on the console:
 //! * connections of sockets, and records of unknown types;
 //! * what belonged to domains that are gone: it ends as it would have with their deaths;
-//! * of a first domain whose ring was never used: all but the ring. The host has started anew;
-//! * a ring without a port: its domain is introduced, but served only as far as the server is awake
-//!   anyway, until the toolstack introduces it again.
+//! * everything but the ring of a first domain whose ring was never used: the host has started anew;
+//! * a ring without a port: its domain is introduced, but served only while the server is awake anyway, until the
+//!   toolstack introduces it again.
 //!
-//! Open transactions stay open and end in EAGAIN: an id that was handed out must not become unknown, or
-//! kernels wait for ever. Watches have no first event again.
+//! Open transactions stay open and end in EAGAIN: if an id that was handed out became unknown, kernels would wait
+//! for ever. Watches get no first event again.
 
 use super::by_domid::ByDomid;
 use super::connection::Connection;

@@ -1,14 +1,14 @@
-//! The whole state, written down for a successor: the record stream, then the private part.
+//! The whole state, written for a successor: the record stream, then the private part.
 //!
-//! Both follow the same order, so that a reader can go through them in step: connections with their
-//! watches and transactions, then nodes, then what transactions have touched. Nothing in them depends on
-//! handles, addresses, capacities or the order of hash tables; so a successor that restored everything writes the
-//! same bytes again, and a digest of them proves it.
+//! Both follow the same order, so a reader can go through them in step: connections with their watches and
+//! transactions, then nodes, then what transactions have touched. Nothing in them depends on handles, addresses,
+//! capacities or the order of hash tables. So a successor that has restored everything writes the same bytes
+//! again, and a digest proves it.
 //!
-//! The private part: `write_head`, `write_domains`, `write_causes`, then for each connection
-//! `write_connection_fields` with the depths of its watches and the heads of its transactions, then what is known of
-//! each touched path, then the tail: all nodes, and its length. In versions without a tail the stream has the nodes, and
-//! the private part the generation of each, before what is known of each touched path.
+//! The private part is `write_head`, `write_domains`, `write_causes`, then for each connection
+//! `write_connection_fields` with the depths of its watches and the heads of its transactions, then what is known
+//! of each touched path, then the tail: all nodes, and its length. In versions without a tail the stream has the
+//! nodes. The private part then has the generation of each, before what is known of each touched path.
 
 use super::Server;
 use super::connection::Connection;

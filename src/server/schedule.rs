@@ -1,17 +1,17 @@
 //! Who is served when: one pass after the other, until nothing is left, then sleep.
 //!
-//! A pass collects what happened and then gives turns. A turn is one connection's, or some of the work that is nobody's
-//! request: to look what became of domains, and to clear away what dead ones had. It is measured in work
-//! ([`TURN`]), not in requests. What takes longer goes on in a later turn, with others in between, and between any two
-//! turns the privileged domain's ring is looked at: so nobody waits for more than one turn of each of the others, and
-//! the privileged domain for one turn in all.
+//! A pass collects what happened and then gives turns. A turn belongs to one connection, or to work that is
+//! nobody's request: looking what became of domains, and clearing away what dead ones had. A turn is measured in
+//! work ([`TURN`]), not in requests. Longer work goes on in a later turn, with others in between. Between any two
+//! turns the privileged domain's ring is looked at. So nobody waits for more than one turn of each of the others,
+//! and the privileged domain waits for one turn in all.
 //!
-//! A pass ends when about one turn's work is done, or nothing is left, so that news is not kept waiting either.
-//! It tells each peer at most once in a turn what was taken from and put into its ring.
-//! Linux guests save on signals: one that sees its last request not taken yet sends none for the next, and one
-//! that reads from a response ring that was not full sends none either (`docs/misc/xenstore-ring.txt`).
-//! So the rings served since the last sleep are looked at once more, behind a full barrier, before
-//! the next. An idle server sleeps without any deadline.
+//! A pass ends when about one turn's work is done, or nothing is left, so that news does not wait either. Once in
+//! a turn at most it tells each peer what was taken from and put into its ring. Linux guests save on signals. A
+//! guest that sees that its last request is not taken yet sends no signal for the next. A guest that reads from a
+//! response ring that was not full sends none either (`docs/misc/xenstore-ring.txt`). So before the next sleep the
+//! server looks once more, behind a full barrier, at the rings that it has served since the last one. An idle
+//! server sleeps without any deadline.
 
 use super::Server;
 use super::connection::{Busy, Connection, Fault, Suspension, Verdict};

@@ -1,4 +1,5 @@
-//! The server's first steps: who has control, who waits for it, and the event that starts the first domain.
+//! The server's first steps: it finds out who has control and who waits for it, and sends the event that starts
+//! the first domain.
 //!
 //! Source: "C xenstored 4.22 behaviour"; for the page words, `docs/misc/xenstore-ring.txt`.
 

@@ -1,9 +1,10 @@
-//! Whether the accounts are true: what domains are charged and the server's own are together what the allocator has
-//! handed out.
+//! Whether the accounts are true: what domains are charged, and the server's own part, are together what the
+//! allocator has handed out.
 //!
-//! Every structure knows what it takes of the allocator, and for what of that domains are charged. The rest is the server's own:
-//! pages and indices of tables, places in them that nobody uses, connections, requests in the making, rooms that are kept.
-//! What several domains use is charged in full to each: names, places with watches, and what a node has in reserve.
+//! Every structure knows how many bytes it takes of the allocator, and for how many of them domains are charged.
+//! The rest is the server's own: pages and indices of tables, unused places in them, connections, requests that
+//! are being read, and buffers that are kept. What several domains use is charged in full to each: names, places
+//! with watches, and what a node has in reserve.
 //!
 //! So *accounts + the server's own - what is charged beyond what is taken = what is used*, to the byte.
 

@@ -1,6 +1,6 @@
 //! When connections want to be served even if nobody signals: a heap with one place for each connection.
 //!
-//! A place is made when the connection is, so that setting a timer takes no memory. The heap is a binary one
+//! A connection gets its place when it is made, so setting a timer takes no memory. The heap is a binary one
 //! (Williams 1964) in blocks of a page. Each connection knows its place.
 
 use super::connections::Connections;

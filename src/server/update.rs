@@ -1,21 +1,20 @@
-//! Live update: how an administrator's tool brings the image of a successor here, and the two moments at
-//! which one instance lets go and the next one takes over.
+//! Live update: how an administrator's tool sends a new image, and the two moments at which one instance lets go
+//! and the next one takes over.
 //!
-//! `xenstore-control` (4.17 to 4.22) sends `-b SIZE`, the image in pieces `-d N BYTES`, perhaps `-c COMMAND-LINE`, then
-//! `-s` with options, and prints any answer but `OK` as the reason of a failure: so reasons are successful
-//! replies. The answer to `-s` comes when the update has happened, from the successor, or has failed.
+//! `xenstore-control` (4.17 to 4.22) sends `-b SIZE`, the image in pieces `-d N BYTES`, perhaps `-c COMMAND-LINE`,
+//! then `-s` with options. It prints any answer but `OK` as the reason of a failure, so reasons are successful
+//! replies. The answer to `-s` comes from the successor when the update has happened, or from here when it has
+//! failed.
 //!
-//! There is one update at a time, and it belongs to the connection that began it. All programs of
-//! one domain share its connection, so the server cannot tell them apart; one that dies leaves an upload
-//! behind, which is given up after [`UPLOAD_PAUSE_MS`] without progress, or to the next one that begins after
-//! [`CLAIM_PAUSE_MS`].
+//! There is one update at a time, and it belongs to the connection that began it. All programs of one domain share
+//! its connection, so the server cannot tell them apart. A program that dies leaves an upload behind. It is given
+//! up after [`UPLOAD_PAUSE_MS`] without progress, or after [`CLAIM_PAUSE_MS`] if somebody begins another.
 //!
-//! `xenstore-control` sends `-a` after every failure, also where it was refused because another one is at work: that
-//! `-a` is not meant for the other's upload and is passed over.
+//! `xenstore-control` sends `-a` after every failure, even if it was refused because another one is at work. Such
+//! an `-a` is not meant for the other's upload and is ignored.
 //!
-//! Open transactions are handed over, so there is nothing to wait for: `-F` is accepted and means
-//! nothing, and `-t` is only how long the trial of the successor may take, at most [`TRIAL_MAX_S`], for
-//! nobody is served meanwhile.
+//! Open transactions are handed over, so there is nothing to wait for. `-F` is accepted and does nothing. `-t`
+//! limits the trial of the successor, to at most [`TRIAL_MAX_S`], since nobody is served meanwhile.
 
 use super::Server;
 use super::connections::List;

@@ -1,8 +1,8 @@
-//! What the records of a stream must say together for a server to be made of them.
+//! The rules that the records of a stream must keep together, so that a server can be made of them.
 //!
-//! The layout of a record is the [`Reader`]'s business; here it is about what refers to what. The rules are
-//! those of the document ("Records": what is depended upon comes first, and the record's own section) and what
-//! any server relies on.
+//! [`Reader`] checks the layout of each record. This checks what the records say about each other. The rules are
+//! those of the document ("Records": a record comes after those that it depends on; and each record's own
+//! section), and those that any server relies on.
 
 #![cfg_attr(
     not(test),

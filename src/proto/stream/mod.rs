@@ -1,22 +1,23 @@
-//! The record stream: everything that a xenstore knows, written down for its successor.
+//! The record stream: everything that a xenstore knows, written for its successor.
 //!
 //! Source: `docs/designs/xenstore-migration.md` of Xen ("the document" below), versions 1 and 2. A stream is a
-//! preamble of 16 bytes and then records, each a type, a length and a body, aligned to 8 bytes; END is the
-//! last. Both byte orders are read, little endian is written.
+//! preamble of 16 bytes and then records. A record is a type, a length and a body, aligned to 8 bytes. END is the
+//! last one. Both byte orders are read; little endian is written.
 //!
-//! * [`Reader`] takes a stream apart without copying: its records borrow from the bytes. Streams are not
-//!   trusted: whatever they hold gives records or an error, in time and memory bounded by their length.
-//! * [`Writer`] appends records to a [`Sink`], without memory of its own, in small pieces: [`Buffered`] gathers them.
-//! * [`check`] judges what the records say together; a restore can ask it record by record.
-//! * Records print as a line each, and [`Listing`] is all of a stream.
+//! * [`Reader`] takes a stream apart without copying: its records borrow from the bytes. Streams are not trusted.
+//!   Any bytes give records or an error, in time and memory bounded by their length.
+//! * [`Writer`] appends records to a [`Sink`] in small pieces and has no memory of its own; [`Buffered`] gathers
+//!   them.
+//! * [`check`] checks what the records say together; a restore can ask it record by record.
+//! * A record prints as one line, and [`Listing`] prints a whole stream.
 //!
 //! # What C xenstored makes of it
-//! * Its length fields count the padding, and its reader skips exactly the length: so is written here, and both
-//!   is read. It wants the connection of the privileged domain before all nodes.
-//! * It has no transactions: the records are skipped, but a node that is pending is taken for a committed one.
-//!   Leave both out of a stream for it.
-//! * 4.17 reads version 1 only and skips quotas and domains. Newer ones read both versions, and give up at a
-//!   domain's record if neither a connection nor a node before it was of that domain.
+//! * Its length fields count the padding, and its reader skips exactly the length. So this writer counts it, too,
+//!   and the reader accepts both. C wants the connection of the privileged domain before all nodes.
+//! * It has no transactions. It skips their records, but takes a pending node for a committed one. Leave both out
+//!   of a stream for it.
+//! * 4.17 reads version 1 only and skips quotas and domains. Newer ones read both versions. They give up at the
+//!   record of a domain that has no connection and no node before it.
 //! * The depth of a watch: see [`DepthLayout`].
 
 pub mod check;

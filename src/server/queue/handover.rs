@@ -1,4 +1,4 @@
-//! Messages that wait, written down for a successor and taken over from a predecessor or another server.
+//! Messages that wait: written for a successor, and taken over from a predecessor or another server.
 
 use super::{CauseId, Content, Message, Messages, Queue, RAW_MAX, Sort};
 use crate::mem::{NoMemory, TryVec, try_bytes};

@@ -1,4 +1,5 @@
-//! What messages take of the allocator, and what of it is charged: kept, since nobody looks at all messages.
+//! How many bytes messages take of the allocator, and how many of them are charged. Both sums are kept, since
+//! nobody looks at all messages.
 
 use super::{MESSAGE_BYTES, Message};
 
