@@ -9,14 +9,14 @@
 //!     tests ───► sim ───┘
 //! ```
 //!
-//! * [`mem`]: containers and accounts of memory that may be refused, and of work.
+//! * [`mem`]: containers and accounts of memory that may be refused; budgets of work.
 //! * [`proto`]: bytes. Wire messages, ring arithmetic, record stream. No state, no I/O.
 //! * [`store`]: state. Nodes, permissions, transactions, watches, quotas. No I/O, no clock.
-//! * [`server`]: who, when, how much. Connections, dispatch, domains, CONTROL, live update. Talks to the world
+//! * [`server`]: who, when, how much. Connections, dispatch, domains, CONTROL, live update. It talks to the world
 //!   through [`server::platform::Platform`] and [`proto::ring::RingPage`] only.
-//! * [`transcript`]: conversations written down as text, and who plays them: on [`proto`] only, for tests on
-//!   every level, beside the server and not in it.
-//! * `xen`: the real world, on the bare target only but for its allocator; the one place with `unsafe`.
+//! * [`transcript`]: conversations as text, and their player, for tests on every level. It needs [`proto`] only,
+//!   and is beside the server, not in it.
+//! * `xen`: the real world; the one place with `unsafe`. It is on the bare target only, but for its allocator.
 //! * `sim`: the simulated world, on the host only.
 //! * `dom0`: what programs in dom0 ask of Xen, on the host only; a file of `xen`.
 

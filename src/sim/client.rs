@@ -1,6 +1,6 @@
-//! An honest client that saves on signals exactly as far as current Linux does, so that a server which relies
-//! on more hangs: after writing it signals only if the server had caught up before, after reading only
-//! if the response ring was full.
+//! An honest client that saves on signals exactly as current Linux does. After writing, it signals only if the
+//! server had caught up before. After reading, it signals only if the response ring was full. So a server that
+//! relies on more signals hangs.
 
 use super::page::SimPage;
 use super::world::World;

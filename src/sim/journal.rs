@@ -1,5 +1,5 @@
-//! What passes between the server and its world, in order: everything the server can know, and
-//! everything that others can see of it. A judge needs nothing else, and trusts nothing else.
+//! What passes between the server and its world, in order: everything that the server can know, and everything
+//! that others can see of it. A judge needs nothing else, and trusts nothing else.
 
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::server::platform::DomainState;

@@ -1,5 +1,6 @@
-//! The memory of the server's domain: the image's own allocator over so many pages, in a program that declares
-//! [`Bounded`](crate::xen::bounded::Bounded) as its allocator. Elsewhere the server has the program's memory.
+//! The memory of the server's domain: the image's own allocator over a given number of pages, in a program that
+//! declares [`Bounded`](crate::xen::bounded::Bounded) as its allocator. In other programs the server has the
+//! program's memory.
 
 use crate::server::platform::HeapStats;
 use crate::xen::bounded::{Arena, Figures, Growth};

@@ -3,10 +3,10 @@
 //! Everything is deterministic: the clock moves when it is told to, and things happen in the order in which they
 //! were asked for.
 //!
-//! * `world`: the hypervisor's side, with what a test may do to it; implements `server::platform::Platform`.
+//! * `world`: the hypervisor's side, with what a test may do to it; it implements `server::platform::Platform`.
 //! * `page`: a ring page that the server and a client share.
-//! * [`host`]: a server with a toolstack and guests that wait for their replies.
-//! * `memory`: what the server's domain has of it, on the image's own allocator.
+//! * [`host`]: a server with a toolstack, and guests that wait for their replies.
+//! * `memory`: the memory of the server's domain, on the image's own allocator.
 //! * `client`: an honest client, which saves on signals as Linux does.
 //! * `journal`: what passed between the server and the world, for a judge.
 //! * `random`: chance from a seed.

@@ -1,8 +1,8 @@
-//! What is known of a store, kept up to date with one CONTROL request at a time.
+//! What is known about a store, kept up to date with one CONTROL request at a time.
 //!
-//! The store says what it knows in pages. One that fits into a page is seen whole each time; with more domains the pages
-//! take turns, and every few of them the first one, which has the figures of the server. So the work for the store is
-//! the same however many domains there are.
+//! The store answers in pages. If everything fits into one page, each answer has it all. With more domains, pages
+//! are asked for in turns, and every few of them the first page, which has the server's figures. So the work for
+//! the store is the same however many domains there are.
 
 use crate::link::Ask;
 use crate::values::{Page, Row};

@@ -1,4 +1,4 @@
-//! What people in dom0 look at a xenstore with.
+//! Programs with which people in dom0 look at a xenstore.
 //!
 //! * [`link`]: requests and their answers, over `/dev/xen/xenbus` or a Unix socket.
 //! * [`values`]: the answers of `CONTROL stats --values`, taken apart.

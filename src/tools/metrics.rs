@@ -1,7 +1,7 @@
 //! `metrics`: the same figures in the text form of Prometheus (exposition format 0.0.4).
 //!
-//! Names follow its conventions: a prefix, base units, `_total` for what only grows. What a domain is called stands in
-//! a label, made harmless; its domid is a label of its own, since names may be equal.
+//! Names follow its conventions: a prefix, base units, `_total` for what only grows. A label has the domain's
+//! name, made harmless. The domid is a label of its own, since names may be equal.
 
 use crate::collect::{Collector, Domain, QUOTAS, Snapshot};
 use crate::link::Link;

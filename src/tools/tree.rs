@@ -1,4 +1,4 @@
-//! `tree`: a picture of a store, as it is or as a saved stream has it.
+//! `tree`: a picture of a store, live or from a saved stream.
 
 use crate::link::{Answer, Ask};
 use crate::text::{cut, printable};

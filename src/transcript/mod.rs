@@ -1,8 +1,8 @@
-//! Conversations with a xenstore, written down as text, and their player.
+//! Conversations with a xenstore as text, and their player.
 //!
-//! The player knows what to send and what has to come back; how bytes travel and how domains come and go is
-//! a [`Stage`]'s business: the simulated world (`tests/transcripts.rs`), a guest on real Xen that has nothing
-//! but its own ring (`src/bin/test-guest.rs`), or dom0 with guests that it controls (`scripts/player`).
+//! The player knows what to send and what has to come back. A [`Stage`] knows how bytes travel and how domains
+//! come and go: the simulated world (`tests/transcripts.rs`), a guest on real Xen that has nothing but its own
+//! ring (`src/bin/test-guest`), or dom0 with guests that it controls (`scripts/player`).
 //!
 //! # The files
 //! A file holds conversations, each against a fresh server. `#` starts a comment line. Domain 0 is privileged
@@ -45,9 +45,10 @@
 //! the last such line says so), `loop N` ... `end` (the lines between, N times, `%i` being the round).
 //!
 //! # On real Xen
-//! A domain cannot choose its id there, so the ids of the text are names: [`names`] puts the real ones in
-//! wherever the protocol has one. And the server is not fresh: replies that depend on that are not compared
-//! ([`Stage::is_fresh`]), blanks in texts for people count as one, and what a stage cannot do ends the conversation with [`Stop::Skip`] and the reason.
+//! On real Xen a domain cannot choose its id, so the ids of the text are names. [`names`] puts the real ones in
+//! wherever the protocol has an id. The server is not fresh there, so replies that depend on that are not compared
+//! ([`Stage::is_fresh`]). Several blanks in texts for people count as one. If a stage cannot do something, the
+//! conversation ends with [`Stop::Skip`] and the reason.
 #![forbid(unsafe_code)]
 
 pub mod names;

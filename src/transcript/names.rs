@@ -1,7 +1,7 @@
 //! Domain ids of a transcript as names for real domains.
 //!
-//! A number is an id where the protocol says so: behind `/local/domain/`, `@introduceDomain/` and
-//! `@releaseDomain/`, in the arguments of requests about domains, in permission entries, and behind the word
+//! A number is an id where the protocol says so: after `/local/domain/`, `@introduceDomain/` and
+//! `@releaseDomain/`, in the arguments of requests about domains, in permission entries, and after the word
 //! `domain` in texts for people.
 
 use crate::proto::wire::Kind;

@@ -1,4 +1,4 @@
-//! The player: goes through a conversation line by line, on whatever stage there is.
+//! The player: goes through a conversation line by line, on any stage.
 
 use super::words::{kind, matches, named_part, show, strings, unescape, word};
 use super::{Conversation, names, unroll};

@@ -1,11 +1,11 @@
 //! The image's allocator for programs on the host: memory with an end, and a Xen that refuses more of it.
 //!
-//! A test, an example or a bench declares [`Bounded`] as its `#[global_allocator]`. That is the system's allocator, but
-//! inside of [`Arena::enter`] blocks come from that arena: the heap of the image over so many pages and no more. So
-//! what a server does in there is what it does in a domain of that size. Inside of [`outside`] the system's allocator
-//! is back, for what the simulated world does on the server's behalf.
+//! A test, an example or a bench declares [`Bounded`] as its `#[global_allocator]`. That is the system's
+//! allocator. Inside [`Arena::enter`], however, blocks come from that arena: the heap of the image over so many
+//! pages and no more. So a server in there behaves as in a domain of that size. Inside [`outside`] the system's
+//! allocator is back, for what the simulated world does on the server's behalf.
 //!
-//! Blocks are freed by their address, so one may be freed anywhere, by any thread, even after its arena was dropped.
+//! Blocks are freed by their address, so any thread may free a block anywhere, even after its arena was dropped.
 //!
 //! ```text
 //!   arena   one piece of the program's memory, whose addresses are never given away twice
@@ -13,8 +13,7 @@
 //!   └── runs    for blocks of several pages: addresses in powers of two, as the image has them
 //! ```
 //!
-//! How many pages are in use together is counted, and that is what has an end: as in the image, any free pages
-//! make a run.
+//! The limit is the number of pages that are in use together. As in the image, any free pages make a run.
 
 use super::heap::{AHEAD, Heap, Pages, stays};
 use super::runs::Runs;

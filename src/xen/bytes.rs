@@ -1,10 +1,10 @@
 //! Copying, filling and comparing memory: the four functions that compiled code calls for it.
 //!
-//! The toolchain brings some for the bare target, made for large blocks. What a xenstore moves are
-//! names, values and headers of a few bytes, and with those most of the time went into setting the
-//! instructions for strings up. So here up to 32 bytes go through registers: the first and the last
-//! words of a block, which may overlap. As everything is read before anything is written, the same
-//! code serves for blocks that overlap. Longer ones go by `rep`, word by word.
+//! The toolchain has such functions for the bare target, made for large blocks. But a xenstore moves names, values
+//! and headers of a few bytes. With those, most of the time went into setting up the string instructions. So here
+//! up to 32 bytes go through registers, as the first and the last words of a block, which may overlap. Everything
+//! is read before anything is written, so the same code serves for blocks that overlap. Longer blocks go by `rep`,
+//! word by word.
 //!
 //! No loop here may look like a copy or a fill: the compiler would replace it by a call of the very
 //! function it stands in.

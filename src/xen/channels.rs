@@ -1,14 +1,14 @@
-//! What event channels tell of domains where Xen answers no questions: to a domain without the toolstack's
-//! flag for xenstore domains, as `xl` builds them.
+//! What event channels show about domains where Xen answers no questions: in a domain without the toolstack's flag
+//! for xenstore domains, as `xl` builds them.
 //!
 //! When a domain dies, Xen closes its ports before it announces the death (`domain_kill` and `evtchn_destroy` in
-//! `xen/common`), so our end of its channel has no peer any more by then. Of a domain without a channel only
-//! its existence can be tried out. Both need no right at all.
+//! `xen/common`). So by then our end of its channel has no peer any more. For a domain without a channel, the
+//! server can only try whether it exists. Both need no right at all.
 //!
-//! What this cannot tell, and the flag would: whether a domain has shut down; and a death from a living domain that
-//! closes its store port itself. Such a domain counts as gone, which harms nobody else. A port that the server
-//! closes while the peer lives is only muted, since that domain's death would not show otherwise, and Xen keeps
-//! a dead domain as long as the server maps its page.
+//! This cannot show whether a domain has shut down; the flag would. It also cannot distinguish a death from a
+//! living domain that closes its store port itself. Such a domain counts as gone, which harms nobody else. A port
+//! that the server closes while the peer lives is only muted, since that domain's death would not show otherwise,
+//! and Xen keeps a dead domain as long as the server maps its page.
 
 use super::abi::event_channel::{BindInterdomain, STATUS_INTERDOMAIN, STATUS_UNBOUND, Status};
 use super::abi::xen::errno;

@@ -1,8 +1,8 @@
 //! Lines for people: the PV console's ring, and Xen's own console before that and in an emergency.
 //!
-//! Nothing here ever waits. A line that finds no room in the ring is dropped and counted, and the next
-//! one that fits says how many went missing. The hypervisor's console is slow and shared by the
-//! whole host, so it gets the boot messages and last words only.
+//! Nothing here ever waits. A line that finds no room in the ring is dropped and counted, and the next one that
+//! fits says how many are missing. The hypervisor's console is slow and shared by the whole host, so it gets only
+//! the boot messages and the last words.
 
 use super::abi::{console as abi, event_channel};
 use super::shared_page::SharedPage;

@@ -1,9 +1,9 @@
-//! What a program in dom0 asks of Xen and of its kernel, for programs there; the images have no use for it.
+//! What a program in dom0 asks of Xen and of its kernel. The images do not use this.
 //!
 //! * `/dev/xen/privcmd` (Linux, `include/uapi/xen/privcmd.h`) passes a hypercall on as it is.
 //! * `/dev/xen/xenbus_backend` (`include/xen/xenbus_dev.h`) gives dom0's own ring to a xenstore domain, and shows it.
 //!
-//! Here because it is unsafe.
+//! It is in this folder because it is unsafe.
 
 pub mod privcmd;
 

@@ -1,4 +1,4 @@
-//! What Xen says of other domains, by whichever call this Xen has.
+//! What Xen says about other domains, by whichever call this Xen has.
 //!
 //! | Xen | `get_domain_state` | `getdomaininfo` | a missing domain |
 //! |---|---|---|---|
@@ -10,15 +10,15 @@
 //! | 4.21 | yes | 0x17 | ESRCH |
 //! | 4.22 | yes | 0x18 | EPERM, since this domain is not the control domain |
 //!
-//! Source: `xen/include/public/domctl.h` and `xen/common/domctl.c` at the tags of these releases; what is read of
-//! `struct xen_domctl_getdomaininfo` lies at the same place in all of them. `get_domain_state` is stable, its
-//! version is 0 for good. So EPERM may mean that there is no such domain, and as well that a security policy
-//! refuses to tell of one that lives. A refusal is no death: then event channels, which say ESRCH of a missing
-//! domain only, have the last word.
+//! Source: `xen/include/public/domctl.h` and `xen/common/domctl.c` at the tags of these releases. The fields of
+//! `struct xen_domctl_getdomaininfo` that are read are at the same place in all of them. `get_domain_state` is
+//! stable: its version is always 0. EPERM may mean that there is no such domain, or that a security policy refuses
+//! to tell about one that lives. A refusal is no death. Then event channels decide, which say ESRCH only for a
+//! missing domain.
 //!
-//! Another version than Xen's own is EACCES; without the right to ask, which
-//! only the toolstack's flag for xenstore domains gives (`xl` does not), the answer to a right one is EPERM; then
-//! `channels` has to do.
+//! A version that is not Xen's own gets EACCES. Only the toolstack's flag for xenstore domains gives the right to
+//! ask, and `xl` does not set it. Without that right, the answer to the right version is EPERM, and `channels` is
+//! used instead.
 
 use super::abi::domctl::{Domctl, GET_DOMAIN_STATE, GETDOMAININFO, info, state};
 use super::abi::xen::errno;

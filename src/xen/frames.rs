@@ -1,9 +1,9 @@
 //! Which frames of physical memory are free.
 //!
-//! One bit per frame, so that single frames can be given back in any order and still form the aligned
-//! run that a second image needs. Above it are two levels with a bit for each word of the level below that is not
-//! zero, so that finding a free frame takes the same few steps wherever it is: a word of the highest level stands
-//! for a gibibyte.
+//! There is one bit per frame, so single frames can be given back in any order and still form the aligned run that
+//! a second image needs. Above it are two levels with a bit for each word of the level below that is not zero. So
+//! finding a free frame takes the same few steps wherever it is: a word of the highest level stands for a
+//! gibibyte.
 //!
 //! Single frames are taken from the bottom and runs from the top, which keeps the top in one piece as long as
 //! possible. What goes back to Xen comes from the top, too.

@@ -1,8 +1,7 @@
 //! Other domains' pages, mapped by their grant entries.
 //!
-//! A page is mapped at a frame of ours that has no memory, page `n` of the foreign window; the frame
-//! is used again after the page is unmapped. Its page table entry stays: without a mapping behind
-//! it nobody has the address.
+//! A page is mapped at a frame of ours that has no memory, page `n` of the foreign window. The frame is used again
+//! after the page is unmapped. Its page table entry stays: without a mapping behind it, nobody has the address.
 
 use super::abi::grant_table::{GNTMAP_HOST_MAP, GNTST_OKAY, MapGrantRef, UnmapGrantRef};
 use super::abi::memory::{AddToPhysmap, MAPSPACE_SHARED_INFO};

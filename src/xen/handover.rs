@@ -1,7 +1,7 @@
 //! From one image to the next within one domain: slots, the region, the bridge.
 //!
-//! The replacement is loaded into a free slot of memory and entered as Xen enters an image: 32-bit, no paging,
-//! `ebx` pointing at a start info, whose one module is the *bridge*. That is a page with facts about the domain's
+//! The new image is loaded into a free slot of memory and entered as Xen enters an image: 32-bit, no paging, `ebx`
+//! pointing at a start info, whose one module is the *bridge*. The bridge is a page with facts about the domain's
 //! memory, the place of the region with the whole state, and the code for the way there and back.
 //!
 //! ```text
@@ -14,9 +14,9 @@
 //!                                commit ──────  frees the old image's memory, unmasks the ports, serves
 //! ```
 //!
-//! Nothing that the trial does has an effect outside memory that was free, so going back needs no more than the
-//! old page tables and stack pointer. The old image's memory is whole until the commit.
-//! `docs/live-update.md` has the layouts with offsets.
+//! Nothing that the trial does has an effect outside memory that was free, so going back needs only the old page
+//! tables and stack pointer. The old image's memory is whole until the commit. `docs/live-update.md` has the
+//! layouts with offsets.
 
 use super::abi::start_info::{HvmModlistEntry, HvmStartInfo, MAGIC as START_INFO_MAGIC};
 use super::abi::vcpu::SetSingleshotTimer;

@@ -1,4 +1,4 @@
-//! When a program is taken for hung: it has run for long, and no turn of it has ended.
+//! When a program counts as hung: it has run for long, and no turn of it has ended.
 
 use super::time::NS_PER_MS;
 

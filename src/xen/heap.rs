@@ -1,14 +1,14 @@
 //! The allocator: slabs for small blocks, pages for everything larger.
 //!
-//! A small block comes from a *slab*, a page of blocks of one size ([`classes`](crate::mem::classes)). A block up
-//! to a page is a page, a larger one a *run* of pages at consecutive addresses. Pages and runs come from whoever
-//! has them ([`Pages`]), and go back there as soon as nothing is left in them; one empty slab of each class may
-//! stay, until somebody needs its page.
+//! A small block comes from a *slab*, a page of blocks of one size ([`classes`](crate::mem::classes)). A block of
+//! up to a page is a page. A larger one is a *run* of pages at consecutive addresses. Pages and runs come from
+//! [`Pages`], and go back there as soon as nothing is left in them. One empty slab of each class may stay until
+//! somebody needs its page.
 //!
-//! So every operation is O(1), or O(pages of the block) for a run, whatever has happened before; and since a run
-//! is made of any free pages, no pattern of use makes free memory useless.
+//! So every operation is O(1), or O(pages of the block) for a run, whatever has happened before. A run is made of
+//! any free pages, so no pattern of use makes free memory useless.
 //!
-//! Here is only the arithmetic on memory; where pages come from is in `memory`, and for programs on the host in
+//! This file has only the arithmetic on memory. Pages come from `memory`, or, for programs on the host, from
 //! `bounded`.
 
 use crate::mem::classes::{

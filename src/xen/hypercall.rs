@@ -3,9 +3,9 @@
 //! Registers of a 64-bit guest (`xen/include/public/arch-x86/xen-x86_64.h`): the number in rax, arguments
 //! in rdi, rsi, rdx, r10, r8; the answer in rax. Addresses are virtual ones of the caller.
 //!
-//! Intel's and AMD's processors have different instructions. The vendor that CPUID names decides, as
-//! advisory XSA-466 recommends; the hypercall page, the older way, would need a page of code that
-//! Xen writes, at a physical address that changes when the image moves.
+//! Intel's and AMD's processors have different instructions. The vendor in CPUID decides, as advisory XSA-466
+//! recommends. The older way, the hypercall page, would need a page of code that Xen writes, at a physical address
+//! that changes when the image moves.
 
 use super::abi::xen::call;
 use super::abi::{

@@ -1,7 +1,7 @@
 //! The real world: Xen, seen from inside a PVH domain with one vCPU.
 //!
-//! The only part of the package with `unsafe`. It knows nothing of xenstore, except in `platform`,
-//! which makes it the server's world, and in `shared_page`, which makes a page a ring page.
+//! This is the only part of the package with `unsafe`. It knows nothing of xenstore, except in `platform`, which
+//! makes it the server's world, and in `shared_page`, which makes a page a ring page.
 //!
 //! | file | wraps |
 //! |---|---|
@@ -21,12 +21,15 @@
 //! | `handover` | live update: from one image to the next, and back |
 //! | `platform` | [`crate::server::platform::Platform`] on top of all that |
 //!
-//! Invariants after `start`: what interrupts (`boot/traps.S`, `watch`) takes no lock and changes nothing that the
-//! program uses, or is the end of what it interrupts, so no lock is ever contended; every page that is mapped is populated;
-//! no page is both writable and executable. While an image is on trial (`handover`) one interrupt is let through, which
-//! changes nothing or ends the trial for good. A program without `restart::guard` has interrupts off but while it sleeps.
+//! These hold after `start`:
+//! * An interrupt handler (`boot/traps.S`, `watch`) takes no lock and changes nothing that the program uses, or it
+//!   ends what it interrupts. So no lock is ever contended.
+//! * Every page that is mapped is populated. No page is both writable and executable.
+//! * While an image is on trial (`handover`), one interrupt is let through. It changes nothing, or ends the trial
+//!   for good.
+//! * A program without `restart::guard` has interrupts on only while it sleeps.
 //!
-//! `dom0` is not part of it, but of programs that run beside it in dom0.
+//! `dom0` is no part of the domain. It is for programs that run beside it in dom0.
 //!
 //! `bounded` is for programs on the host: the allocator of the image over memory with an end.
 //!

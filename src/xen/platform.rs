@@ -1,4 +1,4 @@
-//! [`Platform`] on Xen: the server's world. No logic of its own.
+//! [`Platform`] on Xen: the server's world. It has no logic of its own.
 
 use super::abi::domctl::Domctl;
 use super::abi::event_channel::BindVirq;

@@ -1,4 +1,5 @@
-//! Linux' device for hypercalls from dom0 (`include/uapi/xen/privcmd.h`), and no more of Xen than it takes to make them.
+//! Linux' device for hypercalls from dom0 (`include/uapi/xen/privcmd.h`), and only as much of Xen as it takes to
+//! make them.
 
 use crate::xen::abi::domctl::{
     DESTROY_DOMAIN, Domctl, GET_HVM_CONTEXT, GETDOMAININFO, RESUME_DOMAIN, SEND_TRIGGER,

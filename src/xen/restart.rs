@@ -1,12 +1,13 @@
-//! Coming back after a failure: the program gets the processor again, on a stack that nothing is left of.
+//! Going on after a failure: the program gets the processor again, on an empty stack.
 //!
-//! [`guard`] runs a program and remembers where its state is and how deep the stack was. When something fails, the trap
-//! or panic handler has told about it and calls [`resume`]: that throws away everything on the stack above that mark, and has the program's
-//! own function go on with its state. Nothing is unwound. So whatever the failed code had borrowed, locked or half
-//! changed stays as it was at that instruction; the function must expect that, and fail at most once.
+//! [`guard`] runs a program, and remembers where its state is and how deep the stack was. When something fails,
+//! the trap or panic handler reports it and calls [`resume`]. That throws away everything on the stack above that
+//! mark, and has the program's own function go on with its state. Nothing is unwound. So whatever the failed code
+//! had borrowed, locked or half changed stays as it was at that instruction. The function must expect that, and
+//! fail at most once.
 //!
-//! [`own_image`] is this image as it was loaded: code and constants are never written, and of what is written there is
-//! a copy.
+//! [`own_image`] is this image as it was loaded: its code and constants are never written, and there is a copy of
+//! its data.
 
 use super::layout::PAGE_SIZE;
 use super::{console, gnttab, memory, revival, traps, watch};

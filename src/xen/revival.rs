@@ -1,13 +1,13 @@
-//! Coming back when the processor itself is lost: what the guard in dom0 needs for it, and where it goes on.
+//! Going on after the domain was shut down: what the guard in dom0 needs for it, and where the image goes on.
 //!
-//! [`publish`] writes down ([`Record`]) how to set the processor so that [`revived`] runs: with this image's page
-//! tables, on a stack of the faults. From there on it is a failure like any other ([`restart`](super::restart)): nothing of what the
-//! processor was doing is used.
+//! [`publish`] writes a [`Record`] of how to set the processor so that [`revived`] runs: with this image's page
+//! tables, on a stack of the faults. From there on it is a failure like any other ([`restart`](super::restart)):
+//! nothing of what the processor was doing is used.
 //!
-//! The guard could as well start a fresh copy of the image at its 32-bit entry. Then that would have to understand a dead
-//! heap, or to do what this does; and it would need memory that the dead image does not use. The image's own code is
-//! mapped read-only, and what is written of it is what every other failure relies on, too. So this has nothing that is not
-//! tested at each of these.
+//! The guard could as well start a fresh copy of the image at its 32-bit entry. But that copy would have to
+//! understand a dead heap, or do what this does, and it would need memory that the dead image does not use. The
+//! image's own code is mapped read-only, and every other failure relies on its data, too. So every failure tests
+//! everything that this relies on.
 
 use super::{console, handover, restart, start, traps};
 use crate::proto::revival::{NO_DOMID, OFFSET, Record, SIZE};

@@ -1,11 +1,11 @@
 //! Addresses for blocks of several pages.
 //!
-//! A run takes a power of two of consecutive pages out of a window of addresses; what stands behind them is
-//! somebody else's business, and no more pages than the block needs. A run that comes back waits for the next of
-//! its class, so both are O(1). Addresses are plenty: they are never given back.
+//! A run takes a power of two of consecutive pages out of a window of addresses. Others put the memory behind
+//! them, and no more pages than the block needs. A run that comes back waits for the next request of its class, so
+//! both are O(1). There are plenty of addresses, and they are never given back.
 //!
-//! The free runs of a class are chained. The link is kept where the run is, by whoever calls: in an entry of a page
-//! table that maps nothing, or in the page itself.
+//! The free runs of a class are chained. The caller keeps the link where the run is: in an entry of a page table
+//! that maps nothing, or in the page itself.
 
 /// Classes of runs: 2, 4, 8 ... pages.
 const CLASSES: usize = 32;

@@ -1,8 +1,8 @@
 //! A page that somebody else can write to at any moment.
 //!
-//! Two laws: no reference into the page ever exists, and every access is volatile or atomic, bounded,
-//! and a copy. A race can then give wrong bytes, which the reader has to expect from the other
-//! side anyhow, and nothing worse.
+//! Two rules: the only references into the page are to atomic words, and none of them leaves this file; and every
+//! access is volatile or atomic, bounded, and a copy. So a race can give wrong bytes, which the reader has to
+//! expect from the other side anyhow, and nothing worse.
 
 use crate::proto::ring::{RSP_OFFSET, RingPage, Word};
 use core::ptr::NonNull;

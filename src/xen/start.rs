@@ -1,4 +1,4 @@
-//! From `boot/head.S` to the program: the order in which everything comes to life.
+//! From `boot/head.S` to the program: the order in which everything is set up.
 
 use super::abi::event_channel::{AllocUnbound, BindVirq, Close, Send};
 use super::abi::hvm::{

@@ -1,8 +1,8 @@
 //! When pages go back to Xen.
 //!
 //! What the domain was built with stays, and so does a reserve of free pages beyond it. The rest goes back once
-//! nothing has been asked of Xen for a while, in small steps, so that nobody waits for it. A little more than
-//! the reserve is no reason to begin.
+//! nothing has been asked of Xen for a while. It goes in small steps, so that nobody waits for it. It does not
+//! begin for a little more than the reserve.
 
 /// Free pages that stay, besides those in use.
 pub const KEEP: usize = 1024;

@@ -1,8 +1,8 @@
-//! Faults and panics: a report on both consoles, then the end of the domain.
+//! Faults and panics: a report on both consoles, then a restart or the end of the domain.
 //!
-//! Whatever fails is reported first. Then the program goes on if it can ([`restart`](super::restart)), else the domain
-//! ends, but never in silence. Page faults and double faults have a stack of
-//! their own, so that running over the end of the normal one is reported like anything else.
+//! Every failure is reported first. Then the program goes on if it can ([`restart`](super::restart)). Otherwise
+//! the domain ends, but never in silence. Page faults and double faults have a stack of their own, so an overflow
+//! of the normal one is reported like anything else.
 
 use super::abi::sched::{SHUTDOWN_CRASH, SHUTDOWN_NAMES};
 use super::hang;

@@ -1,23 +1,24 @@
-//! The watch on itself: a loop without end is a failure like any other.
+//! The program watches itself: an endless loop is a failure like any other.
 //!
-//! Two things look after each other.
+//! There are two timers.
 //!
-//! * **The tick.** While the program works, interrupts are on, and the one-shot timer comes about once a second. Its
-//!   handler looks whether a turn has ended ([`turn`]) since the last one. If none has for [`LIMIT_NS`](super::hang::LIMIT_NS) of the time that
-//!   this processor has really run, the program is taken for hung, and the handler goes the way of a fault. The time
-//!   that counts is Xen's for the vCPU (`VCPUOP_get_runstate_info`): a domain that is paused, waits for a processor
-//!   or sleeps with its host does not run, so none of that is a hang.
-//! * **Xen's watchdog** (`SCHEDOP_watchdog`) ends the domain as `SHUTDOWN_watchdog`. It is set only where the tick is
-//!   deaf, because interrupts are off: from the report of a failure until a fresh image has committed itself, and while
-//!   an image is loaded. Xen's timer goes on while a domain is paused, so it must not be set at any other time:
-//!   an administrator who pauses the domain, or a debugger, would end it.
+//! * **The tick.** While the program works, interrupts are on, and the one-shot timer fires about once a second.
+//!   Its handler looks whether a turn has ended ([`turn`]) since the last tick. If none has for
+//!   [`LIMIT_NS`](super::hang::LIMIT_NS) of the time that this processor has really run, the program counts as
+//!   hung, and the handler treats this as a fault. The time that counts is Xen's for the vCPU
+//!   (`VCPUOP_get_runstate_info`). A domain that is paused, waits for a processor or sleeps with its host does not
+//!   run, so none of that is a hang.
+//! * **Xen's watchdog** (`SCHEDOP_watchdog`) ends the domain as `SHUTDOWN_watchdog`. It is set only where the tick
+//!   cannot come, because interrupts are off: from the report of a failure until a fresh image has committed, and
+//!   while an image is loaded. Xen's timer goes on while a domain is paused. So the watchdog must not be set at
+//!   any other time: it would end the domain if a debugger or an administrator paused it.
 //!
-//! No request orders a tick of its own: one is ordered when the first event after the last one comes. What interrupts
-//! that are on cost each wake-up was not measured by itself. A program that sleeps has one tick at most, which finds it
-//! asleep and orders no other.
+//! A request does not order a tick of its own: the first event after a tick orders the next one. The cost of
+//! interrupts for each wake-up was not measured separately. A program that sleeps gets one tick at most, which
+//! finds it asleep and orders no other.
 //!
-//! A hang with interrupts off elsewhere is noticed by nobody in here. They are off only for the few instructions ahead
-//! of a sleep.
+//! Nothing in the domain notices a hang with interrupts off anywhere else. They are off only for the few
+//! instructions before a sleep.
 
 use super::abi::sched::Watchdog;
 use super::abi::vcpu::{RunstateInfo, SetSingleshotTimer};

@@ -1,12 +1,11 @@
-//! The floor for `scripts/bench`: answers every request at once, without a store.
+//! The lower bound for `scripts/bench`: it answers every request at once, without a store.
 //!
-//! It stands on the same Xen layer and the same rings as the server: what it costs to wake up, to take a request
-//! from the ring, to put a reply into it, to signal and to sleep again. Whatever a server does
-//! beyond that comes on top. `init-xenstore-domain` starts it like the server; guests are introduced.
+//! It uses the same Xen layer and the same rings as the server. So it shows the cost of waking up, taking a
+//! request from the ring, putting a reply into it, signalling and sleeping again. Whatever a server does beyond
+//! that comes on top. `init-xenstore-domain` starts it like the server; guests are introduced.
 //!
-//! It looks like an empty store, except below `/bench` and `data/bench`, where everything exists: a READ gives
-//! always the same value. Of a client's watches there it remembers the last one, so that a WRITE of its path has an
-//! event.
+//! It looks like an empty store, except below `/bench` and `data/bench`, where everything exists and a READ always
+//! gives the same value. It remembers the last watch of a client there, so that a WRITE of its path has an event.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

@@ -1,5 +1,5 @@
-//! The role `bench`: a client on a raw ring, for `scripts/bench`. It does what the node `/bench/order` says, each time
-//! that changes, and prints what came of it.
+//! The role `bench`: a client on a raw ring, for `scripts/bench`. It does what the node `/bench/order` says, each
+//! time that it changes, and prints the result.
 //!
 //! | order | what happens | printed |
 //! |---|---|---|
@@ -7,9 +7,9 @@
 //! | `flood N` | N READs, the request ring always as full as it gets | as above |
 //! | `crowd N` | N times WRITE and READ, as other guests do now | `crowd: BEGIN END`, in Xen's nanoseconds |
 //!
-//! STATE is what dom0 has brought the store into, for those lines. Orders may also stand behind the role:
-//! `role=bench=base-200-empty,flood-10000`. Times are means: reading the clock costs so much here that it
-//! is read before and after all the requests of a kind.
+//! STATE names the state that dom0 has brought the store into, for those lines. Orders may also follow the role:
+//! `role=bench=base-200-empty,flood-10000`. Times are means: reading the clock is so slow here that it is read
+//! once before and once after all the requests of a kind.
 
 use crate::client::{Client, XS_READ, XS_WATCH_EVENT, XS_WRITE};
 use alloc::format;

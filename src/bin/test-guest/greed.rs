@@ -1,6 +1,6 @@
-//! Roles that ask for nothing but what the default quotas allow, and choose the size of what the server has to do for
-//! it: rows of `docs/attacks.md`. Whether the host holds is judged from dom0 (`tests/nested/greed.sh`); the verdict
-//! says that the server answered every request, with a refusal where there is no room.
+//! Roles that ask only for what the default quotas allow, but choose the size of the server's work: rows of
+//! `docs/attacks.md`. dom0 judges whether the host holds (`tests/nested/greed.sh`). The verdict says that the
+//! server answered every request, or refused it where there is no room.
 //!
 //! | `role=greed=` | row | what happens |
 //! |---|---|---|

@@ -1,5 +1,5 @@
-//! Roles that try to do harm. What the guest itself can judge is in its verdict; that others go on and that
-//! nothing of it is left afterwards is judged from dom0 (`tests/nested/hostile.sh`).
+//! Roles that try to do harm. The verdict has what the guest itself can judge. dom0 judges that others go on and
+//! that nothing of it is left afterwards (`tests/nested/hostile.sh`).
 
 use crate::client::{Client, RING, XS_READ, header};
 use crate::greed;

@@ -15,8 +15,8 @@
 //!
 //! What comes from the response ring is printed as `@got HEX`. The first line is `@ready FRAME`, the frame of the ring. Each answer is a line of its own; other lines are for people.
 //!
-//! The response ring is looked at after a signal only, until it has been seen empty: a server that forgets a
-//! signal is found out.
+//! The guest looks at the response ring only after a signal, until it has seen it empty. So a server that forgets
+//! a signal is found out.
 
 use crate::client::Client;
 use alloc::format;

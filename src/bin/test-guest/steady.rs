@@ -1,5 +1,5 @@
-//! The role that must not notice anything: what an honest guest does all day, each request cut in half and each
-//! answer judged, for as long as dom0 wants. Meanwhile the server is replaced under it.
+//! The role that must not notice anything. It does what an honest guest does all day, cuts each request in half
+//! and judges each answer, for as long as dom0 wants. Meanwhile the server is replaced.
 
 use crate::client::{Client, Message, XS_READ, XS_WATCH_EVENT, XS_WRITE};
 use crate::hostile::{XS_TRANSACTION_START, XS_WATCH};

@@ -1,7 +1,7 @@
 //! The same server as a program: behind a Unix socket, without Xen.
 //!
-//! Whatever uses libxenstore, or speaks the protocol by itself, can work with it on any Linux machine; and while
-//! `scripts/start-with-xl` builds the stub domain, it stands in for it.
+//! Any program that uses libxenstore, or speaks the protocol by itself, can use it on any Linux machine. While
+//! `scripts/start-with-xl` builds the stub domain, this stands in for it.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a program that is used from a shell")]
 #![expect(

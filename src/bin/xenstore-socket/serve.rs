@@ -1,8 +1,8 @@
 //! The loop around the server: sockets in, rings, sockets out.
 //!
-//! Each client has a connection of the privileged domain for itself, with a ring in memory. So the server
-//! core sees nothing new, and what belongs to a client (ids, tokens, transactions, order) is kept apart where it
-//! always is. One thread does it all; it sleeps in poll(2) until a client or the server's clock wants something.
+//! Each client has a connection of the privileged domain for itself, with a ring in memory. So nothing is new for
+//! the server, and what belongs to a client (ids, tokens, transactions, order) is kept apart where it always is.
+//! One thread does it all. It sleeps in poll(2) until a client or the server's clock wants something.
 
 use crate::client::{Client, Progress};
 use crate::host::{Host, World};

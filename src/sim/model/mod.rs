@@ -1,13 +1,13 @@
-//! The judge: a second xenstore, as simple as can be, that is told what the real one took in, and says
-//! what must come out: every reply and every event, byte for byte, in order, for each connection.
+//! The judge: a second xenstore, as simple as can be. It is told what the real one took in, and says what must
+//! come out: every reply and every event, byte for byte, in order, for each connection.
 //!
-//! It was written from the description of the protocol's behaviour and `docs/conformance.md`, not from
-//! the server. Nothing in it is fast or saves memory: a map of paths, copies, walks over everything.
+//! It was written from the description of the protocol's behaviour and `docs/conformance.md`, not from the server.
+//! Nothing in it is fast or saves memory: it has a map of paths, copies, and walks over everything.
 //!
-//! The order in which the server takes requests of different connections is its own business; the journal
-//! ([`Seen`]) tells. Also told, since chance decides it: whether the hypervisor agreed, whether memory
-//! was there, and what the clock said. Where a fault leaves the server a choice (an event that may
-//! have expired, or was refused memory) the message is optional; everything else must come.
+//! The server is free to take requests of different connections in any order; the journal ([`Seen`]) says in
+//! which. The journal also says what chance decided: whether the hypervisor agreed, whether there was memory, and
+//! the time. Where a fault leaves the server a choice (an event that may have expired, or was refused memory), the
+//! message is optional. Everything else must come.
 
 mod domains;
 mod output;

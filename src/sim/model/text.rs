@@ -1,4 +1,4 @@
-//! What a payload says, read the simplest way: no sharing with the server's own reader.
+//! What a payload says, read in the simplest way: this shares nothing with the server's own reader.
 
 use alloc::vec::Vec;
 use std::format;

@@ -1,5 +1,5 @@
-//! A client with a life: it asks, waits, reads, sleeps until it is signalled. A hostile one does what
-//! it likes as well.
+//! A client with a life: it asks, waits, reads, and sleeps until it is signalled. A hostile one also breaks every
+//! rule.
 
 use super::options::Options;
 use super::words::{Speech, speak};

@@ -1,15 +1,15 @@
-//! The role *hungry*: guests that take memory and time in every way that they know, on a server whose memory has an
-//! end and grows as Xen likes.
+//! The role *hungry*: guests that take memory and time in every way that they know. The server's memory has an end
+//! and grows as Xen likes.
 //!
-//! Each guest mixes the attacks of `docs/attacks.md`: watches with long tokens on what changes much, nodes of every
-//! size, long names, deep chains, transactions that touch a lot, removals in them, replies and events that nobody
-//! reads; domains come and die, many in one look. The model cannot say what a server that is short of memory does with
-//! each request. So here the judges are
+//! Each guest mixes the attacks of `docs/attacks.md`: watches with long tokens on what changes much, nodes of
+//! every size, long names, deep chains, transactions that touch a lot, removals in them, replies and events that
+//! nobody reads. Domains come and die, many in one look. The model cannot say what a server that is short of
+//! memory does with each request. So the judges here are
 //!
-//! * the first domain and honest guests, which know what they have written: a request is done whole or refused with
-//!   ENOMEM and then has changed nothing, and a reply comes soon, whatever the others do;
-//! * the server's own books, which balance at any moment;
-//! * the allocator: when everybody is gone, so is what they took, and when the server is gone, everything.
+//! * the first domain and honest guests, which know what they have written. A request is done as a whole, or it is
+//!   refused with ENOMEM and has changed nothing. A reply comes soon, whatever the others do;
+//! * the server's own accounts, which balance at any moment;
+//! * the allocator: when everybody is gone, so is what they took, and when the server is gone, everything is.
 
 use super::Report;
 use crate::proto::id::DomId;

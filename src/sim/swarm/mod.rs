@@ -1,5 +1,5 @@
-//! Swarms: a seed chooses how many clients there are, what they are like and what goes wrong; then they
-//! all live for a while under the eyes of the model.
+//! Swarms: a seed chooses how many clients there are, what they are like and what goes wrong. Then they all live
+//! for a while, and the model judges everything.
 //!
 //! A run has three parts (the first two as in TigerBeetle's simulator: safety, then liveness):
 //! 1. chaos: everything that the options allow, each reply and event judged as it appears;
@@ -8,8 +8,9 @@
 //!
 //! In some seeds ([`is_failing`]) the server fails at random calls of its world, and has to go on.
 //!
-//! Some seeds ([`is_hungry`]) are runs of another kind, `hungry`: guests that take all that they can get, on a server whose
-//! memory has an end. Some others ([`is_reading`]) are of the kind `reader`: lists in parts that change while they are read.
+//! Some seeds ([`is_hungry`]) are runs of another kind, `hungry`: guests that take all that they can get, on a
+//! server whose memory has an end. Others ([`is_reading`]) are of the kind `reader`: clients read lists in parts
+//! while the lists change.
 
 mod agent;
 mod hungry;

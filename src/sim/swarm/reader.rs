@@ -1,13 +1,13 @@
 //! The role *reader*: clients that list a large directory in parts, in transactions and outside of them, while others
 //! change it.
 //!
-//! The model judges each reply by itself; what a client makes of several of them is judged here:
+//! The model judges each reply by itself. This judges what a client makes of several of them:
 //!
-//! * Two replies with the same generation are parts of the same list. What a reader puts together from parts with one
-//!   generation is a list that existed: at some moment since it began, or since its transaction did, with what that
-//!   transaction itself has added and removed.
-//! * Every part makes progress or ends. So a reader comes to the end in bounded time, whatever there is to list, and
-//!   names longer than the protocol allows are refused to everybody.
+//! * Two replies with the same generation are parts of the same list. So a list that a reader puts together from
+//!   parts with one generation must have existed at some moment since the reader began, or since its transaction
+//!   did, with what that transaction itself has added and removed.
+//! * Every part makes progress or ends the list. So a reader comes to the end in bounded time, whatever there is
+//!   to list, and names longer than the protocol allows are refused to everybody.
 
 use super::Report;
 use crate::proto::id::DomId;

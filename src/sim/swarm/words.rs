@@ -1,4 +1,5 @@
-//! What clients say: mostly sensible, all about the same few names, so that they get in each other's way.
+//! What clients say: mostly sensible requests, all about the same few names, so that clients get in each other's
+//! way.
 
 use super::options::{KINDS, Options};
 use crate::proto::wire::Kind;

@@ -8,12 +8,12 @@
 //! 0xffffffff_80000000   the image, as `linker.ld` lays it out
 //! ```
 //!
-//! Only the image has executable pages, and those are not writable, nor mapped a second time. A page
-//! is mapped only when memory stands behind it: with `--maxmem` most of what the memory map
-//! calls RAM does not exist until it is populated.
+//! Only the image has executable pages. Those are not writable, nor mapped a second time. A page is mapped only if
+//! there is memory behind it: with `--maxmem`, most of what the memory map calls RAM does not exist until it is
+//! populated.
 //!
-//! A page of the heap is a frame, in the direct map. A block of several pages has addresses of its own, so that the
-//! heap can use whatever frames are free, and a second image can have a slot and a heap beside the first one's.
+//! A page of the heap is a frame, in the direct map. A block of several pages has addresses of its own. So the
+//! heap can use any free frames, and a second image can have a slot and a heap beside the first one's.
 
 mod allocator;
 mod update;

@@ -1,5 +1,5 @@
 //! What [`handover`](crate::xen::handover) needs of memory: frames, the place of an image, the bridge, and what a
-//! replacement takes over.
+//! new image takes over.
 
 use super::{
     ADDRESS, AREA, BRIDGE_PD, CHUNKS_PREPARED, DIRECT, LARGE, MEMORY, NO_EXECUTE, OUT_OF_FRAMES,
