@@ -1,4 +1,4 @@
-//! What a request costs the server as the store grows, in instructions: `scripts/bench --host`.
+//! The cost of a request for the server as the store grows, in instructions: `scripts/bench --host`.
 //!
 //! ```text
 //! growth nodes|watches|connections|children COUNT     fills a store, and has each kind of request served
@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Callgrind counts only inside the functions `measured_*`: from the client's signal to the server's sleep, in the
-//! simulated world of the tests. Beside other things a store has a thousand nodes.
+//! simulated world of the tests. Each store also has a thousand nodes.
 
 #![expect(clippy::print_stdout, reason = "a program for people")]
 

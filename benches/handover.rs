@@ -1,7 +1,8 @@
-//! What a live update costs for each node, on the host: `cargo bench --bench handover [-- NODES]`.
+//! The cost of a live update for each node, on the host: `cargo bench --bench handover [-- NODES]`.
 //!
-//! Nodes are made in groups of 200, with values of some 10 bytes. Each step of a hand-over is timed by itself;
-//! the best of some rounds counts. For instructions instead of time, let callgrind count one step, and divide:
+//! Nodes are made in groups of 200, with values of some 10 bytes. Each step of a hand-over is timed by itself, and
+//! the best of some rounds counts. To count instructions instead of time, have callgrind count one step, and
+//! divide:
 //!
 //! ```text
 //! valgrind --tool=callgrind --toggle-collect='*::restore_all' target/release/deps/handover-* 20400 once

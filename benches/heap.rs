@@ -1,12 +1,13 @@
-//! What a block costs on the image's allocator, in instructions: `cargo bench --bench heap`, counted by callgrind.
+//! The cost of a block on the image's allocator, in instructions: `cargo bench --bench heap`, counted by
+//! callgrind.
 //!
 //! ```text
 //! valgrind --tool=callgrind --toggle-collect='*::small' target/release/deps/heap-*
 //! ```
 //!
-//! `small` (304 bytes), `page` (4,000) and `run` (12,000) each allocate and free [`ROUNDS`] blocks in a heap that is
-//! nearly empty, and `small_in_holes`, `page_in_holes` and `run_in_holes` in one that was filled, and of whose
-//! blocks two of three were freed. The lock and the search for the arena are in the figures, some 50 instructions.
+//! `small` (304 bytes), `page` (4,000) and `run` (12,000) each allocate and free [`ROUNDS`] blocks in a heap that
+//! is nearly empty. `small_in_holes`, `page_in_holes` and `run_in_holes` do so in a heap that was filled and then
+//! had two of three blocks freed. The figures include the lock and the search for the arena, some 50 instructions.
 
 use core::hint::black_box;
 use xenstore_stubdom::xen::bounded::{Arena, Bounded};

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The status is 1 if the stream cannot be read to its end or, with `check`, if no server could be made of it. A
-//! name that ends in `.hex` is one of a text like those in `tests/streams`.
+//! file whose name ends in `.hex` is text like those in `tests/streams`.
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -1,8 +1,8 @@
-//! What one guest, or many, may try against the host's store: memory and time of the server that a guest chooses the
-//! size of. Each test is a row of the list in `docs/attacks.md`; the number in its name is the row.
+//! Attacks by one guest, or many, that choose the size of the server's memory or time. Each test is a row of the
+//! list in `docs/attacks.md`; the number in its name is the row.
 //!
 //! The server runs on the image's own allocator, in a domain of the size that the row names. The host holds if the
-//! request is answered or refused, the first domain goes on, and the server's books balance.
+//! request is answered or refused, the first domain goes on, and the server's accounts balance.
 
 use xenstore_stubdom::proto::id::DomId;
 use xenstore_stubdom::proto::wire::Kind;

@@ -1,4 +1,5 @@
-//! The tables of `docs/conformance.md`: what they name must exist, and nothing may be missing from them.
+//! The tables of `docs/conformance.md`: everything that they name must exist, and nothing may be missing from
+//! them.
 
 extern crate alloc;
 

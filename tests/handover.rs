@@ -1,9 +1,9 @@
-//! Hand-overs as earlier versions wrote them down: every later one that says it understands them has to.
+//! Hand-overs as earlier versions wrote them. Every later image that claims to understand such a version has to.
 //!
-//! `tests/streams/handover-N.bin` is a region: the record stream, and right behind it the private part, both of what
-//! `scenario` leaves behind. It was written once, when version N was defined, and must never be written again; a
-//! new version gets a file of its own: `WRITE_HANDOVER=1 cargo test --test handover`. Only as long as no image with that
-//! version was given away, its file may be removed and written again; version 4 is not given away yet.
+//! `tests/streams/handover-N.bin` is a region: the record stream, and right after it the private part, both of the
+//! state that `scenario` leaves. It was written once, when version N was defined, and must never be written again.
+//! A new version gets a file of its own: `WRITE_HANDOVER=1 cargo test --test handover`. A file may be removed and
+//! written again only while no image with that version was given away; version 4 is not given away yet.
 
 use std::path::PathBuf;
 use xenstore_stubdom::proto::handover::{Digest, HANDOVER};

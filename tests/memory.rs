@@ -1,6 +1,6 @@
-//! What a crowd of greedy guests took is given back when they are gone, counted by the allocator itself.
+//! When a crowd of greedy guests is gone, all that they took is given back. The allocator itself counts it.
 //!
-//! There is one test only: another one at the same time would be counted, too.
+//! There is only one test: another one at the same time would be counted, too.
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use std::alloc::System;

@@ -1,5 +1,5 @@
-//! What `/etc/init.d/xen` starts after `xenstore-stubdom enable`, `scripts/deb/xenstored`, with programs in place of Xen's that
-//! succeed, fail or hang. On hosts with Xen: `tests/nested/package.sh` and `tests/hosts`.
+//! `scripts/deb/xenstored`, which `/etc/init.d/xen` starts after `xenstore-stubdom enable`. Programs that succeed,
+//! fail or hang stand in for Xen's. On hosts with Xen: `tests/nested/package.sh` and `tests/hosts`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

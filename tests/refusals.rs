@@ -1,12 +1,14 @@
-//! Every allocation refused in turn: each conversation of `tests/transcripts` is played once to see how many blocks
-//! the server asks its allocator for, and then again and again, each time with another one refused.
+//! Every allocation refused in turn: each conversation of `tests/transcripts` is played once to count the blocks
+//! that the server asks its allocator for. Then it is played again and again, each time with another block
+//! refused.
 //!
-//! A refusal may do one of two things. A request is answered with ENOMEM, and everything is as before it; where it was
-//! one of several that came at once, everything is as if it alone had not been sent. Or nothing is as if it had been
-//! refused, but for an event that was dropped. In both cases the server's books balance, it answers, and in the end it
-//! gives everything back.
+//! A refusal may do one of two things. A request is answered with ENOMEM, and everything is as before it; if it
+//! was one of several that came at once, everything is as if it alone had not been sent. Or everything is as if
+//! nothing had been refused, except that an event was dropped. In both cases the server's accounts balance, it
+//! answers, and in the end it gives everything back.
 //!
-//! `REFUSALS=all cargo test --release --test refusals` refuses every single one; otherwise some of each conversation.
+//! `REFUSALS=all cargo test --release --test refusals` refuses every block. Otherwise some of each conversation
+//! are refused.
 
 use core::fmt::Write as _;
 use core::hash::{Hash, Hasher};

@@ -1,5 +1,5 @@
-//! The server fails at every place where it calls the world, in the middle of every kind of request: it goes on, the
-//! request is answered, and the state is the one before the request or the one after it.
+//! The server fails at every place where it calls the world, in the middle of every kind of request. It goes on,
+//! the request is answered, and the state is the one before the request or the one after it.
 
 extern crate alloc;
 

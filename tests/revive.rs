@@ -1,4 +1,4 @@
-//! A start from a stream alone: a dump of this server, or one as C xenstored writes it.
+//! A start from nothing but a stream: a dump of this server, or one as C xenstored writes it.
 
 use xenstore_stubdom::proto::id::{ConnId, DomId, EvtchnPort, TxId};
 use xenstore_stubdom::proto::perms::{Access, Entry};

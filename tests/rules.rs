@@ -1,5 +1,5 @@
-//! Rules that a conversation cannot show, since they are about ids, counters, signals or what happens in one
-//! look of the server. `docs/conformance.md` names each.
+//! Rules that a conversation cannot show, since they are about ids, counters, signals or what the server does in
+//! one look. `docs/conformance.md` names each.
 
 use xenstore_stubdom::proto::id::DomId;
 use xenstore_stubdom::proto::ring::Word;

@@ -1,4 +1,4 @@
-//! How the server shares itself: fairness, signals, sleep, and what hostile rings may cost others.
+//! How the server shares its time: fairness, signals, sleep, and what hostile rings may cost others.
 
 use xenstore_stubdom::proto::id::DomId;
 use xenstore_stubdom::proto::ring::Word;

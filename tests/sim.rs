@@ -1,6 +1,6 @@
-//! Swarms of simulated clients under the eyes of the model; see `src/sim/swarm`.
+//! Swarms of simulated clients, judged by the model; see `src/sim/swarm`.
 //!
-//! More of them: `scripts/sim --seeds N`. One of them: `scripts/sim --seed N`.
+//! For more seeds: `scripts/sim --seeds N`. For one seed: `scripts/sim --seed N`.
 
 use xenstore_stubdom::sim::swarm;
 use xenstore_stubdom::xen::bounded::Bounded;

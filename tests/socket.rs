@@ -1,5 +1,5 @@
-//! The program `xenstore-socket`, as its clients see it: the conversations that need no domain but the first,
-//! many clients at once, clients that die, do not read or talk nonsense, and stock ones.
+//! The program `xenstore-socket` as its clients see it. It plays the conversations that need only the first
+//! domain. It has many clients at once, clients that die, do not read or talk nonsense, and stock ones.
 
 extern crate alloc;
 

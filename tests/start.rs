@@ -1,4 +1,4 @@
-//! How the server starts: who has control, and which domains it finds waiting.
+//! How the server starts: who has control, and which domains it finds waiting for it.
 
 use xenstore_stubdom::proto::id::DomId;
 use xenstore_stubdom::proto::ring::Word;

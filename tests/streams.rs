@@ -1,4 +1,4 @@
-//! The record stream: bytes that were written down by hand, records drawn by lot, damage of every kind.
+//! The record stream: bytes that were written by hand, random records, and damage of every kind.
 
 use std::path::Path;
 use xenstore_stubdom::proto::id::{ConnId, DomId, EvtchnPort, TxId};

@@ -1,5 +1,5 @@
-//! The sum that `docs/administration.md`, "Memory", gives an administrator: what guests at their default quotas take of
-//! the image's own allocator.
+//! The sum in `docs/administration.md`, "Memory": how much guests at their default quotas take of the image's own
+//! allocator.
 
 use xenstore_stubdom::proto::wire::Kind;
 use xenstore_stubdom::sim::host::Host;

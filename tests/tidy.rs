@@ -1,5 +1,5 @@
-//! What keeps the house tidy: which layer may use which, where `unsafe` may stand, that what the documents name is
-//! there, and that no file grows without end.
+//! Rules for the whole repository: which layer may use which, where `unsafe` may be, that everything named in the
+//! documents exists, and that no file grows without end.
 
 extern crate alloc;
 

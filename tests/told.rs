@@ -1,5 +1,5 @@
-//! What an administrator is told: everything that happens once, a ration of what guests can repeat, and figures that no
-//! guest can spoil or make costly.
+//! What an administrator is told: everything that happens once, a ration of what guests can repeat, and figures
+//! that no guest can spoil or make costly.
 
 use core::fmt::Write as _;
 use xenstore_stubdom::proto::id::DomId;

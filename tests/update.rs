@@ -1,5 +1,5 @@
-//! What survives a live update, item by item. `docs/live-update.md` names each test; that conversations go
-//! on as if nothing had happened is shown by `tests/transcripts.rs`, and that no order of events breaks it by the simulator.
+//! What survives a live update, item by item. `docs/live-update.md` names each test. `tests/transcripts.rs` shows
+//! that conversations go on as if nothing had happened, and the simulator that no order of events breaks it.
 
 use xenstore_stubdom::proto::handover::{Digest, HANDOVER};
 use xenstore_stubdom::proto::id::DomId;

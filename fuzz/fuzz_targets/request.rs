@@ -1,4 +1,4 @@
-//! Payloads of every type: whatever is read out of one lies in it, and reading never panics.
+//! Payloads of every type: everything that is read out of a payload lies in it, and reading never panics.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

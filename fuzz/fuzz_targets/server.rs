@@ -1,7 +1,7 @@
-//! Whole-server input on the image's own allocator, in a domain whose memory has an end: bytes of several connections,
-//! index words, kills, steps of the clock, bursts that fill the memory, a Xen that refuses more of it, blocks that are
-//! refused. The server must not panic, its books must balance, the first domain must be served, and in the
-//! end everything is given back.
+//! The whole server on the image's own allocator, in a domain whose memory has an end. The input is bytes of
+//! several connections, index words, kills, steps of the clock, bursts that fill the memory, a Xen that refuses
+//! more memory, and refused blocks. The server must not panic, its accounts must balance, the first domain must be
+//! served, and in the end everything is given back.
 #![no_main]
 
 use arbitrary::Arbitrary;

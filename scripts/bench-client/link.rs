@@ -1,4 +1,4 @@
-//! One client of the xenstore through the kernel's device, and how long its requests take.
+//! One client of the xenstore through the kernel's device, which times its requests.
 
 use alloc::collections::VecDeque;
 use core::time::Duration;

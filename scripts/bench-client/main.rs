@@ -1,16 +1,16 @@
-//! The client of `scripts/bench`, in dom0 or in a Linux guest: sends requests through the kernel's device and says
-//! how long they took. On the deterministic machine a nanosecond is an instruction.
+//! The client of `scripts/bench`, in dom0 or in a Linux guest: it sends requests through the kernel's device and
+//! times them. On the deterministic machine a nanosecond is an instruction.
 //!
 //! ```text
 //! bench-client SERVER CLIENT ROUNDS CASE [WORD...]
 //! bench-client record FILE COMMAND...
 //! ```
 //!
-//! SERVER: `ours`, `null`, `xenstored` or `oxenstored`. CLIENT: `dom0` or `linux`. One line for each figure, with
-//! tabs in between: `=`, client, state of the store, what, unit, value; the median of so many rounds.
-//! The last line is `done` and the number of figures, since a line may be damaged on its way out of the machine.
-//! The unit `-` is for what could not be measured; the value says why. The second form writes down what a command asks
-//! of the xenstore.
+//! SERVER: `ours`, `null`, `xenstored` or `oxenstored`. CLIENT: `dom0` or `linux`. It prints one line for each
+//! figure, with tabs in between: `=`, client, state of the store, what was measured, unit, value. The value is the
+//! median of so many rounds. The last line is `done` and the number of figures, since a line may be damaged on its
+//! way out of the machine. The unit `-` means that it could not be measured; the value says why. The second form
+//! records the requests of a command.
 #![expect(clippy::print_stdout, reason = "a program whose results are lines")]
 
 extern crate alloc;

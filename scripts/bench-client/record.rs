@@ -1,8 +1,8 @@
-//! What a command asks of the xenstore, written down and asked again.
+//! The requests of a command, recorded and sent again.
 //!
-//! The recorder is a socket that clients take for a daemon's; what comes is passed on to the kernel's device, and
-//! back. A line for each request: connection, type, transaction, payload in hex; the transactions are
-//! numbered as they were started.
+//! The recorder is a socket that clients take for a daemon's. It passes requests on to the kernel's device, and
+//! answers back. It writes a line for each request: connection, type, transaction, payload in hex. Transactions
+//! are numbered in the order in which they were started.
 
 use crate::cases::Bench;
 use crate::link::{Failure, Link};

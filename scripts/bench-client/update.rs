@@ -1,4 +1,4 @@
-//! The pause of a live update, as a reader feels it and as our server reports it.
+//! The pause of a live update, as a reader sees it and as our server reports it.
 
 use crate::cases::Bench;
 use crate::link::{Failure, Link};

@@ -1,4 +1,4 @@
-//! The goals, and how far they are met.
+//! The goals, and how far we have met them.
 
 use crate::figures::{Figures, REQUESTS, TRANSACTION};
 use core::fmt::Write as _;

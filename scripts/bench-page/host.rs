@@ -1,4 +1,4 @@
-//! How the core's cost grows on the host.
+//! How the cost of the server's core grows, on the host.
 
 use crate::figures::{Figures, REQUESTS, commas, ratio, short};
 use crate::plot::{self, Series};

@@ -1,4 +1,4 @@
-//! Limits of a running server: what the command line says to a fresh one is told to this one by CONTROL.
+//! Limits of a running server: CONTROL sets those that a fresh server would get on its command line.
 
 use crate::Server;
 use crate::link::Link;

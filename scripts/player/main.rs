@@ -1,15 +1,16 @@
-//! Plays transcripts on real Xen: runs in dom0, is dom0's client of the xenstore, and drives test guests
-//! (`src/bin/test-guest`, role `remote`) as the other clients. `tests/nested/transcripts.sh` and
-//! `scripts/peers` start it.
+//! Plays transcripts on real Xen. It runs in dom0, is dom0's client of the xenstore, and drives test guests
+//! (`src/bin/test-guest`, role `remote`) as the other clients. `tests/nested/transcripts.sh` and `scripts/peers`
+//! start it.
 //!
 //! ```text
 //! player ours|xenstored|oxenstored [--quick] [--after TITLE] FILE...
 //! ```
 //!
-//! One line for each conversation: `ok`, `FAIL`, `skip` or `LOST` (the server answers nobody any more), a tab,
-//! file and title, and, behind another tab, what there is to say. What fails with another server is played once
-//! more. `--quick` leaves out what sleeps for long, `--after` everything up to a conversation, to go on after a
-//! loss. The last line is the verdict; status 1 after a failure, 3 after a loss.
+//! It prints one line for each conversation: `ok`, `FAIL`, `skip` or `LOST` (the server answers nobody any more),
+//! a tab, file and title, and, after another tab, details. A conversation that fails with another server is played
+//! once more. `--quick` leaves out conversations that sleep for long. `--after` leaves out everything up to a
+//! conversation, to go on after a loss. The last line is the verdict. The status is 1 after a failure, 3 after a
+//! loss.
 #![expect(clippy::print_stdout, reason = "a program whose results are lines")]
 
 extern crate alloc;
