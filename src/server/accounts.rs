@@ -18,7 +18,7 @@ use crate::proto::id::ConnId;
 use crate::store::Accounts;
 use crate::store::quota::Quota;
 
-/// Units of work that a message takes which was written or dropped.
+/// Units of work for a message that was written or dropped.
 const SETTLE_WORK: u64 = 200;
 
 /// A request of which something still waits.
@@ -33,15 +33,15 @@ pub(super) struct Cause {
 /// The requests of which something still waits, by the numbers of their [`CauseId`]s.
 pub(super) type Causes = Map<u64, Cause>;
 
-/// The request that is being handled, as what makes messages wait.
+/// The request that is being handled, as the cause of the messages that wait.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked {
     cause: CauseId,
     connection: ConnId,
 }
 
-/// One more message waits because of this request, for which the first one is charged. `None` if nothing is
-/// charged for it.
+/// One more message waits because of this request. The first one is charged for it. `None` if nothing is charged
+/// for it.
 ///
 /// # Errors
 /// There is no memory for that; nothing has changed.
@@ -75,7 +75,7 @@ impl<P: Platform> Server<P> {
         Some(Asked { cause, connection: asker.id })
     }
 
-    /// One thing less waits because of this request.
+    /// One message less waits because of this request.
     pub(super) fn drop_cause(&mut self, id: CauseId) {
         let Some(cause) = self.causes.get_mut(id.0) else { return };
         cause.waiting = cause.waiting.saturating_sub(1);

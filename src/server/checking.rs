@@ -14,10 +14,10 @@ use crate::store::Inspection;
 use crate::store::quota::{Quota, Quotas};
 use core::fmt::Arguments;
 
-/// More findings than this are not told one by one: they have one cause.
+/// At most so many findings are told one by one: more have one cause.
 const FINDINGS_MAX: usize = 50;
 
-/// A check that goes on.
+/// A check that is under way.
 #[derive(Debug)]
 pub(super) struct Checking {
     requester: Requester,
@@ -84,7 +84,7 @@ impl<P: Platform> Server<P> {
         self.answer_later(checking.requester, answer);
     }
 
-    /// Ends both at once, since nothing that goes on is handed over.
+    /// Ends both at once, since neither is handed over half done.
     pub(super) fn finish_check(&mut self) {
         while self.is_checking() {
             self.budget = Budget::endless();
@@ -93,16 +93,16 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// Whether one of both goes on.
+    /// Whether one of the two is under way.
     pub(super) fn is_checking(&self) -> bool {
         self.checking.is_some() || self.maxima.is_some()
     }
 }
 
-/// Work that a look at what a domain has used takes.
+/// Work for a look at what a domain has used.
 const LOOK_WORK: u64 = 200;
 
-/// The most that any guest ever used, as far as it is known.
+/// The most that any guest has ever used, as far as it is known.
 #[derive(Debug)]
 pub(super) struct Maxima {
     requester: Requester,
@@ -112,8 +112,8 @@ pub(super) struct Maxima {
 }
 
 impl<P: Platform> Server<P> {
-    /// `quota max`: the answer comes when every domain was looked at; `resets` makes what each uses now the most that it
-    /// ever did.
+    /// `quota max`: the answer comes when every domain was looked at. `resets` sets each domain's maximum to what
+    /// it uses now.
     pub(super) fn control_maxima(&mut self, asker: Asker, resets: bool) -> Answer {
         if self.maxima.is_some() {
             return text(format_args!("somebody else asks that; try again when that has ended"));
@@ -159,7 +159,7 @@ impl<P: Platform> Server<P> {
         self.answer_later(maxima.requester, list_maxima(&maxima.most));
     }
 
-    /// Answers whoever has waited for it, and does not if that one has started over since.
+    /// Answers the connection that has waited for it, unless that has started over since.
     fn answer_later(&mut self, requester: Requester, answer: Answer) {
         let asker = self.connections.get_mut(requester.conn);
         if asker

@@ -32,7 +32,7 @@ pub(super) enum Fault {
     Indices,
     /// A header announced more than a payload may have.
     Oversize(u32),
-    /// There is no memory for a request, which stays in the ring: nobody's fault.
+    /// There is no memory for a request, so it stays in the ring: nobody's fault.
     NoMemory,
     /// A header of nothing but ones: firmware fills its rings with them when it is done, so perhaps the
     /// indices were seen while they were being zeroed.
@@ -57,31 +57,32 @@ pub(super) enum State {
 /// Why a ring is not read although there may be something in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Suspension {
-    /// Too many requests whose answers and events are not all read yet.
+    /// Too many of its requests have answers and events that are not all read yet.
     Outstanding,
     /// The domain holds as much memory as it may, or the server has none left.
     Memory,
-    /// It writes faster than others can commit their transactions; until this moment.
+    /// It writes faster than others can commit their transactions; it may go on at this moment.
     Rate(u64),
 }
 
-/// What a connection waits for until its work, which goes on in later turns, is done. Meanwhile its ring is not read.
+/// Work that goes on in later turns. Until it is done the connection's ring is not read.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Busy {
     /// The reply to a request.
     Reply { header: Header, answer: Result<(), XsError>, asked: Option<Asked> },
-    /// The reply to a request about a domain, until everybody has been told what it did to that one.
+    /// The reply to a request about a domain. It comes when everybody has been told what the request did to that
+    /// domain.
     News { header: Header, domid: DomId },
     /// The ring is emptied, and the domain may start over.
     StartOver,
-    /// The end of the check that it has asked for.
+    /// The end of the check that it asked for.
     Check,
 }
 
 /// Why an event was not delivered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Lost {
-    /// Its receiver may not hold more.
+    /// Its receiver may not hold more memory.
     Quota,
     /// The server has no memory left.
     Memory,
@@ -94,12 +95,12 @@ struct Doubt {
     until_ms: u64,
 }
 
-/// What a second look at impossible indices led to.
+/// The result of another look at impossible indices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Verdict {
     /// Look again later.
     Wait,
-    /// No honest client takes so long.
+    /// Give the ring up: no honest client takes so long.
     Condemned,
 }
 
@@ -170,9 +171,9 @@ impl Figures {
 pub(super) struct Connection<R> {
     /// Who is behind it.
     pub(super) domid: DomId,
-    /// May do everything and is bound by no quota.
+    /// Whether it may do everything and is bound by no quota.
     pub(super) privileged: bool,
-    /// It came another way than by introducing its domain.
+    /// Whether it came another way than by the introduction of its domain.
     pub(super) is_local: bool,
     /// The feature bits that the domain has been shown.
     pub(super) features: u32,
@@ -183,25 +184,25 @@ pub(super) struct Connection<R> {
     pub(super) queue: Queue,
     state: State,
     doubt: Option<Doubt>,
-    /// The peer has to be told that bytes were taken or put.
+    /// Whether the peer has to be told that bytes were taken or put.
     pub(super) must_notify: bool,
     /// Its neighbours in the server's lists.
     pub(super) links: Links,
     /// Why the last event was lost, if the administrator has to be told.
     pub(super) lost: Option<Lost>,
     pub(super) busy: Option<Busy>,
-    /// A complete request is in the assembler, which waits until a domain that it names is quite gone.
+    /// A complete request in the assembler waits until a domain that it names is quite gone.
     pub(super) waits: bool,
     pub(super) suspension: Option<Suspension>,
-    /// When to serve it even if nobody signals; what the server's timers have for it.
+    /// When to serve it even if nobody signals: its time in the server's timers.
     pub(super) wake_at_ms: Option<u64>,
     /// Its place among the timers, or [`NIL`].
     pub(super) timer: u32,
     pub(super) credit: WriteCredit,
     pub(super) figures: Figures,
-    /// Until then no line of a kind is printed about it.
+    /// Until then no line of this kind is printed about it.
     pub(super) quiet_until_ms: [u64; Repeated::COUNT],
-    /// What the administrator was told of it.
+    /// What the administrator was told about it.
     pub(super) told: Told,
 }
 
@@ -301,7 +302,7 @@ impl<R: RingPage> Connection<R> {
         Ok(())
     }
 
-    /// For the look before sleeping: whether the client did something that no signal may announce.
+    /// For the look before the server sleeps: whether the client did something without a signal.
     pub(super) fn has_work(&self) -> bool {
         if !self.is_connected() || self.doubt.is_some() {
             return false;
@@ -343,7 +344,7 @@ impl<R: RingPage> Connection<R> {
         Verdict::Wait
     }
 
-    /// What only a successor wants to know.
+    /// What only a successor needs to know.
     pub(super) fn write_fields<S: Sink>(
         &self,
         handover: u32,
@@ -369,7 +370,7 @@ impl<R: RingPage> Connection<R> {
         Ok(())
     }
 
-    /// Takes that over.
+    /// Takes over what a predecessor wrote.
     pub(super) fn read_fields(
         &mut self,
         handover: u32,
@@ -400,7 +401,7 @@ impl<R: RingPage> Connection<R> {
         self.forget_messages(messages, done);
     }
 
-    /// Drops the request in the making and everything that waits.
+    /// Drops the request that is being read, and everything that waits.
     pub(super) fn forget_messages(&mut self, messages: &mut Messages, done: &mut Done) {
         self.assembler.clear();
         self.queue.clear(messages, done);

@@ -79,7 +79,7 @@ struct Ends {
     len: usize,
 }
 
-/// What connections have done, counted. For all that are there together it is kept, so that nobody who asks has to look
+/// Counts of what connections have done. The sum over all connections is kept, so that nobody who asks has to look
 /// at each.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) struct Sums {
@@ -101,7 +101,7 @@ impl Sums {
         Self { dropped_events, ..Self::NONE }
     }
 
-    /// Together with `more`, or without it. What was added can be taken back, so it wraps.
+    /// The sum of both, or the difference. What was added can be subtracted again, so it wraps.
     pub(super) fn with(self, more: Self, change: fn(u64, u64) -> u64) -> Self {
         Self {
             requests: change(self.requests, more.requests),
@@ -122,7 +122,7 @@ impl Sums {
 #[derive(Debug)]
 pub(super) struct Connections<R> {
     map: Map<ConnId, Connection<R>>,
-    /// The one that was looked for last, and its handle: in its turn a connection is looked for again and again.
+    /// The one that was looked up last, and its handle: in its turn a connection is looked up again and again.
     last: Cell<(ConnId, u32)>,
     lists: [Ends; LISTS],
     /// What they have done, all together.
@@ -139,7 +139,7 @@ impl<R> Connections<R> {
         }
     }
 
-    /// Bytes that they take of the allocator, with the requests in the making.
+    /// Bytes that they take of the allocator, including the requests that are being read.
     pub(super) fn taken(&self) -> usize {
         let requests = self.iter().map(|(_, connection)| connection.assembler.taken());
         requests.fold(self.map.taken(), usize::saturating_add)
@@ -176,7 +176,7 @@ impl<R> Connections<R> {
         self.map.promise()
     }
 
-    /// The promised one does not come.
+    /// The promised connection does not come.
     pub(super) fn withdraw(&mut self) {
         self.map.withdraw();
     }
@@ -217,7 +217,7 @@ impl<R> Connections<R> {
         self.sums
     }
 
-    /// The same, from one to the other: for checks.
+    /// The same, computed by a walk over all: for checks.
     pub(super) fn sums_of_each(&self) -> Sums {
         let add = |sums: Sums, (_, connection)| sums.with(Sums::of(connection), u64::wrapping_add);
         self.iter().fold(Sums::NONE, add)
@@ -238,7 +238,7 @@ impl<R> Connections<R> {
         self.map.at(self.ends(list).first).map(|(id, _)| id)
     }
 
-    /// The one behind another one in a list.
+    /// The one after another one in a list.
     pub(super) fn next(&self, list: List, id: ConnId) -> Option<ConnId> {
         let next = self.get(id)?.links.of(list).next;
         self.map.at(next).map(|(id, _)| id)

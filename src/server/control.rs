@@ -20,7 +20,7 @@ use core::fmt::{self, Write};
 /// Arguments that a command looks at.
 const ARGUMENTS_MAX: usize = 8;
 
-/// The most that a line that is not formatted takes: two dozen numbers.
+/// The longest line that is not formatted: two dozen numbers.
 const LINE_MAX: usize = 512;
 
 /// Name and parameters of each command.
@@ -63,7 +63,7 @@ impl Text {
         }
     }
 
-    /// Appends a line that is made already.
+    /// Appends a finished line.
     pub(super) fn made(&mut self, line: &Line) {
         let (before, line) = (self.lines.len(), line.bytes());
         let end = before.saturating_add(line.len()).saturating_add(1);
@@ -101,7 +101,7 @@ impl Text {
     }
 }
 
-/// Takes what leaves room for a NUL.
+/// Accepts text as long as there is room for a NUL.
 impl Write for Text {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         if self.lines.len().saturating_add(text.len()) >= PAYLOAD_MAX {
@@ -111,7 +111,8 @@ impl Write for Text {
     }
 }
 
-/// A line of words and numbers in the making. It is not formatted: that takes a multiple, and there are many of them.
+/// A line of words and numbers. It does not use the formatter, which costs several times as much: there are many
+/// such lines.
 #[derive(Default)]
 pub(super) struct Line(heapless::Vec<u8, LINE_MAX>);
 
@@ -166,7 +167,7 @@ pub(super) fn text(line: fmt::Arguments<'_>) -> Answer {
     text.reply()
 }
 
-/// A quota value of the administrator: a positive number.
+/// A quota value that the administrator gives: a positive number.
 fn positive(argument: &[u8]) -> Result<u32, XsError> {
     match text::atoi(argument) {
         value if value > 0 => Ok(value.unsigned_abs()),

@@ -31,16 +31,16 @@ use alloc::vec::Vec;
 /// Replies up to this size are never refused for memory.
 const SHORT_REPLY: usize = 16;
 
-/// The most bytes of scratch space for a reply that are kept from one request to the next.
+/// The most scratch space for a reply, in bytes, that is kept from one request to the next.
 const REPLY_KEPT: usize = 2 * PAYLOAD_MAX;
 
-/// Units of work that a request takes for each byte of it and of its reply, besides what the store spends.
+/// Units of work for each byte of a request and of its reply, besides what the store spends.
 const BYTE_WORK: u64 = 2;
 
-/// Units of work that a request takes in any case.
+/// Units of work for any request.
 const REQUEST_WORK: u64 = 1200;
 
-/// Takes the events of the store to the queues of their receivers, as far as those may have them.
+/// Puts the events of the store into the queues of their receivers, as far as those may have them.
 #[derive(Debug)]
 pub(super) struct Mail<'a, P: Platform> {
     platform: &'a mut P,
@@ -112,7 +112,7 @@ impl<P: Platform> Mail<'_, P> {
         Ok(())
     }
 
-    /// Takes notice of an event that is lost, and of why if the administrator may be told.
+    /// Counts an event that is lost, and notes why if the administrator may be told.
     fn lose(&mut self, id: ConnId, lost: Option<Lost>) {
         self.connections.count(id, Sums::dropped(1));
         let Some(connection) = self.connections.get_mut(id).filter(|_| lost.is_some()) else {
@@ -127,7 +127,7 @@ impl<P: Platform> Mail<'_, P> {
         }
     }
 
-    /// Makes an event which its receiver has to get, unless the same one waits.
+    /// Makes an event that its receiver must get, unless the same one waits.
     fn make_event(
         &mut self,
         accounts: &mut Accounts,
@@ -151,7 +151,7 @@ impl<P: Platform> Mail<'_, P> {
         made.map(Some)
     }
 
-    /// What was to wait because of a request does not.
+    /// A message that was to wait because of a request does not.
     fn forget_cause(&mut self, accounts: &mut Accounts, cause: Option<CauseId>) {
         let Some(CauseId(id)) = cause else { return };
         let Some(Cause { waiting, connection }) = self.causes.get_mut(id) else { return };
@@ -173,15 +173,15 @@ pub(super) enum Reply {
     Done,
     /// These bytes.
     Data(Vec<u8>),
-    /// These, which are always the same.
+    /// These bytes, which are always the same.
     Text(&'static [u8]),
-    /// `OK`, and behind it the first event of the new watch, whose message is made. `None` if the same one waits.
+    /// `OK`, and after it the first event of the new watch, which is made already. `None` if the same one waits.
     Watching(Option<u32>),
-    /// This, as soon as the work is done that goes on in later turns.
+    /// This, as soon as the work is done, which goes on in later turns.
     Working(Result<(), XsError>),
     /// `OK`, as soon as everybody has been told what became of this domain.
     Telling(DomId),
-    /// Nothing yet: a domain that the request names is not quite gone. It is tried again.
+    /// Nothing yet: a domain that the request names is not quite gone. The request is tried again.
     Wait,
     /// Nothing yet: the reply comes when the update has happened or failed.
     Later,
@@ -328,7 +328,7 @@ impl<P: Platform> Server<P> {
         answer
     }
 
-    /// Charges the write-rate limit for a change that can have made others' transactions fail.
+    /// Charges the write-rate limit for a change that may make others' transactions fail.
     fn pay_for_write(&mut self, asker: Asker) {
         if asker.privileged {
             return;
@@ -409,8 +409,8 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// Queues a reply that does not fit into the ring, or has others before it. Where there is no memory for that, the
-    /// connection has a place for a short one, and is not read until that is written.
+    /// Queues a reply that does not fit into the ring, or has others before it. If there is no memory for that,
+    /// the connection has a place for a short reply, and is not read until that is written.
     fn queue_reply(&mut self, id: ConnId, header: Header, payload: Payload, asked: Option<Asked>) {
         let queued = self.try_queue_reply(id, header, &payload, asked);
         let Some(connection) = self.connections.get_mut(id).filter(|_| queued.is_err()) else {
@@ -457,7 +457,7 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// Makes the first event of a new watch, which clients wait for: `None` if the same one waits.
+    /// Makes the first event of a new watch, for which clients wait. `None` if the same one waits.
     pub(super) fn make_event(
         &mut self,
         asker: Asker,
@@ -471,7 +471,7 @@ impl<P: Platform> Server<P> {
         made.map_err(XsError::from)
     }
 
-    /// Queues an event that was made.
+    /// Queues an event that is made already.
     fn append_event(&mut self, id: ConnId, event: u32) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         connection.figures.queued(self.messages.payload_len(event));
@@ -492,7 +492,7 @@ impl<P: Platform> Server<P> {
         Ok(room)
     }
 
-    /// Keeps the room of a reply for the next one.
+    /// Keeps the space of a reply for the next one.
     pub(super) fn keep_reply_room(&mut self, reply: Payload) {
         if let Cow::Owned(mut room) = reply
             && room.capacity() <= REPLY_KEPT

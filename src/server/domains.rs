@@ -40,31 +40,31 @@ use crate::proto::wire::features;
 use crate::store::{Party, Special};
 use core::fmt::Arguments;
 
-/// How many changed domains are asked for in one scan: more than can exist.
+/// How many changed domains are asked for in one scan: more than there can be.
 pub(super) const CHANGES_PER_SCAN: usize = 1 << 16;
 
-/// Units of work that the question takes what became of a domain, and the end of one without what it has in the
+/// Units of work for asking what became of a domain, and for the end of one, not counting what it has in the
 /// store.
 const ASK_WORK: u64 = 500;
 const END_WORK: u64 = 3000;
 
-/// What the server finds out about a domain that is named.
+/// The answer when a domain is named.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Known {
     /// It is tracked.
     Yes,
     /// There is no such domain.
     No,
-    /// What its predecessor had is not all gone yet.
+    /// Something of the former domain with that domid is still there.
     Dying,
 }
 
 /// A look at what became of domains, which goes on in later turns.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scan {
-    /// All tracked domains are looked at, from this one on; `None` as long as Xen says which have changed.
+    /// All tracked domains are looked at, from this one on. `None` while Xen says which have changed.
     next: Option<DomId>,
-    /// Why.
+    /// Why it began.
     look: Look,
     /// Domains have changed since: another look has to follow.
     again: bool,
@@ -75,13 +75,13 @@ pub(super) struct Scan {
 /// A domain that the server knows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Domain {
-    /// What tells it from another domain with the same domid, as it was last seen.
+    /// What distinguishes it from another domain with the same domid, as last seen.
     pub(super) identity: Identity,
-    /// The feature bits that it is, or will be, shown.
+    /// The feature bits that it is shown, or will be.
     pub(super) features: u32,
     /// Its connection; with one it counts as introduced.
     pub(super) connection: Option<ConnId>,
-    /// Its shutdown has been announced.
+    /// Whether its shutdown has been announced.
     pub(super) shutdown_reported: bool,
 }
 
@@ -215,12 +215,12 @@ impl<P: Platform> Server<P> {
         Ok(self.when_told(domid))
     }
 
-    /// `OK`, behind the events that tell what became of a domain, however many turns they take.
+    /// `OK`, after the events that tell what became of a domain, however many turns they take.
     fn when_told(&self, domid: DomId) -> Reply {
         if self.store.has_affairs(domid) { Reply::Telling(domid) } else { Reply::Done }
     }
 
-    /// What Xen says of who a domain is.
+    /// The identity of a domain, as Xen shows it.
     pub(super) fn identity(&mut self, domid: DomId) -> Identity {
         match self.ask(domid) {
             DomainState::Exists { identity, .. } => identity,
@@ -376,7 +376,7 @@ impl<P: Platform> Server<P> {
         self.start_over(id);
     }
 
-    /// Drops everything the domain had set up, then empties the ring and tells it if it waits for that.
+    /// Drops everything that the domain had set up, empties the ring, and tells the domain if it waits for that.
     fn start_over(&mut self, id: ConnId) {
         self.drop_upload_of(id, "its connection starts over");
         let (store, budget, mut mail) = self.mail(None);
@@ -390,7 +390,7 @@ impl<P: Platform> Server<P> {
         self.connections.push(List::Ready, id);
     }
 
-    /// Empties the ring, drops what waits for the domain, and tells it if it waits for that.
+    /// Empties the ring, drops what waits for the domain, and tells the domain if it waits for that.
     pub(super) fn empty_ring(&mut self, id: ConnId) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         connection.forget_messages(&mut self.messages, &mut self.trash);
@@ -410,8 +410,8 @@ impl<P: Platform> Server<P> {
         self.mark_ready(id);
     }
 
-    /// RELEASE: as if the domain had died. The privileged domain and the server's own cannot be released. The reply
-    /// says that all of it is over: nothing of the domain is left, and who watches has been told.
+    /// RELEASE: as if the domain had died. The privileged domain and the server's own cannot be released. The
+    /// reply comes when all of it is over: nothing of the domain is left, and all watchers have been told.
     pub(super) fn release(&mut self, domid: DomId) -> Answer {
         self.must_be_introduced(domid)?;
         self.destroy(domid);
@@ -460,8 +460,8 @@ impl<P: Platform> Server<P> {
 
     // ---- shutdown and death ----
 
-    /// Has it found out what became of the domains, after Xen said that something did: in a turn before that of any
-    /// connection.
+    /// Starts to find out what became of the domains, after Xen said that something did. This has a turn before
+    /// that of any connection.
     pub(super) fn scan_domains(&mut self) {
         match &mut self.scan {
             Some(scan) => scan.again = true,
@@ -469,7 +469,7 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// Looks at once what became of every tracked domain.
+    /// Finds out at once what became of every tracked domain.
     pub(super) fn look_at_domains(&mut self, look: Look) {
         self.scan = Some(Scan { next: Some(DomId(0)), ..Scan::new(look) });
         while self.look_at_next() {}
@@ -477,7 +477,7 @@ impl<P: Platform> Server<P> {
         self.scan = self.scan.filter(|scan| scan.again).map(|_| Scan::new(Look::News));
     }
 
-    /// Goes on with finding that out. How far that has come is always in its place, for a failure in between.
+    /// Goes on with finding that out. The progress is always stored, for a failure in between.
     pub(super) fn scan_on(&mut self) {
         while let Some(scan) = self.scan
             && !self.budget.is_over()
@@ -518,7 +518,7 @@ impl<P: Platform> Server<P> {
         true
     }
 
-    /// Acts on the state of one domain, which is looked at.
+    /// Acts on the state of one domain.
     fn domain_changed(&mut self, domid: DomId, state: DomainState) {
         let Some(domain) = self.domains.get(domid) else { return };
         let is_introduced = domain.connection.is_some();
@@ -554,14 +554,14 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// Announces what became of a domain: after what it had is gone if it is dead.
+    /// Announces what became of a domain. If it is dead, this comes after all that it had is gone.
     pub(super) fn announce(&mut self, special: Special, domid: DomId, plain: bool) {
         let (store, budget, mut mail) = self.mail(None);
         let _goes_on = store.announce(special, domid, plain, budget, &mut mail);
         self.report_drops();
     }
 
-    /// Announces the shutdown that the look has seen last.
+    /// Announces the shutdown that was seen last.
     fn announce_shutdown(&mut self, plain: Plain) {
         if let Some(domid) = self.scan.and_then(|scan| scan.announced) {
             self.announce(Special::ReleaseDomain, domid, plain == Plain::Yes);
@@ -571,7 +571,7 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// The shutdown of a domain has been seen; it is announced with the next one or at the end of the look.
+    /// The shutdown of a domain was seen. It is announced when the next one is seen, or at the end of the look.
     fn announce_next(&mut self, domid: DomId) {
         if let Some(scan) = &mut self.scan {
             scan.announced = Some(domid);
@@ -625,13 +625,13 @@ impl<P: Platform> Server<P> {
         drop(connection);
     }
 
-    /// Closes a port, and then forgets it: a failure in between leaves nothing that nobody knows of.
+    /// Closes a port, and then forgets it, so that after a failure in between every open port is still known.
     pub(super) fn close(&mut self, port: EvtchnPort) {
         self.platform.unbind(port);
         let _ = self.ports.remove(port);
     }
 
-    /// Whether connections, domains, ports and the store agree; what does not is given to `report`.
+    /// Checks that connections, domains, ports and the store agree; gives every finding to `report`.
     pub(super) fn check_connections(&self, report: &mut dyn FnMut(Arguments<'_>)) {
         let mut claim = |holds: bool, what: &str, domid: DomId| {
             if !holds {
@@ -693,7 +693,7 @@ pub(super) enum Look {
     Check,
 }
 
-/// Whether a `@releaseDomain` without domid goes with the one that has it.
+/// Whether a plain `@releaseDomain` goes with the one that has the domid.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Plain {
     Yes,

@@ -35,7 +35,7 @@ const PIECE: usize = 52 * LINE;
 /// How long a dump may wait to be fetched.
 const DUMP_PAUSE_MS: u64 = 60_000;
 
-/// After so long it may be taken for abandoned by whoever begins another one.
+/// After so long somebody who begins another dump may take this one for abandoned.
 const CLAIM_PAUSE_MS: u64 = 10_000;
 
 /// A stream that is being fetched.
@@ -63,7 +63,7 @@ impl fmt::Display for Base64<'_> {
     }
 }
 
-/// A number of the administrator.
+/// A number that the administrator gives.
 fn number<N: core::str::FromStr>(argument: &[u8]) -> Result<N, XsError> {
     let text = core::str::from_utf8(argument).map_err(|_| XsError::EINVAL)?;
     text.parse().map_err(|_| XsError::EINVAL)
@@ -168,7 +168,7 @@ impl<P: Platform> Server<P> {
         self.dump.as_ref().map(|dump| dump.progress_ms.saturating_add(DUMP_PAUSE_MS))
     }
 
-    /// Gives a dump up that nobody fetches.
+    /// Gives up a dump that nobody fetches.
     pub(super) fn expire_dump(&mut self) {
         if self.dump_expires_ms().is_some_and(|at_ms| at_ms <= self.now_ms) {
             self.dump = None;

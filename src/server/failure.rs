@@ -29,18 +29,18 @@ use crate::store::Special;
 /// How long a failure is remembered.
 const WINDOW_MS: u64 = 60_000;
 
-/// As many failures are gone on from in that time.
+/// After so many failures in that time the server still goes on.
 const FAILURES_MAX: usize = 4;
 
-/// From so many on in that time, what is kept is in doubt if no guest is to blame.
+/// From so many failures in that time on, the kept state is in doubt if no guest is to blame.
 const DOUBTFUL: usize = 3;
 
-/// What the server is doing, for the case that it fails.
+/// What the server is doing, in case it fails.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Doing {
     /// The connection that is served.
     pub(super) conn: Option<ConnId>,
-    /// The request of it that is handled.
+    /// The request of that connection that is handled.
     pub(super) header: Option<Header>,
 }
 
@@ -56,12 +56,12 @@ struct Failure {
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub(super) struct Failures {
     recent: heapless::Vec<Failure, FAILURES_MAX>,
-    /// This instance goes on after one, and has not begun to serve.
+    /// This instance goes on after a failure, and has not begun to serve.
     pub(super) is_repair: bool,
 }
 
 impl Failures {
-    /// Takes notice of a failure; `false` if there were too many.
+    /// Notes a failure; `false` if there were too many.
     fn add(&mut self, at_ms: u64, conn: Option<ConnId>) -> bool {
         self.recent.retain(|failure| at_ms.saturating_sub(failure.at_ms) < WINDOW_MS);
         self.is_repair = true;
@@ -166,7 +166,7 @@ impl<P: Platform> Server<P> {
         self.report_drops();
     }
 
-    /// Brings to its end what may have been broken off between two books.
+    /// Completes what may have been interrupted between two books.
     fn mend(&mut self) {
         for domid in self.store.domids() {
             let is_lost = !self.domains.contains(domid) && !self.store.is_dying(domid);
@@ -206,7 +206,7 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// The reply to a request in whose handling the server has failed. It takes no memory, for that may be what was
+    /// The reply to the request during which the server has failed. It takes no memory, for that may be what was
     /// missing.
     fn answer_failed(&mut self, id: ConnId, handled: Option<Header>) {
         let Some(connection) = self.connections.get_mut(id) else { return };
@@ -228,14 +228,14 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// Whether this instance goes on after a failure, so that its state need not be what was said to the last byte.
+    /// Whether this instance goes on after a failure. Then its state may differ from what was said.
     #[must_use]
     pub fn is_repair(&self) -> bool {
         self.failures.is_repair
     }
 
-    /// The last step of going on: tells what has happened, and gives up the connection that has made the server fail
-    /// twice.
+    /// The last step of going on: tells what has happened, and gives up the connection during whose requests the
+    /// server has failed twice.
     pub(super) fn conclude_failure(&mut self) {
         if self.is_in_doubt() {
             self.ring_all();

@@ -28,22 +28,22 @@ use core::fmt::{self, Display, Formatter};
 /// The word that asks for this form.
 pub(super) const VALUES: &[u8] = b"--values";
 
-/// The version of this form. It changes if a reader of before would misunderstand what it reads.
+/// The version of this form. It changes if an older reader would misunderstand what it reads.
 const FORMAT: u32 = 1;
 
-/// Rows in an answer, and bytes of them: what a row takes goes by its length, some 45 instructions a byte. So no answer takes
-/// more than 100,000 instructions, its request and its reply included, whatever there is and whatever guests do
-/// (`benches/slices.rs` counts).
+/// The most rows in an answer, and the most bytes of them: the cost of a row depends on its length, some 45
+/// instructions a byte. So no answer takes more than 100,000 instructions, its request and its reply included,
+/// whatever there is and whatever guests do (`benches/slices.rs` counts).
 const ROWS_MAX: usize = 50;
 const ROWS_BYTES_MAX: usize = 1800;
 
-/// The same where the figures of the server come first.
+/// The same for an answer that begins with the server's figures.
 const FIRST_BYTES_MAX: usize = 1400;
 
 /// Room that the rows leave for the last line.
 const LAST_LINE: usize = 16;
 
-/// The columns of a row. A number that is 0 is left out, and a limit that is the initial one.
+/// The columns of a row. A number is left out if it is 0, and a limit if it is the initial one.
 const COLUMNS: &str = "domid,state,requests,events,dropped,refused,waiting,nodes,watches,transactions,outstanding,\
                        memory,bytes_in,bytes_out,nodes_limit,watches_limit,transactions_limit,outstanding_limit,\
                        memory_limit";
@@ -51,7 +51,7 @@ const COLUMNS: &str = "domid,state,requests,events,dropped,refused,waiting,nodes
 /// What became of the server itself, over all its instances.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) struct History {
-    /// How often an image has taken another one's place.
+    /// How often an image has replaced another one.
     pub(super) live_updates: u32,
     /// How often the store went on from a saved state after its server had ended.
     pub(super) restarts: u32,
@@ -62,7 +62,7 @@ pub(super) struct History {
 }
 
 impl History {
-    /// An instance begins to serve what another one left: `by_update`, or after its end.
+    /// An instance begins to serve the state of another one: `by_update`, or after its end.
     pub(super) fn begin(&mut self, by_update: bool) {
         let count = if by_update { &mut self.live_updates } else { &mut self.restarts };
         *count = count.saturating_add(1);
@@ -83,7 +83,7 @@ impl History {
     }
 }
 
-/// What keeps a connection from being served, in one word.
+/// Why a connection is not served, in one word.
 pub(super) fn state<R: RingPage>(connection: &Connection<R>) -> &'static str {
     match connection.suspension {
         _ if !connection.is_connected() => "ignored",
@@ -94,7 +94,7 @@ pub(super) fn state<R: RingPage>(connection: &Connection<R>) -> &'static str {
     }
 }
 
-/// A limit of bytes for people: what has none says so.
+/// A limit of bytes for people; a word if there is none.
 pub(super) struct Limit(pub(super) usize);
 
 impl Display for Limit {
@@ -109,7 +109,7 @@ pub(super) struct Listed<'a, P: Platform> {
     pub(super) connection: Option<&'a Connection<P::Ring>>,
 }
 
-/// Writes a row: the cells that the columns name, without those that are empty at its end.
+/// Writes a row: the cells of the columns, without empty ones at its end.
 fn write_row<R: RingPage>(
     line: &mut Line,
     domid: DomId,
@@ -169,7 +169,7 @@ fn write_row<R: RingPage>(
 const STOCK: [Quota; 5] =
     [Quota::Nodes, Quota::Watches, Quota::Transactions, Quota::Outstanding, Quota::Memory];
 
-/// How many requests took how long: `BELOW:COUNT`, a bound in microseconds each, `-` for what has none.
+/// How many requests took how long: `BELOW:COUNT`, with a bound in microseconds, or `-` for no bound.
 struct Buckets(Latency);
 
 impl Buckets {

@@ -17,7 +17,7 @@ use alloc::borrow::Cow;
 use alloc::vec::Vec;
 
 impl<P: Platform> Server<P> {
-    /// A reply's payload as something writes it; [`More`](Progress::More) means that it is asked again.
+    /// A reply's payload, written by a function. [`More`](Progress::More) means that it has to be called again.
     fn data(
         &mut self,
         read: impl FnOnce(&mut Self, &mut Vec<u8>) -> Result<Progress, XsError>,
@@ -53,7 +53,7 @@ impl<P: Platform> Server<P> {
         self.text([Decimal::new(u64::from(value)).as_bytes()])
     }
 
-    /// The answer of a store operation without a result: what it has begun may go on in later turns.
+    /// The answer of a store operation without a result. The work that it has begun may go on in later turns.
     fn done(&self, conn: ConnId, result: Result<Progress, XsError>) -> Answer {
         match result {
             Ok(Progress::Done) => Ok(Reply::Done),
@@ -148,8 +148,9 @@ impl<P: Platform> Server<P> {
         self.text(separated)
     }
 
-    /// Whether a request names a domain that is not quite gone, or one that is not known as long as accounts of dead
-    /// ones are unsettled: the domain with that domid must not meet what belonged to its predecessor.
+    /// Whether a request has to wait because it names a domain that is not quite gone, or an unknown one while
+    /// accounts of dead ones are unsettled. The domain with that domid must not meet what belonged to the former
+    /// one.
     pub(super) fn has_to_wait(&self, request: &Request<'_>) -> bool {
         if !self.store.has_deaths() && self.trash.is_empty() {
             return false;
@@ -193,7 +194,8 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// SET_PERMS: number of entries, their syntax, then who the domains are; the rest is the store's.
+    /// SET_PERMS: checks the number of entries and their syntax, then who the domains are. The store does the
+    /// rest.
     fn set_perms(&mut self, asker: Asker, path: &[u8], perms: PermTexts<'_>) -> Answer {
         self.store.check_perms_count(asker.id, perms.count())?;
         let mut entries = try_with_capacity(perms.count())?;
@@ -219,7 +221,7 @@ impl<P: Platform> Server<P> {
         self.done(asker.id, result)
     }
 
-    /// The answer to a request about a domain that is not known, if that is so.
+    /// The answer to a request about a domain if that is not known.
     fn must_be_known(&mut self, domid: DomId) -> Option<Answer> {
         match self.learn(domid) {
             Ok(Known::Yes) => None,

@@ -10,8 +10,8 @@ use crate::mem::NoMemory;
 use crate::proto::id::{ConnId, EvtchnPort};
 
 impl<P: Platform> Server<P> {
-    /// Serves one more ring with the rights of the privileged domain. `port` is what the platform reports
-    /// news of this ring by.
+    /// Serves one more ring with the rights of the privileged domain. The platform reports news of this ring by
+    /// `port`.
     ///
     /// # Errors
     /// There is no memory for it.
@@ -23,7 +23,7 @@ impl<P: Platform> Server<P> {
         self.attach(connection, port)
     }
 
-    /// Its client is gone: so are its watches, its transactions and what waited for it.
+    /// Its client is gone, and with it its watches, its transactions and what waited for it.
     pub fn close_local(&mut self, id: ConnId) {
         if !self.connections.get(id).is_some_and(|connection| connection.is_local) {
             return;

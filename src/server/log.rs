@@ -13,10 +13,10 @@ use crate::proto::id::{ConnId, TxId};
 use crate::proto::wire::{Header, Kind};
 use core::fmt;
 
-/// Lines of one kind: a connection's doings give at most one in this time, and what was left out is told after it.
+/// A connection causes at most one line of a kind in this time. What was left out is told after it.
 pub(super) const PAUSE_MS: u64 = 10_000;
 
-/// All guests together give at most so many lines of one kind in that time.
+/// All guests together cause at most so many lines of one kind in that time.
 const LINES_PER_PAUSE: u32 = 30;
 
 /// What a guest can make happen as often as it likes.
@@ -52,18 +52,18 @@ pub(super) struct LineBudget {
 }
 
 impl LineBudget {
-    /// When its pause is over, and what was left out in it has to be told; `None` if nothing was.
+    /// When its pause is over, if something was left out in it that has to be told.
     fn due_ms(&self) -> Option<u64> {
         (self.left_out > 0).then(|| self.since_ms.saturating_add(PAUSE_MS))
     }
 }
 
-/// Those of the kinds that a version of the hand-over knows: before version 3 there was one.
+/// The rations of the kinds that a version of the hand-over knows: before version 3 there was one kind.
 pub(super) fn kept<T>(all: &[T; Repeated::COUNT], handover: u32) -> impl Iterator<Item = &T> {
     all.iter().take(if handover >= 3 { Repeated::COUNT } else { 1 })
 }
 
-/// The same, to be read.
+/// The same, for reading.
 pub(super) fn kept_mut<T>(
     all: &mut [T; Repeated::COUNT],
     handover: u32,
@@ -84,7 +84,7 @@ pub(super) struct Switches {
     pub(super) each: [(&'static str, bool); 5],
 }
 
-/// What is told whatever the switches say, for `CONTROL log`.
+/// What is told whatever the switches are, for the text of `CONTROL log`.
 pub(super) const ALWAYS: [&str; 2] = [
     "Always told: connections given up; the first refusal for want of each quota of a domain.",
     "Told once in 10 s, then how many lines were left out: much memory held, no memory left.",
@@ -158,12 +158,12 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// When [`tell_left_out`](Self::tell_left_out) has something to say.
+    /// When [`tell_left_out`](Self::tell_left_out) has something to tell.
     pub(super) fn left_out_due_ms(&self) -> Option<u64> {
         self.line_budgets.iter().filter_map(LineBudget::due_ms).min()
     }
 
-    /// Tells that the store had no memory for events, at most once in a pause; what is lost in the pause is told
+    /// Tells that the store had no memory for events, at most once in a pause. What is lost in the pause is told
     /// at its end.
     pub(super) fn tell_drops(&mut self) {
         if self.drops_due_ms().is_none_or(|due_ms| self.now_ms < due_ms) {
@@ -176,7 +176,7 @@ impl<P: Platform> Server<P> {
         self.next_drop_line_ms = self.now_ms.saturating_add(PAUSE_MS);
     }
 
-    /// When [`tell_drops`](Self::tell_drops) has something to say.
+    /// When [`tell_drops`](Self::tell_drops) has something to tell.
     pub(super) fn drops_due_ms(&self) -> Option<u64> {
         (self.store.dropped_events() != self.dropped_before).then_some(self.next_drop_line_ms)
     }
@@ -188,7 +188,7 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// Takes notice of the answer to a request, and prints it if the administrator wants to see it.
+    /// Notes the answer to a request, and prints it if the administrator wants to see it.
     pub(super) fn trace_answer(&mut self, id: ConnId, header: Header, answer: &Answer) {
         if let Err(error) = *answer {
             self.note_refusal(id, header, error);

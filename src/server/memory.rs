@@ -27,28 +27,28 @@ use crate::proto::wire::PAYLOAD_MAX;
 use crate::store::Store;
 use crate::store::quota::Quota;
 
-/// Kept for the privileged domain when it looks around and cleans up: some requests with their replies, a transaction
-/// that removes.
+/// Kept for the privileged domain when it reads and cleans up: enough for some requests with their replies, and a
+/// transaction that removes.
 const CLEANUP: usize = 256 * 1024;
 
-/// Kept for the privileged domain to grow: one domain more has some 200 nodes, as many watches of its backends, and the
-/// transactions that make them.
+/// Kept for the privileged domain to grow: one domain more has some 200 nodes, as many watches of its backends,
+/// and the transactions that make them.
 const GROW: usize = 512 * 1024;
 
-/// Kept for each connection, as far as all of that is not more than one part of [`MINIMA_PART`] of the memory.
+/// Kept for each connection. All of it together is at most one part of [`MINIMA_PART`] of the memory.
 const MINIMUM: usize = 64 * 1024;
 const MINIMA_PART: usize = 8;
 
-/// What a domain may hold out of the privileged domain's reserve, of which a quarter stays: a domain that was just made
-/// begins with a request, and that is part of making one. It is worth a node with the longest value.
+/// What a domain may hold out of the privileged domain's reserve, of which a quarter stays. A domain that was just
+/// made begins with a request, and that is part of making one. It is enough for a node with the longest value.
 const FIRST: usize = 16 * 1024;
 const LEFT_OF_GROW: usize = GROW / 4;
 
-/// What a request takes at most, whatever it is: itself, its reply, the bookkeeping of a connection, and a page for each
-/// table that grows by one.
+/// The most that any request takes: itself, its reply, the bookkeeping of a connection, and a page for each table
+/// that grows by one.
 const REQUEST: usize = 8 * PAYLOAD_MAX;
 
-/// What one level of a path takes at most, as a node, touched in a transaction, or watched.
+/// The most that one level of a path takes, as a node, touched in a transaction, or watched.
 const LEVEL: usize = 1024;
 
 /// To read a request: a page for its payload.
@@ -59,7 +59,7 @@ const READ: usize = 2 * PAYLOAD_MAX;
 pub(super) enum Share {
     /// The privileged domain.
     Privileged,
-    /// Another one.
+    /// Another domain.
     Guest {
         /// Bytes that are charged to it.
         held: usize,
@@ -69,12 +69,12 @@ pub(super) enum Share {
 }
 
 impl Share {
-    /// The share of a guest, or with `None` of the privileged domain.
+    /// The share of a guest, or, with `None`, of the privileged domain.
     pub(super) fn of(guest: Option<usize>, connections: usize) -> Self {
         guest.map_or(Self::Privileged, |held| Self::Guest { held, connections })
     }
 
-    /// What has to be left when it has `bytes` more.
+    /// How much has to be left after it has got `bytes` more.
     fn floor(self, appetite: Appetite, bytes: usize) -> usize {
         match (self, appetite) {
             (Self::Privileged, Appetite::Frees | Appetite::Looks) => 0,
@@ -88,7 +88,7 @@ impl Share {
         }
     }
 
-    /// Whether it may have `bytes` more. What has to be left is asked of Xen beforehand, so that it is there.
+    /// Whether it may have `bytes` more. What has to be left is asked of Xen first, so that it is there.
     fn allows<P: Platform>(self, platform: &mut P, appetite: Appetite, bytes: usize) -> bool {
         if !platform.reserve(self.floor(appetite, bytes).saturating_add(bytes)) {
             return false;
@@ -97,7 +97,7 @@ impl Share {
         !grows || self.is_within(platform.heap(), appetite, bytes)
     }
 
-    /// The part of that which is a matter of numbers.
+    /// The part of this that needs only numbers.
     fn is_within(self, heap: HeapStats, appetite: Appetite, bytes: usize) -> bool {
         let floor = self.floor(appetite, bytes);
         if heap.free < floor.saturating_add(bytes) {
@@ -113,7 +113,7 @@ impl Share {
     }
 }
 
-/// What a domain holds when a request for so many bytes is over: what every request needs for a moment is no part of
+/// What a domain holds after a request for so many bytes. What every request needs for a moment is no part of
 /// that.
 const fn after(held: usize, bytes: usize) -> usize {
     held.saturating_add(bytes.saturating_sub(REQUEST))
@@ -154,12 +154,12 @@ impl<P: Platform> Server<P> {
         admitted
     }
 
-    /// Lets the store use what is there for something that no request asked for.
+    /// Lets the store use all that is there, for work that no request asked for.
     pub(super) fn give_headroom(&mut self) {
         self.limit_store(0);
     }
 
-    /// Tells the store how much it may allocate for what has no bound of its own, if `kept` has to be left.
+    /// Tells the store how much it may allocate for work without a bound of its own, if `kept` has to be left.
     fn limit_store(&mut self, kept: usize) {
         self.store.set_headroom(self.platform.heap().free.saturating_sub(kept));
     }

@@ -88,13 +88,13 @@ use stats::Latency;
 use timers::Timers;
 use update::{Passage, Upload};
 
-/// What there has to be memory for before there is anybody: without it there is no server.
+/// The memory that the server needs before it has any client.
 #[expect(clippy::expect_used, reason = "nobody is there yet who could have caused it")]
 fn at_the_start<T>(made: Result<T, NoMemory>) -> T {
     made.expect("memory for an empty server")
 }
 
-/// For what comes before the first guest is served, and for tests.
+/// The budget for work before the first guest is served, and for tests.
 #[cfg_attr(not(test), expect(clippy::disallowed_types, reason = "see there"))]
 type Text = alloc::string::String;
 
@@ -107,7 +107,7 @@ pub struct Server<P: Platform> {
     privileged: DomId,
     /// The domain that the server runs in, where Xen tells.
     own_domid: Option<DomId>,
-    /// Domains that existed before the server did, until it has looked whether they wait for it.
+    /// Domains that existed before the server did, until the server has looked whether they wait for it.
     existing: Vec<DomId>,
     connections: Connections<P::Ring>,
     /// What waits for them.
@@ -118,9 +118,9 @@ pub struct Server<P: Platform> {
     domains: ByDomid<Domain>,
     /// Requests of which something still waits in a queue.
     causes: Causes,
-    /// What the turn may still do.
+    /// How much work the turn may still do.
     budget: Budget,
-    /// Whose turn is the next.
+    /// Whose turn is next.
     stage: Stage,
     /// Finding out what became of domains, if that is under way.
     scan: Option<Scan>,
@@ -161,18 +161,19 @@ pub struct Server<P: Platform> {
     /// The rations of lines, by [`Repeated`].
     line_budgets: [LineBudget; Repeated::COUNT],
     switches: Switches,
-    /// As it was given, for a successor that gets no other.
+    /// The command line as it was given, for a successor that gets no other.
     command_line: Text,
-    /// The image of a successor, as far as it is here.
+    /// The part of a successor's image that has arrived.
     upload: Option<Upload>,
-    /// The stream that an administrator fetches.
+    /// The stream that an administrator is fetching.
     dump: Option<Dump>,
     last_dump: u64,
-    /// What the predecessor said that its domains use, if it counted by other prices; until the trial is over.
+    /// What the predecessor said that its domains use, if it counted by other prices. It is kept until the trial
+    /// is over.
     said: Vec<Account>,
     /// A check that an administrator has asked for.
     checking: Option<Checking>,
-    /// What guests used at most, which one has asked for.
+    /// What guests used at most, while somebody waits for that answer.
     maxima: Option<Maxima>,
     /// The hand-over that is due, or that made this instance.
     passage: Option<Passage>,
@@ -288,7 +289,7 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// Checks everything against everything: the store against itself, and the connections against it. For tests: it takes
+    /// Checks everything: the store against itself, and the connections against the store. For tests: it takes
     /// memory and time without bounds, unlike CONTROL `check`.
     ///
     /// # Errors
@@ -307,7 +308,8 @@ impl<P: Platform> Server<P> {
         if findings.is_empty() { Ok(()) } else { Err(findings) }
     }
 
-    /// Whether every byte of the heap is known, and the accounts are true. There must be no other server on the same heap.
+    /// Checks that every byte of the heap is accounted for, and that the accounts are true. There must be no other
+    /// server on the same heap.
     ///
     /// # Errors
     /// What is wrong, one finding a line.

@@ -30,7 +30,7 @@ pub(super) enum Within {
 /// What a request does to memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Appetite {
-    /// Afterwards there is more, or as much.
+    /// Afterwards there is more free memory, or as much.
     Frees,
     /// It takes some for its reply.
     Looks,
@@ -38,19 +38,19 @@ pub(super) enum Appetite {
     Grows,
 }
 
-/// What a type does to memory, which can depend on who sends it and where.
+/// What a type does to memory. That can depend on who sends it and where.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Memory {
     /// The same for everybody and everywhere.
     Always(Appetite),
     /// It looks at a node. A guest's transaction remembers that.
     Looks,
-    /// It removes a node. A guest's transaction remembers that, too; the privileged domain removes out of the
+    /// It removes a node. A guest's transaction remembers that, too. The privileged domain removes out of the
     /// reserve, and is trusted to end the transaction.
     Removes,
     /// It makes something, or changes it.
     Makes,
-    /// It begins a transaction, or commits one, which for the privileged domain is a way to remove.
+    /// It begins a transaction, or commits one. For the privileged domain that is a way to remove.
     Transaction,
 }
 
@@ -74,7 +74,7 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// Those of a type; `None` for the two that only a server sends.
+    /// The row of a type; `None` for the two that only a server sends.
     #[rustfmt::skip]
     pub(super) const fn of(kind: Kind) -> Option<Self> {
         use Disturbs::{AtCommit, AtOnce, Nobody};

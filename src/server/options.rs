@@ -36,7 +36,7 @@ pub struct Options {
     pub quotas: Quotas,
     /// How long an event may wait for an unprivileged reader; `None` for ever.
     pub watch_event_timeout_ms: Option<u64>,
-    /// Failures may be provoked, and as many as one likes: for tests of what comes after them.
+    /// Whether failures may be provoked, as many as one likes: for tests of going on after them.
     pub is_test: bool,
     /// What was wrong with the command line, one clear line each.
     pub complaints: Vec<String>,
@@ -66,14 +66,14 @@ enum Meaning {
     Limit(Quota),
     /// `name=value` of a quota.
     Quota,
-    /// `name=value` of a quota that is only warned about.
+    /// `name=value` of a quota above which there is only a warning.
     SoftQuota,
     Timeout,
     /// For tests of live update: the image looks at it (`src/main.rs`).
     TrialFault,
     /// For tests of what comes after a failure.
     TestFailures,
-    /// An option of the C server that has no meaning here; whether a value follows, and why not.
+    /// An option of the C server that makes no sense here: whether a value follows, and why it makes none.
     Pointless(Takes, &'static str),
 }
 
@@ -127,7 +127,7 @@ struct Found<'a> {
     /// As typed, for complaints.
     word: &'a str,
     meaning: Meaning,
-    /// A value that stands in the same word.
+    /// A value in the same word.
     attached: Option<&'a str>,
 }
 
@@ -223,7 +223,7 @@ impl Options {
     }
 }
 
-/// Whether a word is an option and so cannot be the value of the one before.
+/// Whether a word is an option and so cannot be the value of the previous one.
 fn is_option(word: &str) -> bool {
     let mut chars = word.chars();
     chars.next() == Some('-') && chars.next().is_some_and(|c| !c.is_ascii_digit())
@@ -246,7 +246,7 @@ fn lookup(word: &str) -> Option<Found<'_>> {
     Some(Found { word, meaning: *meaning, attached })
 }
 
-/// The quota with this name; `permissions` is what releases before 4.18 called one of them.
+/// The quota with this name. Releases before 4.18 called one of them `permissions`.
 fn quota_named(name: &str) -> Option<Quota> {
     match name {
         "permissions" => Some(Quota::NodePermissions),
