@@ -33,16 +33,16 @@ pub enum Event {
     DomainChange,
 }
 
-/// What tells a domain from another one that had the same domid before.
+/// What distinguishes a domain from an earlier one with the same domid.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Identity {
     /// A number that no two domains share (Xen 4.21 on).
     Unique(u64),
-    /// What older ones tell: a name that the toolstack chose, and may change, and a clock.
+    /// What older ones show: a name that the toolstack chose, and may change, and a clock.
     Traits {
         /// The domain's handle, usually the UUID of its configuration.
         handle: [u8; 16],
-        /// Nanoseconds that it has run, which never become fewer.
+        /// Nanoseconds that it has run. This never goes down.
         cpu_time: u64,
     },
     /// Nothing.
@@ -52,10 +52,10 @@ pub enum Identity {
 impl Identity {
     /// Whether the domain that looks like `now` is another one than the one that looked like `self`.
     ///
-    /// Without a unique number this is a judgement. `held` says that the server maps a page of it: Xen gives
-    /// a domid away only when the last page of its domain is free, so a handle that changes meanwhile is
-    /// a toolstack that renames a living domain. Of a domain that is not held a new handle means another
-    /// domain. One that has run for less time than before is another one in any case.
+    /// Without a unique number this is a judgement. `held` says that the server maps a page of it. Xen gives a
+    /// domid away only when the last page of its domain is free, so a new handle of a held domain means that a
+    /// toolstack has renamed a living domain. A new handle of a domain that is not held means another domain. A
+    /// domain that has run for less time than before is another one in any case.
     #[must_use]
     pub fn is_replaced_by(self, now: Self, held: bool) -> bool {
         match (self, now) {
@@ -69,10 +69,10 @@ impl Identity {
     }
 }
 
-/// What Xen says of one domain.
+/// What Xen says about one domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DomainState {
-    /// No such domain, or all that is left is its structure (the state `dead`).
+    /// There is no such domain, or only its structure is left (the state `dead`).
     Gone,
     /// The domain exists.
     Exists {
@@ -80,7 +80,7 @@ pub enum DomainState {
         shutdown: bool,
         /// Xen lets it build and destroy domains.
         control: bool,
-        /// What tells it from its predecessors.
+        /// What distinguishes it from earlier domains with its domid.
         identity: Identity,
     },
     /// Xen does not let this domain ask.
@@ -92,7 +92,7 @@ pub enum DomainState {
 pub enum Change {
     /// This one; ask again for more.
     Domain(DomId, DomainState),
-    /// None any more.
+    /// No more domains.
     Done,
     /// This Xen has no such call: look at every domain with [`Platform::domain_state`].
     Unsupported,
@@ -117,18 +117,19 @@ pub trait Platform {
     /// A mapped ring page; unmapped when dropped.
     type Ring: RingPage;
 
-    /// Memory that a successor finds again, for what is handed over to it.
+    /// Memory for the hand-over, which a successor finds again.
     type Region: Sink;
 
     /// Milliseconds since some fixed moment, the same one for a successor; never goes back.
     fn now_ms(&self) -> u64;
 
-    /// As [`now_ms`](Self::now_ms), but as old as the hypervisor's last word on the time may be: about a second. For this
-    /// the time stamp counter is not read, which Xen traps on hosts where it is no clock and for
-    /// domains that came from elsewhere: that alone would cost as much as the rest of a request.
+    /// As [`now_ms`](Self::now_ms), but as old as the hypervisor's last word on the time may be: about a second.
+    /// It does not read the time stamp counter. Xen traps that on hosts where it is no clock, and for domains that
+    /// came from elsewhere, and a trap alone would cost as much as the rest of a request.
     fn rough_ms(&self) -> u64;
 
-    /// Microseconds since some fixed moment, the same one for a successor, as fine as the clock is: for figures only.
+    /// Microseconds since some fixed moment, the same one for a successor, as precise as the clock is. For figures
+    /// only.
     fn now_us(&self) -> u64;
 
     /// The domid of the domain that the server runs in, where Xen tells.
@@ -163,21 +164,22 @@ pub trait Platform {
     /// Signals the peer of a port. A peer that is gone is not an error.
     fn notify(&mut self, port: EvtchnPort);
 
-    /// What Xen says of a domain.
+    /// What Xen says about a domain.
     fn domain_state(&mut self, domid: DomId) -> DomainState;
 
     /// The next domain whose state changed since it was last reported here; at the start that is every
     /// domain that exists.
     fn next_change(&mut self) -> Change;
 
-    /// Tries to have at least `bytes` of heap free, growing it where possible. `false` if fewer are.
+    /// Tries to have at least `bytes` of heap free, and lets the heap grow where possible. `false` if fewer are
+    /// free.
     fn reserve(&mut self, bytes: usize) -> bool;
 
     /// The heap's figures.
     fn heap(&self) -> HeapStats;
 
-    /// Bytes of the heap's `used` that the platform holds itself; `None` where nobody knows, or where there is no heap of
-    /// the server's own.
+    /// Bytes of the heap's `used` that the platform itself holds. `None` where nobody knows, or where the server
+    /// has no heap of its own.
     fn held(&self) -> Option<usize> {
         None
     }
@@ -192,15 +194,15 @@ pub trait Platform {
 
     // Live update.
 
-    /// Whether an image can take this one's place: its form, what it is, what it understands. Returns the
+    /// Checks whether an image can take this one's place: its form, what it is, what it understands. Returns the
     /// highest version of the private part that both know.
     ///
     /// # Errors
     /// What is wrong with it, as a sentence.
     fn check_image(&mut self, image: &[u8]) -> Result<u32, Sentence>;
 
-    /// Makes a little more memory ready for a hand-over, as far as it needs any, so that the hand-over itself, while
-    /// nobody is served, need not ask for it. Called with each piece of an image that comes.
+    /// Makes a little more memory ready for a hand-over, if it needs more, so that the hand-over itself need not
+    /// ask for it while nobody is served. Called with each piece of an image that comes.
     fn prepare(&mut self) {}
 
     /// An empty region.
@@ -219,14 +221,14 @@ pub trait Platform {
     /// There is no such page.
     fn adopt_ring(&mut self, domid: DomId, token: u64) -> Result<Self::Ring, PlatformError>;
 
-    /// Lets go of a ring page that somebody else goes on using: it must not be unmapped.
+    /// Gives up a ring page that somebody else goes on using: it must not be unmapped.
     fn leave_ring(&mut self, ring: Self::Ring) {
         core::mem::forget(ring);
     }
 
-    /// Starts a replacement on trial with what the region holds: `stream_len` bytes of stream, and behind
-    /// them the private part. If it is not through with it when [`now_ms`](Self::now_ms) reaches
-    /// `deadline_ms`, the trial has failed. Returns only if it failed: why, as a sentence.
+    /// Starts a new image on trial with what the region holds: `stream_len` bytes of stream, followed by the
+    /// private part. If it has not finished when [`now_ms`](Self::now_ms) reaches `deadline_ms`, the trial has
+    /// failed. Returns only if it failed, with the reason as a sentence.
     fn replace(
         &mut self,
         image: &[u8],
@@ -247,11 +249,11 @@ pub trait Platform {
         Sentence::from("there is no fresh copy of this program")
     }
 
-    /// Makes a mistake on purpose, for a test of what comes after it; `false` if it knows none of that name.
+    /// Fails on purpose, to test what comes after it; `false` if there is no failure of that name.
     fn fail(&mut self, _what: &[u8]) -> bool {
         false
     }
 
-    /// The trial of this instance is over: what its predecessor had is its own, and there is no way back.
+    /// The trial of this instance is over. From now on it owns what its predecessor had, and there is no way back.
     fn commit(&mut self) {}
 }

@@ -31,19 +31,19 @@ pub(super) struct CauseId(pub(super) u64);
 /// The bytes of a message: what is static needs no memory of its own.
 pub(super) type Payload = Cow<'static, [u8]>;
 
-/// The most bytes behind a header: a message that another server has started is kept as one without a
-/// header of its own.
+/// The most bytes after a header. A message that another server has started is kept as one without a header of its
+/// own.
 const RAW_MAX: usize = PAYLOAD_MAX + HEADER_SIZE;
 
-/// The most that events of special names may take which wait for one unprivileged connection: whoever lets more wait
-/// looks at all domains anyway when it has read these.
+/// The most bytes that waiting events of special names may take for one unprivileged connection. A client that
+/// lets more wait looks at all domains anyway when it has read these.
 const SPECIAL_MAX: usize = 6 * 1024;
 
-/// What a message takes besides the block of its payload.
+/// What a message takes, besides the block of its payload.
 const MESSAGE_BYTES: usize = Table::<Message>::RECORD_BYTES;
 
-/// What a message with a payload of so many bytes costs its receiver's memory quota: its record, and a block for the
-/// payload. A text of the program itself is charged, too, though it takes none: a successor has a copy of it.
+/// What a message with a payload of so many bytes costs its receiver's memory quota: its record, and a block for
+/// the payload. A text of the program itself takes no block, but is charged, too: a successor has a copy of it.
 pub(super) const fn message_cost(payload: usize) -> usize {
     block_bytes(payload).saturating_add(MESSAGE_BYTES)
 }
@@ -77,7 +77,7 @@ impl Content {
 enum Sort {
     Reply,
     Event,
-    /// A record that its queue keeps for a reply for which there is no other.
+    /// A record that its queue keeps for a reply when there is no other.
     Kept,
 }
 
@@ -147,7 +147,7 @@ impl Done {
     }
 }
 
-/// What becomes free because of one message.
+/// What one message gives back when it is done.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Released {
     /// Whose memory quota, and how much.
@@ -186,7 +186,7 @@ impl Messages {
         self.table.taken().saturating_add(rooms)
     }
 
-    /// What is charged for messages, and what those take of that which is charged.
+    /// What is charged for messages, and how many of those bytes they take.
     pub(super) fn charged(&self) -> (usize, usize) {
         (self.held.charged, self.held.paid)
     }
@@ -232,7 +232,7 @@ impl Messages {
         })
     }
 
-    /// Drops the queue of a connection that is gone; what waited in it is done.
+    /// Drops the queue of a connection that is gone. The messages in it are done.
     pub(super) fn end_queue(&mut self, queue: &mut Queue, done: &mut Done) {
         queue.clear(self, done);
         drop(self.table.remove(core::mem::replace(&mut queue.kept, NIL)));
@@ -264,7 +264,7 @@ impl Messages {
         hasher.finish()
     }
 
-    /// Whether an event with this payload waits already and will do for another one.
+    /// Whether an event with this payload waits already and replaces another one.
     pub(super) fn swallows(&self, queue: &Queue, payload: &[u8]) -> bool {
         if queue.len == 0 {
             return false;
@@ -328,8 +328,8 @@ impl Messages {
         Ok(self.append(queue, handle))
     }
 
-    /// Appends a reply in the record that the queue keeps, which nobody pays for. Until it is written the queue must not
-    /// get another reply.
+    /// Appends a reply in the record that the queue keeps, for which nobody pays. Until it is written, the queue
+    /// must not get another reply.
     pub(super) fn push_kept(&mut self, queue: &mut Queue, header: Header, text: &'static [u8]) {
         let Some(message) = self.table.get_mut(queue.kept) else { return };
         message.header = header.to_bytes();
@@ -430,7 +430,7 @@ impl Messages {
     }
 }
 
-/// Spreads numbers that follow each other.
+/// Mixes consecutive numbers.
 fn scatter(number: u64) -> u64 {
     number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16
 }
@@ -438,7 +438,7 @@ fn scatter(number: u64) -> u64 {
 /// The queue of one connection.
 #[derive(Debug)]
 pub(super) struct Queue {
-    /// Unlike that of every other queue, and of itself before it was cleared.
+    /// A number that no other queue has, nor had this one before it was cleared.
     number: u64,
     first: u32,
     last: u32,
@@ -467,7 +467,7 @@ impl Queue {
         self.len
     }
 
-    /// Whether a reply may come, whether or not there is memory for it.
+    /// Whether there is room for a reply even without memory.
     pub(super) fn can_reply(&self) -> bool {
         !self.kept_waits
     }

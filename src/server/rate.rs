@@ -29,12 +29,12 @@ const RESERVE_MAX: i64 = 1000 * COST;
 /// How far the reserve goes into debt for new domains: five bursts.
 const RESERVE_MIN: i64 = -5 * BURST;
 
-/// What idle domains leave to the others.
+/// What idle domains have left to the others.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Reserve(i64);
 
 impl Reserve {
-    /// Gives what is wanted, as far as the reserve stays above `floor`.
+    /// Gives as much of what is wanted as keeps the reserve above `floor`.
     fn take(&mut self, wanted: i64, floor: i64) -> i64 {
         let given = wanted.min(self.0.saturating_sub(floor)).max(0);
         self.0 = self.0.saturating_sub(given);
@@ -96,7 +96,7 @@ impl WriteCredit {
         reserve.put(self.credit.max(0));
     }
 
-    /// Adds what has been earned since the last call; what is too much to save goes to the reserve.
+    /// Adds what has been earned since the last call. What is too much to save goes to the reserve.
     pub(super) fn earn(&mut self, now_ms: u64, domains: usize, reserve: &mut Reserve) {
         let elapsed = i64::try_from(now_ms.saturating_sub(self.since_ms)).unwrap_or(i64::MAX);
         self.credit = self.credit.saturating_add(elapsed.saturating_mul(share(domains)));

@@ -18,7 +18,7 @@ use crate::proto::wire::{Header, Kind};
 use crate::store::Level;
 use crate::store::quota::Quota;
 
-/// What an administrator has been told of a connection.
+/// What an administrator has been told about a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) struct Told {
     /// A bit for each quota, at its place in [`Quota::ALL`].
@@ -44,19 +44,19 @@ impl Told {
         Ok(Self { quotas: fields.u32()?, refused: fields.u64()? })
     }
 
-    /// Notes that a quota is told of; `false` if it was already.
+    /// Notes that a refusal for this quota was told; `false` if it was already.
     fn is_first(&mut self, quota: Quota) -> bool {
         let before = self.quotas;
         self.quotas |= bit(quota);
         self.quotas != before
     }
 
-    /// Whether a quota is told of.
+    /// Whether a refusal for this quota was told.
     pub(super) fn knows(self, quota: Quota) -> bool {
         self.quotas & bit(quota) != 0
     }
 
-    /// The limit is another one: what is refused from now on is news.
+    /// The limit has changed, so from now on a refusal is news.
     pub(super) fn forget(&mut self, quota: Quota) {
         self.quotas &= !bit(quota);
     }
@@ -69,14 +69,14 @@ pub(super) enum Refused {
     Request(Kind),
     /// An event, which is dropped.
     Event,
-    /// The reply to a request, which had an effect if it was one to have any.
+    /// The reply to a request. The request itself had its effect.
     Reply,
     /// Any further request: they stay in the ring for now.
     Reading,
 }
 
 impl<P: Platform> Server<P> {
-    /// Takes notice of a request's error.
+    /// Notes a request's error.
     pub(super) fn note_refusal(&mut self, id: ConnId, header: Header, error: XsError) {
         let quota = self.store.take_refused();
         let Some(kind) = Kind::from_number(header.kind) else { return };
@@ -98,7 +98,7 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// Something is refused to a connection for want of a quota of its domain.
+    /// Notes that something is refused to a connection for want of a quota of its domain.
     pub(super) fn refuse(&mut self, id: ConnId, quota: Quota, what: Refused) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         if connection.privileged {
@@ -132,7 +132,7 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// A ring is not read from now on, or is again.
+    /// Notes that a ring is not read from now on, or is read again.
     pub(super) fn tell_suspension(&mut self, id: ConnId, suspension: Option<Suspension>) {
         let Some(connection) = self.connections.get(id) else { return };
         match suspension {
@@ -150,7 +150,7 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// Warns, without consequences, about a domain that makes the server hold much.
+    /// Warns about a domain that makes the server hold much. Nothing else follows.
     pub(super) fn watch_soft_memory(&mut self, id: ConnId, level: Level) {
         match level {
             Level::Fine => {}

@@ -28,13 +28,13 @@ use crate::store::quota::{Quota, Quotas};
 use crate::store::{Party, Restoring};
 use alloc::vec::Vec;
 
-/// What is said when memory runs out.
+/// The sentence for a lack of memory.
 pub(super) const NO_MEMORY: &str = "there is not enough memory to take everything over";
 
 /// Memory that is asked for at once.
 const STEP: usize = 128 * 1024;
 
-/// What a domain takes, and what a request takes of which something still waits.
+/// Bytes for a domain, and for a request of which something still waits.
 const DOMAIN_BYTES: usize = 1024;
 const CAUSE_BYTES: usize = 128;
 
@@ -45,17 +45,17 @@ const CAUSE_FIELDS: usize = 12;
 /// The fewest bytes that a node takes in the stream.
 const NODE_LEN: usize = 32;
 
-/// What does not fit together, as a sentence.
+/// A sentence that says what does not fit together.
 type Refusal = Sentence;
 
-/// What the head says of the store.
+/// What the head says about the store.
 struct StoreHead {
     initial: Quotas,
     generation: u64,
     dropped: u64,
 }
 
-/// What a domain must have used, and ever used, when everything is restored.
+/// What a domain must have used, and its maximum, when everything is restored.
 #[derive(Debug)]
 pub(super) struct Account {
     pub(super) domid: DomId,
@@ -96,8 +96,8 @@ impl Seen {
 }
 
 impl<P: Platform> Server<P> {
-    /// A server that has everything that its predecessor wrote down, on trial: it has changed nothing outside of
-    /// itself, and must not before [`take_over`](Self::take_over).
+    /// A server with everything that its predecessor wrote, on trial: it has changed nothing outside of itself,
+    /// and must not before [`take_over`](Self::take_over).
     ///
     /// Without a private part it is a start from another server's stream, which is no trial: rings are mapped
     /// and ports bound. [`take_over`](Self::take_over) then takes the place of [`start`](Self::start).
@@ -140,7 +140,7 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// Forgets everything and leaves the world as it is: the predecessor goes on.
+    /// Drops everything and leaves the world as it is: the predecessor goes on.
     pub fn abandon(mut self) {
         while let Some(id) = self.connections.first(List::All) {
             if let Some(connection) = self.connections.remove(id) {
@@ -458,9 +458,9 @@ impl<P: Platform> Server<P> {
         Ok(())
     }
 
-    /// Whether everything that was counted while it was restored is what the predecessor had counted; the memory only
-    /// if that went by the same prices.
-    /// After a failure what was said may be half changed: what came is what counts.
+    /// Checks that everything that was counted during the restore is what the predecessor had counted; the memory
+    /// only if both used the same prices. After a failure the predecessor's numbers may be half changed, so the
+    /// new counts hold.
     fn count_anew(&mut self, accounts: &[Account]) -> Result<(), Refusal> {
         for Account { domid, peak, .. } in accounts {
             let used = self.store.accounts(*domid).map_or(Quotas::ZERO, |(_, _, used)| used);

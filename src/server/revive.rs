@@ -36,17 +36,17 @@ use crate::store::quota::Quota;
 use crate::store::{Party, Restoring, Special};
 use alloc::vec::Vec;
 
-/// What a stream left to be done when its store is complete.
+/// What is still to be done after the store of a stream is complete.
 struct Found<'a> {
     /// The stream's numbers of connections that were taken over, and ours.
     ids: Map<ConnId, ConnId>,
-    /// Domains that were connected and are gone, or are others now.
+    /// Domains that were connected and are gone, or whose domid is another domain's now.
     gone: Vec<DomId>,
-    /// What domains are, or will be, shown.
+    /// The feature bits that domains are shown, or will be.
     features: Vec<(DomId, u32)>,
-    /// What was read of their requests.
+    /// The bytes of their requests that were read.
     inputs: Vec<(ConnId, &'a [u8])>,
-    /// Records that nobody knows, and those that did not fit.
+    /// Records of unknown types, and those that did not fit.
     unknown: usize,
     misfits: usize,
 }
@@ -60,8 +60,8 @@ impl Found<'_> {
 }
 
 impl<P: Platform> Server<P> {
-    /// A server that begins with the stream that its domain builder has loaded, or with nothing if that is none: a
-    /// host without a xenstore is of no use. It serves at once: nothing has to be started.
+    /// A server that begins with the stream that its domain builder has loaded, or with an empty store if that is
+    /// no stream: a host without a xenstore is of no use. It serves at once: nothing has to be started.
     pub fn start_from(platform: P, command_line: &str, module: &[u8]) -> Self {
         let mut server = Self::new(platform, command_line);
         let stream = stream::in_module(module).map_err(|error| sentence!("{error}"));
@@ -78,7 +78,7 @@ impl<P: Platform> Server<P> {
         server
     }
 
-    /// Takes over what a stream alone says, into a server that has not started. If that fails, it is as it was.
+    /// Takes over what a stream says, into a server that has not started. If that fails, the server is as it was.
     pub(super) fn revive(&mut self, stream: &[u8]) -> Result<(), Sentence> {
         let revived = self.revive_all(stream);
         if revived.is_err() {
@@ -308,7 +308,7 @@ impl<P: Platform> Server<P> {
         made
     }
 
-    /// Makes everybody known whom the stream named, and lets those go that are gone.
+    /// Tracks every domain that the stream named, and removes those that are gone.
     fn revive_domains(&mut self, found: &Found<'_>) {
         for domid in self.store.domids() {
             if self.domains.contains(domid) {

@@ -30,7 +30,7 @@ use crate::store::quota::{Quota, Quotas};
 enum Scope {
     /// This program, with a private part of this version.
     Successor(u32),
-    /// Anybody: without transactions, which nobody else understands.
+    /// Any server: without transactions, which no other one understands.
     Anybody,
 }
 
@@ -66,8 +66,8 @@ impl<P: Platform> Server<P> {
         Ok(stream_len)
     }
 
-    /// Writes the stream alone, in a form that C xenstored reads. What it cannot say is lost for the reader:
-    /// above all, open transactions.
+    /// Writes only the stream, in a form that C xenstored reads. The reader loses what the stream cannot say,
+    /// above all open transactions.
     ///
     /// # Errors
     /// A sentence: the sink is full.
@@ -198,7 +198,7 @@ impl<P: Platform> Server<P> {
         fields.u64(len)
     }
 
-    /// The passage, and the server's own fields.
+    /// The hand-over itself, and the server's own fields.
     fn write_head<S: Sink>(
         &self,
         handover: u32,

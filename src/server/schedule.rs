@@ -29,15 +29,15 @@ use crate::proto::wire::Header;
 use crate::store::Store;
 use crate::store::quota::Quota;
 
-/// Units of work in one turn: one more step of work may follow the last unit. A unit is up to four instructions, since an
-/// event is charged what telling it takes, and not what its receiver takes (benches/slices.rs counts).
+/// Units of work in one turn; one more step of work may follow the last unit. A unit is up to four instructions,
+/// since an event is charged what telling it takes, and not what its receiver takes (benches/slices.rs counts).
 pub(super) const TURN: u64 = 20_000;
 
-/// Units in one turn of finding out what became of domains. So that of a few all is found out at once: their
-/// questions and ends are charged in full.
+/// Units in one turn of finding out what became of domains: enough to do a few domains at once, whose questions
+/// and ends are charged in full.
 const SCAN_TURN: u64 = 50_000;
 
-/// Units that a look at a connection takes, and a request without what it makes the store do.
+/// Units for a look at a connection, and for a request without its work in the store.
 const SERVE_WORK: u64 = 500;
 
 /// How many requests of one connection are handled before the others have their turn.
@@ -52,7 +52,7 @@ const LOOKS_PER_PASS: usize = 64;
 /// How many events get their deadline, or are dropped because nobody read them, in one turn.
 const EVENTS_PER_TURN: usize = 100;
 
-/// What a node that is being made takes at most, with a name of a few bytes.
+/// The most that a node takes that is being made, with a name of a few bytes.
 const LEVEL_BYTES: usize = 512;
 
 /// One of so many requests is measured: reading the clock may cost more than the request itself.
@@ -66,26 +66,26 @@ const RESCAN_MS: u64 = 1000;
 pub enum Pass {
     /// More work: another pass is due.
     More,
-    /// Nothing, until something happens or the clock reaches this moment.
+    /// Nothing to do until something happens or the clock reaches this moment.
     Idle(Option<u64>),
     /// A live update was asked for: [`Server::hand_over`] is due, and until then nothing is served.
     HandOver,
 }
 
-/// What the attempt to read a request gave.
+/// The result of trying to read a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Read {
     Complete,
-    /// Nothing to be had now.
+    /// There is none now.
     Nothing,
 }
 
-/// Whose turn it may be, in the order in which they have it.
+/// Who may have a turn, in the order of the turns.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Stage {
-    /// To find out what became of domains: before any request, which may be of a new one with an old domid.
+    /// Finding out what became of domains: before any request, which may come from a new domain with an old domid.
     Scan,
-    /// To clear away what dead domains had, and after that to go on with a check.
+    /// Clearing away what dead domains had, and then going on with a check.
     Bury,
     /// The privileged domain.
     Privileged,
@@ -234,8 +234,8 @@ impl<P: Platform> Server<P> {
         None
     }
 
-    /// Whether the privileged domain has something in its ring. It is looked for without a signal only where others would
-    /// have their turn before the next pass.
+    /// Whether the privileged domain has something in its ring. The server looks without a signal only where
+    /// others would have their turn before the next pass.
     fn privileged_has_work(&self, others: bool) -> bool {
         let id = self.connection_of(self.privileged);
         let Some(connection) = id.and_then(|id| self.connections.get(id)) else { return false };
@@ -248,8 +248,7 @@ impl<P: Platform> Server<P> {
             && connection.has_requests()
     }
 
-    /// Makes `now_ms` exact, for whoever is about to wait for a moment that it says. Where nobody does, a pass goes
-    /// by [`Platform::rough_ms`].
+    /// Makes `now_ms` exact, for work that waits for a moment. Otherwise a pass uses [`Platform::rough_ms`].
     pub(super) fn read_clock(&mut self) -> u64 {
         self.now_ms = self.now_ms.max(self.platform.now_ms());
         self.now_ms
@@ -298,7 +297,7 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// The net under lost signals. Idle domains hand over what they earned, too.
+    /// Looks at all rings, in case signals were lost. Idle domains also hand over what they earned.
     fn rescan(&mut self) {
         if self.rescanned.is_none() {
             if self.now_ms < self.next_rescan_ms {
@@ -444,7 +443,7 @@ impl<P: Platform> Server<P> {
         Progress::Done
     }
 
-    /// Answers a request about a domain if everybody has been told by now: that has turns of its own.
+    /// Answers a request about a domain if everybody has been told by now, which happens in turns of its own.
     fn answer_when_told(&mut self, id: ConnId, header: Header, domid: DomId) -> Progress {
         if self.store.has_affairs(domid) {
             self.mark_ready(id);
@@ -457,7 +456,7 @@ impl<P: Platform> Server<P> {
         Progress::Done
     }
 
-    /// Refuses to make what a request has not made yet if memory has run short since it was let in.
+    /// Refuses what a request has still to make if memory has run short since it was admitted.
     #[inline(never)]
     fn check_making(&mut self, id: ConnId) {
         let levels = self.store.still_to_make(id);
@@ -470,8 +469,8 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// Brings everything to its end that goes on in later turns: afterwards nobody waits for work, and nothing of it has
-    /// to be handed over.
+    /// Completes everything that goes on in later turns. Afterwards nobody waits for work, and none of it has to
+    /// be handed over.
     pub(super) fn finish_work(&mut self) {
         self.budget = Budget::endless();
         loop {
@@ -582,7 +581,7 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// Tells the peer of what was put into its ring or taken out of it, if it does not know.
+    /// Signals the peer if bytes were put into its ring or taken out of it and it does not know.
     pub(super) fn signal(platform: &mut P, connection: &mut Connection<P::Ring>) {
         // Forgotten only when it is done, for a failure in between.
         if connection.must_notify {
@@ -593,8 +592,8 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// After a connection was served, or could not be: signal, timer, place in the lists. `is_fine` says that
-    /// all indices made sense.
+    /// What follows after a connection was served, or could not be: signal, timer, place in the lists. `is_fine`
+    /// says that all indices made sense.
     fn conclude(&mut self, id: ConnId, is_fine: bool) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         if is_fine {
@@ -614,8 +613,8 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// Says until when the events wait that a guest has not been able to read at once. What is more than `most` waits
-    /// for a later turn.
+    /// Sets the deadlines of the events that a guest has not been able to read at once. What is more than `most`
+    /// waits for a later turn.
     pub(super) fn date_events(&mut self, id: ConnId, most: usize) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let Some(timeout_ms) = self.options.watch_event_timeout_ms else { return };
@@ -641,7 +640,7 @@ impl<P: Platform> Server<P> {
         self.timers.set(&mut self.connections, id, wanted);
     }
 
-    /// A ring is not as it should be.
+    /// Handles a ring that breaks the rules.
     fn blame(&mut self, id: ConnId, fault: Fault) {
         let now_ms = self.read_clock();
         let Some(connection) = self.connections.get_mut(id) else { return };
@@ -678,7 +677,7 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// Gives a ring up: nothing of its domain is served any more until it is released.
+    /// Gives up a ring: its domain is not served any more until it is released.
     pub(super) fn ignore(&mut self, id: ConnId, why: RingError) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         connection.ignore(why, &mut self.messages, &mut self.trash);

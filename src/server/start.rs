@@ -11,12 +11,11 @@ use crate::proto::id::DomId;
 use crate::proto::ring::{RingPage, Word};
 use alloc::vec::Vec;
 
-/// Where Xen does not list the domains, those below this domid are tried one by one: whoever starts domains before
-/// this one counts up from 1.
+/// Where Xen does not list the domains, those below this domid are tried one by one: a builder that starts domains
+/// before this one counts up from 1.
 const LOW_DOMIDS: u16 = 256;
 
-/// The domains that exist when the server starts, and the first of them that has control, as far as
-/// Xen tells.
+/// The domains that exist when the server starts, and the first of them that has control, if Xen shows it.
 pub(super) fn find_existing<P: Platform>(platform: &mut P) -> (Vec<DomId>, Option<DomId>) {
     let (mut existing, mut first) = (Vec::new(), None);
     for _ in 0..CHANGES_PER_SCAN {
@@ -45,8 +44,8 @@ pub(super) fn find_existing<P: Platform>(platform: &mut P) -> (Vec<DomId>, Optio
 
 impl<P: Platform> Server<P> {
     /// Serves the domain that the toolstack named on the command line, or that left its port in its page. Its ring
-    /// is not reset: requests may wait in it. Its kernel starts with the first event it gets, so that one comes
-    /// last.
+    /// is not reset: requests may wait in it. Its kernel starts with the first event that it gets, so that event
+    /// comes last.
     pub(super) fn open_first(&mut self) {
         let domid = self.options.first_domain;
         let identity = self.identity(domid);
@@ -75,8 +74,8 @@ impl<P: Platform> Server<P> {
         self.greet(domid, page, port, identity);
     }
 
-    /// Serves the domains that were there before the server and whose builder left a port in their page. All
-    /// others are introduced by the toolstack.
+    /// Serves the domains that were there before the server and whose builder left a port in their page. The
+    /// toolstack introduces all others.
     pub(super) fn open_existing(&mut self) {
         for domid in core::mem::take(&mut self.existing) {
             if self.own_domid == Some(domid) || self.connection_of(domid).is_some() {

@@ -19,7 +19,8 @@ pub(super) const BUCKETS: usize = 18;
 /// Room that a list of connections leaves for its last line.
 const LAST_LINE: usize = 32;
 
-/// Domains that one answer looks at, so that it takes no longer than a turn or two however many there are.
+/// The most domains that one answer looks at, so that it takes no longer than a turn or two however many there
+/// are.
 const LOOKS_MAX: usize = 50;
 
 /// A line of the histogram.
@@ -56,7 +57,7 @@ impl Latency {
     }
 }
 
-/// What is said of one connection.
+/// The line of one connection.
 fn write_line<R: RingPage>(line: &mut Line, domid: DomId, connection: &Connection<R>) {
     let Figures { requests, events, dropped_events, bytes_in, bytes_out } = connection.figures;
     let waiting = connection.queue.len() as u64;

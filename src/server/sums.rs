@@ -15,7 +15,7 @@ use crate::store::Sums;
 use core::fmt::Arguments;
 
 impl<P: Platform> Server<P> {
-    /// The sums of the store and of all that is above it.
+    /// The sums of the store and of all layers above it.
     fn all_sums(&self) -> Sums {
         let store = self.store.sums();
         let (charged, paid) = self.messages.charged();
@@ -44,8 +44,8 @@ impl<P: Platform> Server<P> {
         }
     }
 
-    /// Compares them with each other, and with what the allocator says, of which `besides` bytes are somebody else's that
-    /// looks. Nothing is compared that cannot be: while something goes on some nodes are nobody's.
+    /// Compares the sums with each other, and with what the allocator says, of which `besides` bytes belong to the
+    /// caller. It leaves out what cannot be compared: while something goes on, some nodes are nobody's.
     pub(super) fn check_sums(&self, besides: usize, report: &mut dyn FnMut(Arguments<'_>)) {
         let Sums { taken, accounts, charged, paid } = self.all_sums();
         if let Some(held) = self.platform.held() {

@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 const BLOCK: usize = 256;
 const _: () = assert!(BLOCK * size_of::<Timer>() == 4096);
 
-/// When, and for whom. Of two at the same moment the older connection is the first.
+/// When, and for whom. If two have the same moment, the older connection comes first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Timer {
     pub(super) at_ms: u64,
@@ -48,7 +48,7 @@ impl Timers {
         Ok(())
     }
 
-    /// A connection is gone, whose timer is not set.
+    /// Removes the place of a connection that is gone, whose timer is not set.
     pub(super) fn withdraw(&mut self) {
         self.places = self.places.saturating_sub(1);
         // One block more than is needed stays, so that a single connection at the border costs none each time.
@@ -68,7 +68,7 @@ impl Timers {
         if self.len == 0 { None } else { self.get(0) }
     }
 
-    /// Sets the timer of a connection, which must have a place, or with `None` takes it back.
+    /// Sets the timer of a connection, which must have a place; `None` clears it.
     pub(super) fn set<R>(
         &mut self,
         connections: &mut Connections<R>,

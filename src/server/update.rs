@@ -34,13 +34,13 @@ use crate::proto::wire::{Header, Kind};
 use alloc::vec::Vec;
 use core::fmt;
 
-/// The largest image: some four times what one of today takes.
+/// The largest image: some four times the size of one of today.
 pub(super) const IMAGE_MAX: usize = 2 * 1024 * 1024;
 
 /// The longest command line of a successor.
 const COMMAND_LINE_MAX: usize = 1024;
 
-/// Connections that are remembered because they were refused: there is one of dom0's, and few of other programs.
+/// How many refused connections are remembered: there is dom0's, and few of other programs.
 const REFUSED_MAX: usize = 8;
 
 type CommandLine = heapless::String<COMMAND_LINE_MAX>;
@@ -48,13 +48,13 @@ type CommandLine = heapless::String<COMMAND_LINE_MAX>;
 /// How long an upload may make no progress.
 pub(super) const UPLOAD_PAUSE_MS: u64 = 60_000;
 
-/// After so long without progress it may be taken for abandoned by whoever begins another one.
+/// After so long without progress somebody who begins another upload may take this one for abandoned.
 const CLAIM_PAUSE_MS: u64 = 10_000;
 
-/// The most seconds that a trial may take, and how long it may if nothing is said. It takes milliseconds.
+/// The most seconds that a trial may take, and the default. It takes milliseconds.
 const TRIAL_MAX_S: u64 = 10;
 
-/// The image of a successor on its way here.
+/// The image of a successor that is being sent.
 #[derive(Debug)]
 pub(super) struct Upload {
     /// Who began, and for which domain.
@@ -66,7 +66,8 @@ pub(super) struct Upload {
     size: usize,
     image: Vec<u8>,
     command_line: Option<CommandLine>,
-    /// Connections that were refused because of this one, the last few; the next `-a` of each is their tidying up.
+    /// Connections that were refused because of this one, the last few. The next `-a` of each is only its
+    /// clean-up.
     refused: heapless::Vec<ConnId, REFUSED_MAX>,
 }
 
@@ -93,7 +94,7 @@ impl Requester {
     }
 }
 
-/// A way from one instance to the next.
+/// A hand-over from one instance to the next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Passage {
     pub(super) requester: Option<Requester>,
@@ -121,7 +122,7 @@ impl Passage {
 /// What a successor gets.
 #[derive(Debug)]
 pub struct Offer<R> {
-    /// The stream, and behind it the private part.
+    /// The stream, followed by the private part.
     pub region: R,
     /// Bytes of the stream.
     pub stream_len: usize,
@@ -287,7 +288,7 @@ impl<P: Platform> Server<P> {
         Ok(Reply::Later)
     }
 
-    /// `-a`, by anybody who may ask at all.
+    /// `-a`, from anybody who may send it.
     fn abort_upload(&mut self, asker: Asker) -> Answer {
         if self.upload.as_mut().is_some_and(|upload| upload.forget(asker.id)) {
             return self.tell_in_progress();
@@ -301,7 +302,7 @@ impl<P: Platform> Server<P> {
         Ok(Reply::Done)
     }
 
-    /// What somebody is told who comes second.
+    /// The answer to somebody who comes second.
     fn tell_in_progress(&self) -> Answer {
         let Some(upload) = &self.upload else { return Err(XsError::EINVAL) };
         let seconds = |ms: u64| ms.wrapping_div(1000);
@@ -320,14 +321,14 @@ impl<P: Platform> Server<P> {
         self.upload.as_ref().map(Upload::expires_ms)
     }
 
-    /// Gives an upload up that makes no progress.
+    /// Gives up an upload that makes no progress.
     pub(super) fn expire_upload(&mut self) {
         if self.upload_expires_ms().is_some_and(|at_ms| at_ms <= self.now_ms) {
             self.drop_upload("no progress for too long");
         }
     }
 
-    /// Gives an upload up whose connection lost its state.
+    /// Gives up an upload whose connection lost its state.
     pub(super) fn drop_upload_of(&mut self, id: ConnId, why: &str) {
         if self.upload.as_ref().is_some_and(|upload| upload.owner == id) {
             self.drop_upload(why);
@@ -347,8 +348,8 @@ impl<P: Platform> Server<P> {
         self.passage.is_some()
     }
 
-    /// Hands over to the image that was uploaded. Returns only if that failed, and then everything is as if
-    /// nothing had happened, but for the reply with the reason.
+    /// Hands over to the image that was uploaded. Returns only if that failed. Then everything is as if nothing
+    /// had happened, except for the reply with the reason.
     pub fn hand_over(&mut self) {
         let why = match self.leave() {
             Ok(Offer { region, stream_len, deadline_ms }) => {
@@ -361,8 +362,8 @@ impl<P: Platform> Server<P> {
         self.stay(&why);
     }
 
-    /// Writes everything into a region. From here on this instance must not serve, until it either
-    /// [stays](Self::stay) or is gone.
+    /// Writes everything into a region. From here on this instance must not serve, until it [stays](Self::stay) or
+    /// is gone.
     ///
     /// # Errors
     /// Why that is not possible, as a sentence; then it has to stay.
@@ -406,7 +407,7 @@ impl<P: Platform> Server<P> {
         successor_line(self.upload.as_ref(), &self.command_line)
     }
 
-    /// The successor was not able to take over: goes on, and tells who asked.
+    /// The successor was not able to take over: goes on, and tells the client that asked.
     pub fn stay(&mut self, why: &str) {
         self.upload = None;
         // Whoever asked is known until the answer is given: a failure in between is told, too.
@@ -422,8 +423,9 @@ impl<P: Platform> Server<P> {
         self.mark_ready(requester.conn);
     }
 
-    /// Begins to serve, after [`restore`](Self::restore) and the decision that there is no way back: answers who
-    /// asked for the update, and looks at every ring and every domain, since signals may have been lost.
+    /// Begins to serve, after [`restore`](Self::restore) and the decision that there is no way back. It answers
+    /// the client that asked for the update, and looks at every ring and every domain, since signals may have been
+    /// lost.
     pub fn take_over(&mut self) {
         self.platform.commit();
         self.said = Vec::new();
@@ -487,7 +489,7 @@ impl Upload {
         let _is_in = self.refused.push(id);
     }
 
-    /// Forgets who was refused; whether it was.
+    /// Forgets that this connection was refused; `true` if it was.
     fn forget(&mut self, id: ConnId) -> bool {
         let place = self.refused.iter().position(|refused| *refused == id);
         place.map(|place| self.refused.remove(place)).is_some()

@@ -37,7 +37,7 @@ impl Queue {
         if self.sent > 0 { whole.saturating_sub(self.sent) } else { 0 }
     }
 
-    /// What is not seen in the waiting bytes: those sent already of the first message, and of each
+    /// What the waiting bytes do not show: the bytes of the first message that were sent already, and for each
     /// message what it is and why it waits.
     pub(in crate::server) fn write_fields<S: Sink>(
         &self,
@@ -152,7 +152,8 @@ impl Messages {
     }
 
     /// Takes over another server's unsent bytes: `partial` bytes of a message that it has started, then whole
-    /// messages. Returns how many bytes at the end make no message, or found no memory, and are left out.
+    /// messages. Returns how many bytes at the end are left out, because they make no message or there was no
+    /// memory for them.
     pub(in crate::server) fn revive(
         &mut self,
         queue: &mut Queue,

@@ -8,13 +8,13 @@ use super::{MESSAGE_BYTES, Message};
 pub(super) struct Held {
     /// The blocks of all payloads.
     pub(super) blocks: usize,
-    /// What those cost together that somebody pays for, and what they take of that.
+    /// What the payloads cost that somebody pays for, and how many bytes those take.
     pub(super) charged: usize,
     pub(super) paid: usize,
 }
 
 impl Held {
-    /// With one message more, or without it.
+    /// The sums with one message more, or one fewer.
     #[inline]
     pub(super) fn with(self, message: &Message, change: fn(usize, usize) -> usize) -> Self {
         let block = message.content.block();
