@@ -52,7 +52,7 @@ impl<T> DerefMut for Boxed<T> {
     }
 }
 
-/// Bytes that the allocator takes for the room of a list, apart from what its elements own.
+/// Bytes that the allocator takes for a list's capacity, apart from what its elements own.
 #[must_use]
 pub fn room_bytes<T>(list: &Vec<T>) -> usize {
     block_bytes(list.capacity().saturating_mul(size_of::<T>()))
@@ -87,7 +87,7 @@ pub fn try_slice<T: Copy>(from: &[T]) -> Result<Box<[T]>, NoMemory> {
     Ok(list.into_boxed_slice())
 }
 
-/// A list in a block of its length. It was [made](try_with_capacity) for as many as it has.
+/// A list in a block of its length. It was [made](try_with_capacity) with exactly that capacity.
 ///
 /// # Errors
 /// It was not, so that it would have to be moved.
@@ -105,7 +105,7 @@ pub fn try_fill<T: Copy>(len: usize, value: T) -> Result<Box<[T]>, NoMemory> {
     Ok(list.into_boxed_slice())
 }
 
-/// A block of `N` values, each made of its place.
+/// A block of `N` values, each made from its place.
 ///
 /// # Errors
 /// There is no memory.
@@ -115,7 +115,7 @@ pub fn try_array<T, const N: usize>(make: impl Fn(usize) -> T) -> Result<Box<[T;
     list.into_boxed_slice().try_into().map_err(|_| NoMemory)
 }
 
-/// What a [`Vec`] can do when there may be no memory. After a refusal it is as it was before.
+/// The operations of a [`Vec`] where there may be no memory. After a refusal it is as it was before.
 pub trait TryVec<T> {
     /// Appends one.
     ///
@@ -131,7 +131,7 @@ pub trait TryVec<T> {
     where
         T: Copy;
 
-    /// Makes it so long; what is new has this value.
+    /// Makes the list so long; new elements get this value.
     ///
     /// # Errors
     /// There is no memory.

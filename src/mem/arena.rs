@@ -12,7 +12,8 @@ use super::{
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-/// Bytes of a chunk, as far as whole records fit: what the allocator gives without waste.
+/// Bytes of a chunk, of which whole records use as many as they can: a block that the allocator gives without
+/// waste.
 const CHUNK_BYTES: usize = 4096;
 
 /// Chunks whose facts share a page.
@@ -83,7 +84,7 @@ impl<T> Arena<T> {
     const PLACES_U32: u32 = Self::PLACES as u32;
 
     /// Upper bound of the bytes that one insertion allocates, apart from what the record owns: a chunk, and a page
-    /// for the facts of more.
+    /// for the facts of more chunks.
     pub const INSERT_BYTES: usize = 2 * CHUNK_BYTES;
 
     /// What a record takes at most, as long as its chunk is full.
@@ -161,7 +162,7 @@ impl<T> Arena<T> {
         Ok(self.put(record))
     }
 
-    /// Keeps a place, so that a later [`insert_promised`](Self::insert_promised) cannot fail.
+    /// Promises a place, so that a later [`insert_promised`](Self::insert_promised) cannot fail.
     ///
     /// # Errors
     /// There is no memory.
@@ -173,7 +174,7 @@ impl<T> Arena<T> {
         Ok(())
     }
 
-    /// Gives a place back that was kept. Of the chunks that were made for promises one stays.
+    /// Takes back a promise. One of the chunks that were made for promises stays.
     pub fn withdraw(&mut self) {
         self.promised = self.promised.saturating_sub(1);
         // One is kept: who promises and withdraws again and again should not pay for a chunk each time.
@@ -220,7 +221,7 @@ impl<T> Arena<T> {
         self.remove_if(handle, |_| true)
     }
 
-    /// As [`remove`](Self::remove), unless the record is not what is wanted.
+    /// As [`remove`](Self::remove), but only if it is the wanted record.
     #[inline(always)]
     pub fn remove_if(&mut self, handle: u32, is_wanted: impl FnOnce(&T) -> bool) -> Option<T> {
         let number = handle >> Self::PLACE_BITS;
@@ -248,7 +249,7 @@ impl<T> Arena<T> {
         }
     }
 
-    /// A chunk has its first free place, or nothing but free places.
+    /// Puts a chunk into the list: it has its first free place, or nothing but free places.
     #[cold]
     fn relist(&mut self, number: u32, was_full: bool, is_empty: bool) {
         if !is_empty {
@@ -272,7 +273,7 @@ impl<T> Arena<T> {
         }
     }
 
-    /// Whether a chunk without records may go: none of its places is promised then.
+    /// Whether a chunk without records may be given back: then none of its places is promised.
     fn can_give_back(&self) -> bool {
         self.places.saturating_sub(Self::PLACES_U32) >= self.promised
     }
@@ -283,8 +284,8 @@ impl<T> Arena<T> {
         self.chunks << Self::PLACE_BITS
     }
 
-    /// The first record whose handle is at least this one, with its handle: for going through all in slices. It
-    /// looks at no more than one page of chunks that hold nothing for each that holds something.
+    /// The first record whose handle is at least this one, with its handle: for going through all in slices. For
+    /// each page of chunks that holds records it looks at no more than one that holds none.
     #[must_use]
     pub fn next_from(&self, handle: u32) -> Option<(u32, &T)> {
         let mut number = handle >> Self::PLACE_BITS;
@@ -364,7 +365,7 @@ impl<T> Arena<T> {
         Ok(())
     }
 
-    /// Makes the first chunk that is kept for promises one to put records into.
+    /// Takes the first of the chunks that are kept for promises, for records.
     #[cold]
     fn open_spare(&mut self) {
         let number = self.spare;
@@ -374,7 +375,7 @@ impl<T> Arena<T> {
         }
     }
 
-    /// Gives a chunk without records, which is in no list, back, and its number, too, if it is the last.
+    /// Gives back a chunk without records, which is in no list; also its number, if that is the last.
     fn give_back(&mut self, number: u32) {
         if let Some(chunk) = self.chunk_mut(number) {
             *chunk = Chunk::without_places();

@@ -1,7 +1,7 @@
 //! How much work one turn may do, so that nobody waits long for the next.
 
-/// A number of units of work, each about one instruction of the processor. Whoever does something spends its
-/// price *after* it: so every turn gets on, even with a budget that is smaller than one step.
+/// A number of units of work, each about one instruction of the processor. Work is charged *after* it is done, so
+/// every turn makes progress, even with a budget that is smaller than one step.
 #[derive(Debug)]
 pub struct Budget {
     left: u64,

@@ -51,7 +51,7 @@ impl<K: Key, V> Record for Entry<K, V> {
 #[derive(Debug)]
 pub struct Map<K, V> {
     table: Table<Entry<K, V>>,
-    /// Where the last entry was that was looked for: it is often looked for again, at once.
+    /// The place of the last entry that was looked up: it is often looked up again at once.
     last: Cell<u32>,
 }
 
@@ -128,7 +128,7 @@ impl<K: Key, V> Map<K, V> {
         self.table.get_mut(handle).map(|entry| (entry.key, &mut entry.value))
     }
 
-    /// Sets the value of a key, and returns the one that it had.
+    /// Sets the value of a key, and returns the old one.
     ///
     /// # Errors
     /// There is no memory; the map is as before.

@@ -16,8 +16,8 @@ const BLOCK: u32 = 1024;
 /// The index never has fewer buckets; a power of two.
 const MIN_BUCKETS: u32 = 16;
 
-/// With more than so many buckets for each record, a removal makes the index smaller. Not as soon as there are
-/// more buckets than records: many removals in a row are common, and an empty bucket is joined faster
+/// With more than so many buckets for each record, a removal makes the index smaller. It does not do so as soon as
+/// there are more buckets than records: many removals in a row are common, and an empty bucket is joined faster
 /// than a full one.
 const SPARE: u32 = 4;
 
@@ -40,7 +40,7 @@ pub trait Record {
 #[derive(Debug)]
 pub struct Table<T> {
     records: Arena<T>,
-    /// Apart from each other, so that they stay where they are when the list grows.
+    /// In separate blocks, so that they stay where they are when the list grows.
     blocks: Vec<Box<[u32; BLOCK as usize]>>,
     /// Buckets in use: those above the largest power of two below are the halves already split off.
     buckets: u32,
@@ -53,7 +53,7 @@ impl<T: Record> Table<T> {
     /// Upper bound of the bytes that one insertion allocates, apart from what the record owns.
     pub const INSERT_BYTES: usize = Arena::<T>::INSERT_BYTES + BLOCK as usize * size_of::<u32>();
 
-    /// What a record takes at most with its place in the index, as long as the table does not shrink.
+    /// The most bytes that a record takes with its place in the index, while the table does not shrink.
     pub const RECORD_BYTES: usize = Arena::<T>::RECORD_BYTES + size_of::<u32>();
 
     /// An empty table, hashing with `seed`. The index comes with the first record.
@@ -115,7 +115,7 @@ impl<T: Record> Table<T> {
         None
     }
 
-    /// As [`find`](Self::find); `is_it` may change the record that it is, but for its key.
+    /// As [`find`](Self::find). `is_it` may change the record that it accepts, but not its key.
     pub fn find_mut(&mut self, hash: u64, is_it: impl Fn(&mut T) -> bool) -> Option<u32> {
         let mut handle = self.head(self.bucket(hash));
         while let Some(record) = self.records.get_mut(handle) {
@@ -157,7 +157,8 @@ impl<T: Record> Table<T> {
         Ok(handle)
     }
 
-    /// Adds a record that is not found by its key, until [`list`](Self::list); [`Record::is_listed`] says so meanwhile.
+    /// Adds a record that is not found by its key until [`list`](Self::list). Until then [`Record::is_listed`] is
+    /// `false`.
     ///
     /// # Errors
     /// There is no memory; nothing has changed, and the record is lost.
@@ -186,7 +187,7 @@ impl<T: Record> Table<T> {
         self.unlink(handle, hash, chain);
     }
 
-    /// Keeps a place for a record, so that a later [`insert_promised`](Self::insert_promised) cannot fail.
+    /// Promises a place for a record, so that a later [`insert_promised`](Self::insert_promised) cannot fail.
     ///
     /// # Errors
     /// There is no memory.
@@ -220,8 +221,8 @@ impl<T: Record> Table<T> {
         handle
     }
 
-    /// Makes the index ready for so many records at once, instead of with each. Whether they come does not matter.
-    /// Where there is no memory for that, it grows with the records as always.
+    /// Makes the index ready for so many records at once, instead of with each. The records need not come. If
+    /// there is no memory for that, the index grows with the records as always.
     pub fn expect(&mut self, records: u32) {
         if records <= self.buckets {
             return;
@@ -264,14 +265,14 @@ impl<T: Record> Table<T> {
         record
     }
 
-    /// As [`remove`](Self::remove), as one of many: then [`fit`](Self::fit) has to follow.
+    /// As [`remove`](Self::remove), for one of many: [`fit`](Self::fit) has to follow.
     // So that a record that nobody wants is not moved.
     #[inline(always)]
     pub fn take(&mut self, handle: u32) -> Option<T> {
         self.take_if(handle, |_| true)
     }
 
-    /// As [`take`](Self::take), unless the record is not what is wanted.
+    /// As [`take`](Self::take), but only if it is the wanted record.
     #[inline(always)]
     pub fn take_if(&mut self, handle: u32, is_wanted: impl FnOnce(&T) -> bool) -> Option<T> {
         let record = self.records.remove_if(handle, is_wanted)?;
@@ -281,7 +282,7 @@ impl<T: Record> Table<T> {
         Some(record)
     }
 
-    /// Makes the index smaller if it is too large, after so many removals, whose number bounds the work.
+    /// Makes the index smaller if it is too large. The number of removals before bounds the work.
     pub fn fit(&mut self, removed: u32) {
         let len = self.records.len();
         let is_small = self.buckets <= MIN_BUCKETS && !self.records.has_no_place();
@@ -343,7 +344,7 @@ impl<T: Record> Table<T> {
         self.records.next_from(handle)
     }
 
-    /// The bucket for a hash: its low bits, as many as there are buckets for.
+    /// The bucket for a hash: its low bits, as many as the number of buckets needs.
     fn bucket(&self, hash: u64) -> u32 {
         #[expect(clippy::cast_possible_truncation, reason = "the low bits are what is wanted")]
         let bucket = hash as u32 & self.mask;
@@ -397,8 +398,8 @@ impl<T: Record> Table<T> {
         }
     }
 
-    /// Adds a bucket, and moves the records there that belong there from the one it splits. Nothing happens where
-    /// there is no memory for more buckets.
+    /// Adds a bucket, and moves the records into it that belong there from the bucket that it splits. Without
+    /// memory for more buckets nothing happens.
     fn split(&mut self) {
         let new = self.buckets;
         if new % BLOCK == 0 && (new / BLOCK) as usize == self.blocks.len() && !self.add_block() {
@@ -429,7 +430,7 @@ impl<T: Record> Table<T> {
         block.and_then(|block| self.blocks.try_push(block)).is_ok()
     }
 
-    /// Removes the last buckets, as far as nothing is in them and all are of one block: most are, where the index is too large.
+    /// Removes the last buckets that are empty and of one block. In an index that is too large most are.
     fn drop_empty(&mut self, wanted: u32) {
         let last = self.buckets.wrapping_sub(1);
         let start = last & !(BLOCK - 1);

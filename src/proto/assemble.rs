@@ -18,7 +18,7 @@ pub struct Oversize(pub u32);
 pub enum Obstacle {
     /// See [`Oversize`].
     Oversize(u32),
-    /// There is no memory for the payload. What came before it is kept, and nothing is lost: the same call may
+    /// There is no memory for the payload. What came before is kept, and nothing is lost: the same call may
     /// succeed later.
     NoMemory,
 }
@@ -66,8 +66,8 @@ impl Assembler {
         }
     }
 
-    /// Takes the next of `available` bytes, as many as are wanted: `copy` puts them into their place, in the order in
-    /// which they come. Returns whether the request is complete.
+    /// Takes as many of the `available` bytes as are wanted: `copy` puts them into their place, in their order.
+    /// Returns whether the request is complete.
     ///
     /// # Errors
     /// [`Obstacle::Oversize`] as for [`wanted`](Self::wanted), also after a header has been completed by these bytes;
@@ -131,7 +131,7 @@ impl Assembler {
         self.header_len == 0
     }
 
-    /// The bytes received so far of the request in the making, header first.
+    /// The received bytes of the request that is being read, header first.
     #[must_use]
     pub fn partial(&self) -> (&[u8], &[u8]) {
         (self.header.get(..self.header_len).unwrap_or(&[]), &self.payload)

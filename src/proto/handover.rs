@@ -26,8 +26,8 @@ use core::ops::RangeInclusive;
 /// permission lists; the failures of the last minute.
 pub const HANDOVER: RangeInclusive<u32> = 1..=NEWEST;
 
-/// With the feature `handover-1` the image is one of the time before version 2, as far as anybody can tell who hands
-/// over to it or takes over from it: that is what tests of an upgrade and a downgrade need.
+/// With the feature `handover-1` the image behaves at a hand-over like one from before version 2. Tests of an
+/// upgrade and a downgrade need that.
 const NEWEST: u32 = if cfg!(feature = "handover-1") { 1 } else { 4 };
 
 /// The first version that has a tail.
@@ -235,7 +235,7 @@ impl<'a> FieldReader<'a> {
         if self.flag()? { self.u32().map(Some) } else { Ok(None) }
     }
 
-    /// How many things follow, each of which takes at least `size` bytes: so it is no more than there can be.
+    /// How many things follow, each of at least `size` bytes. More than the bytes can hold is an error.
     ///
     /// # Errors
     /// [`Short`].
@@ -309,7 +309,7 @@ impl From<TailError> for Sentence {
 /// Bytes that are asked of a [`Source`] at a time.
 const PULLED: usize = 2032;
 
-/// Reads fields from a [`Source`]: what was read stays until more is asked for.
+/// Reads fields from a [`Source`]. What was read stays until more is asked for.
 #[derive(Debug)]
 pub struct Tail<'a, S> {
     source: &'a mut S,
@@ -352,7 +352,7 @@ impl<'a, S: Source> Tail<'a, S> {
         self.bytes.get(..len).ok_or(TailError::Short)
     }
 
-    /// Puts what is there and not read to the front, and fills up behind it until `len` bytes are there.
+    /// Moves the unread bytes to the front, and fills up after them until `len` bytes are there.
     #[inline(never)]
     fn pull(&mut self, len: usize) -> Result<(), TailError> {
         if len > self.left() {
@@ -380,8 +380,8 @@ impl<'a, S: Source> Tail<'a, S> {
 /// Bytes that a [`Digest`] takes at a time.
 const BLOCK: usize = 16;
 
-/// A hash of all bytes that are put into it, however they are cut. It finds damage and forgotten fields; it
-/// is no protection against somebody who looks for a collision, since both sides are ours.
+/// A hash of all bytes that are put into it, however they are cut. It finds damage and forgotten fields. It is no
+/// protection against somebody who looks for a collision, since both sides are ours.
 #[derive(Clone, Debug)]
 pub struct Digest {
     state: u64,
@@ -462,8 +462,8 @@ fn mix(state: u64, block: &[u8; BLOCK]) -> u64 {
     fold(state, first, u64::from_le_bytes([i, j, k, l, m, n, o, p]))
 }
 
-/// Folds two words into a state: both halves of a product of 128 bits, so that every bit counts. The state stands beside
-/// the product, too, so that a factor of 0 does not wipe out what came before.
+/// Folds two words into a state: both halves of a product of 128 bits, so that every bit counts. The state is
+/// beside the product, too, so a factor of 0 does not erase what came before.
 fn fold(state: u64, first: u64, second: u64) -> u64 {
     let first = u128::from(state ^ first ^ 0x9e37_79b9_7f4a_7c15);
     let second = u128::from(state.rotate_left(32) ^ second ^ 0xa076_1d64_78bd_642f);

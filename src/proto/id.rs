@@ -34,7 +34,7 @@ impl fmt::Display for DomId {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ConnId(pub u32);
 
-/// A transaction identifier as it stands in a message header; 0 means "no transaction".
+/// A transaction identifier of a message header; 0 means "no transaction".
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct TxId(pub u32);
 

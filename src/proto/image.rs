@@ -8,7 +8,7 @@
 use core::fmt;
 use core::ops::{Range, RangeInclusive};
 
-/// Bytes of physical memory that an image may take; it starts at a multiple of that.
+/// Bytes of physical memory that an image may take. It starts at a multiple of this.
 pub const SLOT_SIZE: usize = 2 << 20;
 
 const SLOT_MASK: u64 = SLOT_SIZE as u64 - 1;
@@ -29,7 +29,7 @@ pub struct HandoverNote {
     /// Padded to a multiple of 4.
     name: [u8; 20],
     versions: [u32; 2],
-    /// The highest layout of the bridge. Images of the time when there was only one do not have the word.
+    /// The highest layout of the bridge. Images from the time of layout 1 do not have the word.
     bridge_layout: u32,
 }
 
@@ -59,7 +59,7 @@ const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 const PF_X: u32 = 1;
 
-/// Program headers that are looked at; our own images have four.
+/// The most program headers that are read; our own images have four.
 const HEADERS_MAX: u16 = 16;
 
 /// Notes that are looked at in each segment of notes.
@@ -80,7 +80,7 @@ pub enum ImageError {
     NoPvhNote,
     /// The entry address lies outside its code.
     BadEntry,
-    /// None of our own notes: it may be a fine kernel, but it does not know what to do with a hand-over.
+    /// It has none of our own notes: it may be a fine kernel, but it does not know what to do with a hand-over.
     NoHandoverNote,
     /// It understands other handover versions only.
     OtherVersions {
@@ -184,7 +184,7 @@ impl ProgramHeader {
         file.get(start..end)
     }
 
-    /// Where it lies in the slot of an image that is linked at `base`.
+    /// Its place in the slot of an image that is linked at `base`.
     fn place(self, base: u64) -> Option<Range<usize>> {
         let start = usize::try_from(self.paddr.checked_sub(base)?).ok()?;
         let end = start.checked_add(usize::try_from(self.memory_size).ok()?)?;

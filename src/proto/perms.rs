@@ -59,7 +59,7 @@ impl Access {
 pub struct Entry {
     /// Whom it is for. In the first entry: the owner, who may do everything.
     pub domid: DomId,
-    /// What that domain may do; in the first entry: what everybody may do that no entry names.
+    /// What that domain may do. In the first entry: what every domain may do that no entry names.
     pub access: Access,
     /// Stored and shown, but never matches: the domain did not exist when the entry was made.
     pub stale: bool,

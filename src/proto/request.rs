@@ -9,16 +9,16 @@ use super::id::DomId;
 use super::text;
 use super::wire::{Kind, features};
 
-/// What the meaning of a payload depends on besides the payload.
+/// What the meaning of a payload depends on, besides the payload.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Grammar {
-    /// The feature bits of the caller's domain: a WATCH may have a depth only if that is among them.
+    /// The feature bits of the caller's domain: a WATCH may have a depth only if they allow it.
     pub features: u32,
-    /// The caller is privileged: only then may GET_FEATURE have arguments at all.
+    /// Whether the caller is privileged: only then may GET_FEATURE have arguments at all.
     pub privileged: bool,
 }
 
-/// The permissions of SET_PERMS, not yet judged: their number is checked before what they say.
+/// The permissions of SET_PERMS, not checked yet: their number is checked before their text.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PermTexts<'a>(&'a [u8]);
 
@@ -46,7 +46,7 @@ impl<'a> PermTexts<'a> {
     reason = "the names are the protocol's own, docs/misc/xenstore.txt explains them"
 )]
 pub enum Request<'a> {
-    /// `arguments` is everything behind the command's NUL: one command carries raw bytes.
+    /// `arguments` is everything after the command's NUL: one command carries raw bytes.
     Control {
         command: &'a [u8],
         arguments: &'a [u8],

@@ -149,7 +149,7 @@ impl Record {
         bytes
     }
 
-    /// Reads one, and checks every field of it.
+    /// Reads a record, and checks every field of it.
     ///
     /// # Errors
     /// Why it is of no use for this domain.

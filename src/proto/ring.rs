@@ -184,8 +184,8 @@ impl Responses {
         self.space.saturating_sub(self.put) as usize
     }
 
-    /// Copies bytes in, as many as fit, and says how many. A message may be cut anywhere: the ring must
-    /// be filled to its last byte, or a client that saves on events never tells of the space it made.
+    /// Copies as many bytes in as fit, and returns how many. A message may be cut anywhere. The ring must be
+    /// filled to its last byte, or a client that saves on events never signals the space that it made.
     pub fn put(&mut self, page: &mut impl RingPage, from: &[u8]) -> usize {
         let len = self.space().min(from.len());
         let (offset, first, second) = split(self.prod.wrapping_add(self.put), len);
@@ -208,8 +208,8 @@ impl Responses {
     }
 }
 
-/// Whether the request ring holds bytes now. For the look before going to sleep; behind it must
-/// stand a [`RingPage::barrier`] after the last published index.
+/// Whether the request ring holds bytes now. This is for the look before the server sleeps. A
+/// [`RingPage::barrier`] must come between the last published index and this.
 #[must_use]
 pub fn has_requests(page: &impl RingPage) -> bool {
     page.load(Word::ReqProd) != page.load(Word::ReqCons)

@@ -24,7 +24,7 @@ macro_rules! sentence {
 pub(crate) use sentence;
 
 impl Sentence {
-    /// The text of bytes that may be none: what is no text is shown as U+FFFD.
+    /// The text of some bytes; those that are no text become U+FFFD.
     #[must_use]
     pub fn of_bytes(bytes: &[u8]) -> Self {
         let mut new = Self::default();

@@ -23,7 +23,7 @@ pub fn only_string(payload: &[u8]) -> Option<&[u8]> {
     payload.strip_suffix(&[0]).filter(|text| !has_nul(text))
 }
 
-/// Whether there is a NUL among these bytes. It looks at 8 at a time, since every path of a live update passes here.
+/// Whether there is a NUL among these bytes. It reads 8 at a time, since every path of a live update passes here.
 #[must_use]
 pub fn has_nul(bytes: &[u8]) -> bool {
     let mut rest = bytes;

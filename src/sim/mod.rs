@@ -48,7 +48,7 @@ use alloc::vec::Vec;
 use core::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
 
-/// How many passes a server may take over what lies before it. More means that it runs in circles.
+/// How many passes a server may need for what it has to do. More means that it runs in circles.
 const PASSES_MAX: usize = 100_000;
 
 /// How long a client waits before it looks for room in its ring again, in milliseconds, and how often it does.
@@ -71,7 +71,7 @@ impl Simulation {
         Self::start_watched(options, |_, _| {})
     }
 
-    /// As [`start`](Self::start), after `prepare` has seen the world and the first page.
+    /// As [`start`](Self::start), after `prepare` was called with the world and the first page.
     #[must_use]
     pub fn start_watched(options: &str, prepare: impl FnOnce(&World, PageId)) -> (Self, Client) {
         let world = World::new();
@@ -128,7 +128,7 @@ impl Simulation {
         }
     }
 
-    /// Sends a request, however often the server has to make room for it, and reads everything that comes.
+    /// Sends a request, even if the server has to make room for it several times, and reads everything that comes.
     ///
     /// # Panics
     /// If the server does not take the whole request, however long it has time.
@@ -157,8 +157,8 @@ impl Simulation {
         self.drain(client)
     }
 
-    /// One pass of the server; if a live update is due then, that is done, too: if it fails, the reason goes to
-    /// whoever asked.
+    /// One pass of the server. If a live update is due then, it is done, too. If that fails, the client that asked
+    /// gets the reason.
     pub fn pass(&mut self) -> Pass {
         let pass = self.world.serve(|| self.server.pass());
         self.note_settled();
@@ -194,7 +194,7 @@ impl Simulation {
         })
     }
 
-    /// The server has failed somewhere in its code, which is caught: it goes on in a successor.
+    /// The server has failed somewhere in its code, and the failure was caught: it goes on in a successor.
     ///
     /// # Errors
     /// Why that cannot go on; for a domain that would be the end.
@@ -255,7 +255,7 @@ impl Simulation {
         })
     }
 
-    /// Has the judge know that no death is under way any more: only until then the order of its events is the server's
+    /// Tells the judge that no death is under way any more. Until then the order of its events is the server's
     /// business.
     fn note_settled(&self) {
         if !self.server.is_burying() {
@@ -292,7 +292,7 @@ impl Simulation {
         let _ = self.settle();
     }
 
-    /// What is wrong with the server's own books.
+    /// What is wrong with the server's own accounts.
     ///
     /// # Errors
     /// The findings, one a line.

@@ -27,10 +27,10 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::alloc::System;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Arenas that there may be at a time, those counted that were dropped and still have blocks.
+/// The most arenas at a time, including those that were dropped and still have blocks.
 const ARENAS: usize = 64;
 
-/// Addresses for runs, in multiples of the arena's pages; fewer if the system has not so many.
+/// Addresses for runs, in multiples of the arena's pages. There are fewer if the system has not enough.
 const WINDOW: usize = 16;
 
 /// Pages that the simulated Xen is asked for at a time.
@@ -45,7 +45,7 @@ pub enum Growth {
     Refused,
     /// So many pages more, and then no.
     Until(usize),
-    /// By chance: in so many of a thousand cases something, from one page to all that is asked for.
+    /// By chance: in so many of a thousand cases it gives something, from one page to all that is asked for.
     Random {
         /// Cases of a thousand.
         per_mille: u16,
@@ -289,8 +289,8 @@ fn range_of(start: usize, pages: usize) -> u64 {
 
 /// A place for an arena.
 struct Place {
-    /// Its addresses, as [`range_of`] packs them; 0 while there is none. One word: an arena that comes or goes while
-    /// another thread looks must not lend its start to the end of another.
+    /// Its addresses, as [`range_of`] packs them; 0 while there is none. They are one word, so that a thread never
+    /// sees the start of one arena with the end of another while arenas come and go.
     range: AtomicU64,
     state: Mutex<Option<State>>,
 }
@@ -425,7 +425,7 @@ impl Arena {
         })
     }
 
-    /// Forgets the peaks and the largest block, to see those of what comes.
+    /// Resets the peaks and the largest block.
     pub fn reset_peaks(&self) {
         self.with(|state| {
             state.figures.peak = state.heap.used();
@@ -434,7 +434,7 @@ impl Arena {
         });
     }
 
-    /// What Xen says from now on when it is asked for more. It is asked again.
+    /// How Xen answers from now on when it is asked for more. It is asked again.
     pub fn set_growth(&self, growth: Growth) {
         self.with(|state| state.heap.pages_mut().growth = growth);
         self.forget_refusal();
@@ -456,8 +456,8 @@ impl Arena {
         self.with(|state| state.fail_in > 0)
     }
 
-    /// What the image does before it sleeps: at `now_ms` pages go back to Xen, if there are too many. When to come
-    /// again, if at all.
+    /// What the image does before it sleeps: at `now_ms` it gives pages back to Xen, if there are too many.
+    /// Returns when to come again, if at all.
     pub fn tend(&self, now_ms: u64) -> Option<u64> {
         self.with(|state| {
             let host = state.heap.pages_mut();

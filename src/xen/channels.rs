@@ -22,7 +22,7 @@ use alloc::collections::BTreeMap;
 /// The port that no domain can offer: Xen keeps it for itself.
 const NO_PORT: u32 = 0;
 
-/// The domain to which other channels lead, too: those of this domain's own console and store. It never dies.
+/// The domain to which this domain's own console and store channels also lead. It never dies.
 const FIRST: DomId = DomId(0);
 
 /// A channel to a domain.
@@ -42,8 +42,8 @@ pub(super) struct Channels {
     of: BTreeMap<DomId, Channel>,
 }
 
-/// Binds a port of our own to one of another domain. The end of all ports is said, since only the administrator can do
-/// something about it.
+/// Binds a port of our own to one of another domain. It reports the end of all ports, since only the administrator
+/// can do something about it.
 pub(super) fn bind(domid: DomId, remote_port: u32) -> Result<EvtchnPort, PlatformError> {
     let mut argument = BindInterdomain { remote_dom: domid.0, remote_port, ..Default::default() };
     let bound = hypercall::perform(&mut argument);
@@ -58,7 +58,7 @@ pub(super) fn bind(domid: DomId, remote_port: u32) -> Result<EvtchnPort, Platfor
     Ok(EvtchnPort(argument.local_port))
 }
 
-/// Whether there is no such domain. Xen looks for the domain before it refuses the port.
+/// Whether there is no such domain. Xen checks the domain before it refuses the port.
 pub(super) fn is_missing(domid: DomId) -> bool {
     bind(domid, NO_PORT).is_err_and(|error| error.code == errno::ESRCH)
 }
@@ -125,7 +125,7 @@ impl Channels {
         }
     }
 
-    /// Closes what was muted and has had no peer since the last time: in between the server has been told.
+    /// Closes muted ports that have had no peer since the last time: in between the server has been told.
     pub(super) fn sweep(&mut self, machine: &Machine) {
         self.of.retain(|_, channel| {
             if channel.is_over {
@@ -150,7 +150,7 @@ impl Channels {
     }
 }
 
-/// Closes a port for good. Whoever gets the number next is heard again.
+/// Closes a port for good. The next owner of its number is heard again.
 fn close(machine: &Machine, channel: Channel) {
     machine.close_port(channel.port);
     if channel.muted {

@@ -119,8 +119,8 @@ pub(super) fn attach(page: SharedPage, port: u32) {
     CONSOLE.lock().ring = Some(Ring { page, port });
 }
 
-/// Prints a line on the PV console. A line printed by what is being printed is dropped: with one vCPU,
-/// waiting for the lock would be for ever.
+/// Prints a line on the PV console. A line that is printed while another one is being printed is dropped: with one
+/// vCPU, waiting for the lock would never end.
 pub fn line(line: fmt::Arguments<'_>) {
     if let Some(mut console) = CONSOLE.try_lock() {
         console.print(line);
@@ -135,12 +135,12 @@ pub fn try_line(line: fmt::Arguments<'_>) -> bool {
     })
 }
 
-/// Takes what somebody has typed, as much as fits; says how many bytes.
+/// Takes as much of what somebody has typed as fits; returns how many bytes.
 pub fn read(into: &mut [u8]) -> usize {
     CONSOLE.try_lock().map_or(0, |mut console| console.ring.as_mut().map_or(0, |r| r.read(into)))
 }
 
-/// Writes what is for dom0's eyes into the ring's page, outside the ring. `false` if there is no page, or somebody is
+/// Writes bytes for dom0 into the ring's page, outside the ring. `false` if there is no page, or somebody is
 /// writing a line.
 pub(super) fn keep(offset: usize, bytes: &[u8]) -> bool {
     let Some(mut console) = CONSOLE.try_lock() else { return false };

@@ -29,7 +29,7 @@ use core::ops::RangeInclusive;
 
 /// Versions of `getdomaininfo` whose structure is known.
 const KNOWN: RangeInclusive<u32> = 0x13..=0x18;
-/// Versions of releases to come. They are tried, but not believed without a test.
+/// Versions of future releases. They are tried, but not believed without a test.
 const TO_COME: RangeInclusive<u32> = 0x19..=0x20;
 
 /// The questions. Neither takes an address, and asking changes nothing.
@@ -70,8 +70,8 @@ pub(super) trait Hypervisor {
     fn say(&mut self, line: fmt::Arguments<'_>);
 }
 
-/// The port that tells that some domain changed, unless Xen gives it to another domain (4.21 on; older ones
-/// give the port to everybody, and the news to the domain that the toolstack chose).
+/// The port with the news that some domain changed, unless Xen gives it to another domain (from 4.21 on; older
+/// ones give the port to everybody, and the news to the domain that the toolstack chose).
 pub(super) fn bind_changes(xen: &mut impl Hypervisor) -> Option<EvtchnPort> {
     let bound = xen.bind_dom_exc();
     if let Err(error) = &bound {
@@ -97,7 +97,7 @@ enum Way {
 #[derive(Debug)]
 pub(super) struct Domctls {
     way: Way,
-    /// An odd refusal has been reported: the next ones would say the same.
+    /// An unexpected refusal has been reported: the next ones would say the same.
     has_complained: bool,
 }
 
@@ -233,8 +233,8 @@ fn find_way(xen: &mut impl Hypervisor) -> Way {
     Way::Denied
 }
 
-/// Whether the flags of an unknown version are where they have always been: what is known of this domain must
-/// be in them. Taking a wrong bit for a dead domain would cost a living one its connection.
+/// Whether the flags of an unknown version are where they have always been: the known flags of this domain must be
+/// in them. A wrong bit taken for a dead domain would cost a living one its connection.
 fn is_understood(xen: &mut impl Hypervisor, question: Question) -> bool {
     let Some(own) = xen.own_domid() else { return false };
     let Ok(answer) = xen.ask(question, own) else { return false };

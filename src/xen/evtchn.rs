@@ -68,14 +68,14 @@ impl Scan {
     }
 }
 
-/// Sets or clears the mask bit of a port: a masked one keeps its news to itself.
+/// Sets or clears the mask bit of a port. A masked port reports no news.
 pub fn mask(info: &SharedInfo, port: u32) {
     if let Some(word) = info.evtchn_mask.get((port / u64::BITS) as usize) {
         word.fetch_or(1 << (port % u64::BITS), Ordering::SeqCst);
     }
 }
 
-/// Undoes [`mask`]. News from before is dropped: look at what the port stands for once afterwards.
+/// Undoes [`mask`]. Earlier news is dropped, so check once afterwards what the port stands for.
 pub fn unmask(info: &SharedInfo, port: u32) {
     let (word, bit) = ((port / u64::BITS) as usize, 1 << (port % u64::BITS));
     if let (Some(mask), Some(pending)) = (info.evtchn_mask.get(word), info.evtchn_pending.get(word))
@@ -116,8 +116,8 @@ pub fn mask_all_but(info: &SharedInfo, port: u32) -> Masks {
     masks
 }
 
-/// Puts masks back and has the next scan look at everything. Until then nothing sleeps: Xen signals no port
-/// whose selector bit is set already.
+/// Restores masks and has the next scan look at everything. Until then nothing sleeps: Xen signals no port whose
+/// selector bit is set already.
 pub fn set_masks(info: &SharedInfo, masks: &Masks) {
     for (saved, word) in masks.iter().zip(&info.evtchn_mask) {
         word.store(*saved, Ordering::SeqCst);

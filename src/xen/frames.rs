@@ -129,9 +129,9 @@ impl Frames {
         }
     }
 
-    /// A change was broken off, at any instruction. Whether a frame is in the set is one bit, so that is never in doubt;
-    /// all else is made anew from it. `false` if more was wrong than one change leaves behind: then the bits may be,
-    /// too.
+    /// Mends the set after a change was interrupted at any instruction. Whether a frame is in the set is one bit,
+    /// so that is never in doubt; everything else is made anew from it. `false` if more was wrong than one change
+    /// leaves: then the bits may be wrong, too.
     #[must_use]
     pub fn mend(&mut self) -> bool {
         let count = self.words.iter().map(|word| word.count_ones() as usize).sum();
@@ -172,7 +172,7 @@ impl Frames {
     }
 }
 
-/// Makes a level from the one below; says how many bits were wrong.
+/// Makes a level from the one below; returns how many bits were wrong.
 fn mend_level(below: &[u64], level: &mut [u64]) -> usize {
     let mut wrong = 0;
     for (word, below) in level.iter_mut().zip(below.chunks(PER_WORD)) {

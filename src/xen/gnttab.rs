@@ -20,14 +20,14 @@ use spin::Mutex;
 /// The page of the window that shows `struct shared_info`.
 const SHARED_INFO_PAGE: usize = 0;
 
-/// Pages of the window: those below `next` were used at some time, and are free again in `free`.
+/// Pages of the window. Those below `next` were used at some time; the free ones of them are in `free`.
 struct Window {
     free: Vec<usize>,
     next: usize,
 }
 
-/// A failure may have broken off a change of the window, at any instruction: makes it fit to go on with, until the state is
-/// handed over. Whether it was being changed.
+/// Makes the window usable after a failure has interrupted a change of it, at any instruction, until the state is
+/// handed over. Returns whether it was being changed.
 ///
 /// Its list of free pages is given up. A successor makes its own: of all pages but those that it adopts.
 ///
@@ -84,7 +84,7 @@ pub(super) fn held() -> usize {
     room_bytes(&WINDOW.lock().free)
 }
 
-/// Takes the old image's window over, before any of its pages is adopted.
+/// Takes over the old image's window, before any of its pages is adopted.
 pub(super) fn adopt_window(end: usize) -> Result<(), PlatformError> {
     let mut window = WINDOW.lock();
     let no_memory =
@@ -187,7 +187,7 @@ impl GrantedPage {
     }
 }
 
-/// Makes a slot free again. Without room in the list, which `map` rules out, it would be used no more.
+/// Makes a page free again. If the list had no room, which `map` rules out, the page would not be used again.
 fn give_back(slot: usize) {
     let mut window = WINDOW.lock();
     if window.free.len() < window.free.capacity() {

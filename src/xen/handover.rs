@@ -420,8 +420,9 @@ impl Drop for Slot {
     }
 }
 
-/// Pages that a hand-over is going to need, as far as can be told before it: the image's slot, the new heap, and a
-/// region, which has the whole path of each node and is seldom more than twice as large as the heap that it describes.
+/// Pages that a hand-over is going to need, as far as can be known before it: the image's slot, the new heap, and
+/// a region, which has the whole path of each node and is seldom more than twice as large as the heap that it
+/// describes.
 pub(super) fn pages_wanted() -> usize {
     SLOT_SIZE / PAGE_SIZE + TRIAL_PAGES + 3 * memory::heap().used.div_ceil(PAGE_SIZE)
 }
@@ -684,7 +685,7 @@ pub(super) unsafe fn find(module: &Occupied) -> Option<Facts> {
     Some(bridge.facts)
 }
 
-/// Whether this image is on its way back. A failure on that way must not begin it again.
+/// Whether this image is on its way back. A failure on that way must not start it again.
 static LEAVING: AtomicBool = AtomicBool::new(false);
 
 /// Goes back to the old image with a reason, if this image is on trial; else returns.
@@ -795,7 +796,7 @@ impl Handover {
         usize::try_from(self.facts.window).unwrap_or(usize::MAX)
     }
 
-    /// The trial is over: there is no way back, and all memory of the old image is free.
+    /// Ends the trial: there is no way back, and all memory of the old image is free.
     pub(super) fn commit(self) {
         let bridge = TRIAL.swap(0, Ordering::Relaxed);
         // Up to here a lost processor is given to the old image, which is whole.

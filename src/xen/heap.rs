@@ -19,11 +19,11 @@ use core::mem::MaybeUninit;
 use core::ptr::null_mut;
 use core::sync::atomic::{Ordering, compiler_fence};
 
-/// Free pages that are left when Xen is asked for more, if it may have more to give: so many are there for whatever
-/// must not fail when it refuses. The server's reserves are smaller than that.
+/// When only so many free pages are left, Xen is asked for more, if it may have more to give. So many are there
+/// for what must not fail when Xen refuses. The server's reserves are smaller than that.
 pub const AHEAD: usize = 256;
 
-/// Whoever has pages for a heap.
+/// A source of pages for a heap.
 ///
 /// # Safety
 /// Pages that were taken are valid for reads and writes until they are given back, start at multiples of
@@ -47,8 +47,8 @@ pub unsafe trait Pages {
     /// It came from [`take_run`](Self::take_run) with this count, and nothing in it is used any more.
     unsafe fn give_run(&mut self, first: usize, count: usize);
 
-    /// A pointer to what is at an address inside of a page that was taken. It may be used for the whole page,
-    /// which the pointer of whoever frees a block may not.
+    /// A pointer to an address inside a page that was taken. It may be used for the whole page; the caller's
+    /// pointer to a block may not.
     fn at(&self, address: usize) -> *mut u8;
 }
 
@@ -62,7 +62,7 @@ struct Slab {
     free: *mut u8,
     /// Blocks handed out.
     used: u16,
-    /// Blocks that have been handed out at least once; those behind are not in `free`.
+    /// Blocks that have been handed out at least once; those after them are not in `free`.
     fresh: u16,
 }
 const _: () = assert!(size_of::<Slab>() <= SLAB_HEADER && SLAB_HEADER % SMALL_ALIGN == 0);
@@ -97,7 +97,7 @@ fn small_class(layout: Layout) -> Option<usize> {
     if layout.align() > SMALL_ALIGN { None } else { class_of(layout.size()) }
 }
 
-/// The pages that a layout takes which is not small; `None` for an alignment above that of a page.
+/// The pages for a layout that is not small; `None` for an alignment above that of a page.
 fn page_count(layout: Layout) -> Option<usize> {
     (layout.align() <= PAGE_SIZE).then(|| layout.size().div_ceil(PAGE_SIZE).max(1))
 }
@@ -127,16 +127,16 @@ impl<P> Heap<P> {
         }
     }
 
-    /// A heap for whoever goes on after the change of another one was broken off. Nothing that the other one has handed
+    /// A heap for going on after a change of another heap was interrupted. Nothing that the other one has handed
     /// out may come back to it. It counts that, too.
     #[must_use]
     pub fn in_place_of<Q>(other: &Heap<Q>, pages: P) -> Self {
         Self { used: other.used, taken: other.taken, ..Self::new(pages) }
     }
 
-    /// A change of this heap was broken off, at any instruction, and it is not used any more. If it was taking a block back,
-    /// the owner may not know that yet: so that its bytes are whole, those that were written over are put back. Returns the
-    /// block's address: its page may have been given away, and must not be used.
+    /// Undoes an interrupted change of this heap, which is not used any more. The owner of a block that was being
+    /// taken back may not know that yet, so its overwritten bytes are put back. Returns the block's address: its
+    /// page may have been given away, and must not be used.
     ///
     /// # Safety
     /// `is_there` says whether the page of an address can be written, as it could when the block was in use.
@@ -163,7 +163,7 @@ impl<P> Heap<P> {
         self.taken
     }
 
-    /// Pages among them in which nothing is. Whatever needs a page can have them.
+    /// The pages of these that are empty. Any need for a page can have them.
     #[must_use]
     pub fn idle(&self) -> usize {
         self.idle

@@ -17,7 +17,7 @@ use crate::server::platform::PlatformError;
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Whether the processor's instruction is `vmmcall` (AMD and its kin) and not `vmcall`.
+/// Whether the processor's instruction is `vmmcall` (AMD and compatible) and not `vmcall`.
 static AMD: AtomicBool = AtomicBool::new(false);
 
 /// How many hypercalls this image has made.
@@ -204,7 +204,7 @@ pub(super) fn hvm_param(index: u32) -> Result<u64, PlatformError> {
     perform(&mut argument).map(|_| argument.value)
 }
 
-/// Ends the domain. Returns only if Xen refuses, which it does not.
+/// Ends the domain. It would return only if Xen refused, which it does not.
 pub(super) fn shutdown(reason: u32) {
     // A failure has nobody left to be told.
     let _ = perform(&mut sched::Shutdown { reason });

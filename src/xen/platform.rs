@@ -40,7 +40,7 @@ pub struct XenPlatform {
 const ASK_AGAIN_MS: u64 = 1000;
 
 impl XenPlatform {
-    /// Takes the machine over. What Xen denies is reported and done without.
+    /// Takes over the machine. Where Xen denies something, this is reported and done without.
     #[must_use]
     pub fn new(machine: Machine) -> Self {
         let changes = match machine.inherited_changes() {

@@ -26,7 +26,7 @@ unsafe extern "C" {
     safe static image_end: [u8; 0];
 }
 
-/// Copies what this image is going to change, so that [`own_image`] has it.
+/// Copies the data of this image before it changes, for [`own_image`].
 ///
 /// # Safety
 /// Runs once, before anything in the image has changed.
@@ -66,7 +66,7 @@ static PROGRAM: AtomicPtr<()> = AtomicPtr::new(null_mut());
 static REVIVE: AtomicPtr<()> = AtomicPtr::new(null_mut());
 static STACK: AtomicUsize = AtomicUsize::new(0);
 
-/// Whether a failure is being gone on from; another one meanwhile is the end.
+/// Whether the program is going on after a failure. Another failure meanwhile is the end.
 static RESUMED: AtomicBool = AtomicBool::new(false);
 
 /// Runs a program: `begin`, which ends the trial of an image that takes over, and then `run`. When it fails, `revive` is called with its state, whatever that looks like. It returns only if it
@@ -115,7 +115,7 @@ extern "C" fn go_on<T>(program: *mut Guarded<'_, T>) -> ! {
     traps::give_up(format_args!("fatal: it cannot go on: {why}"))
 }
 
-/// Dom0 has given the processor back: a failure on the way back from an earlier one does not count any more.
+/// dom0 has given the processor back: a failure on the way back from an earlier one does not count any more.
 pub(super) fn allow() {
     RESUMED.store(false, Ordering::Relaxed);
 }

@@ -14,7 +14,7 @@ use crate::proto::revival::{NO_DOMID, OFFSET, Record, SIZE};
 use core::arch::asm;
 use core::sync::atomic::Ordering;
 
-/// From now on this instance is the one that is revived, in the place of its predecessor. An image on trial is not: its
+/// Makes this instance the one that is revived, instead of its predecessor. On trial it does nothing, since the
 /// predecessor is whole.
 pub(super) fn publish() {
     if handover::TRIAL.load(Ordering::Relaxed) == 0 {
@@ -22,7 +22,7 @@ pub(super) fn publish() {
     }
 }
 
-/// Nobody is revived from now on: a successor takes over that would not say how.
+/// Withdraws the record: the image that takes over next would not write one.
 pub(super) fn withdraw() {
     write(&[0; SIZE]);
 }

@@ -127,7 +127,7 @@ fn succeed(facts: Facts, info: &StartInfo) -> Machine {
     Machine::new(shared, ports.timer, [Occupied::default(); MODULES_MAX], Some(handover))
 }
 
-/// The value, or the end: without what these steps set up there is nobody to go on.
+/// The value, or the end of the domain: without what these steps set up nothing can go on.
 fn expect<T>(result: Result<T, PlatformError>) -> T {
     match result {
         Ok(value) => value,
@@ -345,8 +345,8 @@ impl Machine {
         self.latest_ms.get()
     }
 
-    /// The moment of Xen's last word on the time, in milliseconds since it booted: at most about a second ago,
-    /// since Xen tells a vCPU that begins to run, and every second.
+    /// When Xen last wrote the time, in milliseconds since it booted: at most about a second ago, since Xen does
+    /// so when a vCPU begins to run, and every second.
     #[must_use]
     pub fn rough_ms(&self) -> u64 {
         time::told_ns(&self.shared.vcpu_info[0].time) / NS_PER_MS
@@ -381,7 +381,7 @@ impl Machine {
         None
     }
 
-    /// A tick is to come, unless this was the tick of a program that sleeps: that is the last one.
+    /// Orders a tick, unless this was the tick of a program that sleeps: that is the last one.
     fn keep_watch(&self) {
         if self.is_awake {
             watch::keep(self.shared);
@@ -488,7 +488,7 @@ impl Machine {
         memory::copy_physical(module.start as u64, &mut bytes).then_some(bytes)
     }
 
-    /// A port that keeps its news to itself from now on, or not any more.
+    /// Mutes a port, or makes it report its news again.
     pub fn mute(&self, port: EvtchnPort, muted: bool) {
         if muted {
             evtchn::mask(self.shared, port.0);

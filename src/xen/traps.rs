@@ -357,7 +357,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// Whether a report has begun; one that fails while reporting must not begin another.
+/// Whether a report has begun. A failure while reporting must not begin another one.
 static REPORTING: AtomicBool = AtomicBool::new(false);
 
 /// The right to print a report.
@@ -432,13 +432,13 @@ pub enum Fault {
     Null,
     /// A loop without end.
     Hang,
-    /// An exception that the processor finds no handler for: Xen ends the domain.
+    /// Raises an exception for which the processor finds no handler: Xen ends the domain.
     TripleFault,
     /// The domain ends itself.
     Shutdown,
 }
 
-/// Makes a mistake on purpose, so that a test can see the report and the end of the domain.
+/// Fails on purpose, so that a test can see the report and the end of the domain.
 pub fn provoke(fault: Fault) -> ! {
     static READ_ONLY: u64 = 0x1122_3344_5566_7788;
     match fault {

@@ -33,7 +33,8 @@ use spin::Mutex;
 /// From one tick to the next.
 const TICK_NS: u64 = 1_000 * NS_PER_MS;
 
-/// What Xen's watchdog gives a restart or the loading of an image, in seconds: more than a trial may take.
+/// The time that Xen's watchdog allows for a restart or the loading of an image, in seconds: more than a trial may
+/// take.
 const DEAF_S: u32 = 20;
 
 /// Watchdogs that a domain has (`NR_DOMAIN_WATCHDOG_TIMERS`, `xen/include/xen/sched.h`).
@@ -48,9 +49,9 @@ static PREPARED: AtomicPtr<SharedInfo> = AtomicPtr::new(null_mut());
 
 /// Turns that have ended.
 static TURNS: AtomicU64 = AtomicU64::new(0);
-/// What the handler has seen of them; it alone has a use for that.
+/// What the handler has seen of the turns; only the handler uses it.
 static HANG: Mutex<Hang> = Mutex::new(Hang::new());
-/// Ticks, for the case that Xen does not tell how long the processor has run.
+/// Ticks, in case Xen does not tell how long the processor has run.
 static TICKS: AtomicU64 = AtomicU64::new(0);
 
 /// The moment that the one-shot timer is set to; 0 for none.
@@ -76,7 +77,7 @@ pub(super) fn is_on() -> bool {
     !SHARED.load(Ordering::Relaxed).is_null()
 }
 
-/// Goes deaf for what needs interrupts off; says whether they were on.
+/// Switches interrupts off for what needs it; returns whether they were on.
 pub(super) fn pause() -> bool {
     let was_on = cpu::interrupts_are_on();
     cpu::disable_interrupts();
@@ -90,7 +91,7 @@ pub(super) fn resume(was_on: bool) {
     }
 }
 
-/// A turn has ended, or something else that shows that there is no loop without end.
+/// Notes that a turn has ended, or something else that shows that there is no endless loop.
 pub(super) fn turn() {
     // Only read by the handler, so nothing is lost between the two.
     TURNS.store(TURNS.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
@@ -101,7 +102,7 @@ pub(super) fn armed_ns() -> u64 {
     ARMED_NS.load(Ordering::Relaxed)
 }
 
-/// The timer has come, or what it was set to does not count any more.
+/// Notes that the timer has fired, or that its setting does not count any more.
 pub(super) fn disarm() {
     ARMED_NS.store(0, Ordering::Relaxed);
 }
@@ -135,8 +136,8 @@ fn ran_ns() -> u64 {
     }
 }
 
-/// The timer has interrupted the program at work; whether that is hung. It takes no lock and changes nothing that the
-/// program uses but the timer.
+/// Handles the timer while the program works; returns whether the program is hung. It takes no lock and changes
+/// nothing that the program uses but the timer.
 pub(super) extern "C" fn tick() -> bool {
     // SAFETY: null, or the page that `prepare` was given, which is mapped for good.
     let Some(shared) = (unsafe { SHARED.load(Ordering::Relaxed).as_ref() }) else { return false };
@@ -153,7 +154,7 @@ pub(super) extern "C" fn tick() -> bool {
     false
 }
 
-/// Interrupts are off for a while: if that does not end in time, Xen ends the domain.
+/// Sets Xen's watchdog, since interrupts are off for a while: if that does not end in time, Xen ends the domain.
 pub(super) fn limit() {
     let mut watchdog = Watchdog { id: WATCHDOG.load(Ordering::Relaxed), timeout: DEAF_S };
     // Without one it goes as well.
@@ -164,7 +165,8 @@ pub(super) fn limit() {
     }
 }
 
-/// Nothing has to be done in time any more: neither by this image, nor by one before it, which may have set another.
+/// Clears the watchdogs: neither this image, nor one before it, which may have set another, has to end anything in
+/// time any more.
 pub(super) fn release() {
     for id in 1..=WATCHDOGS {
         // One that is not set is an error that says just that.

@@ -107,7 +107,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Judges records one by one, remembering what later ones may refer to.
+/// Checks records one by one, and remembers what later ones may refer to.
 #[derive(Clone, Debug, Default)]
 pub struct Checker<'a> {
     global: bool,
@@ -116,7 +116,7 @@ pub struct Checker<'a> {
     rings: BTreeSet<DomId>,
     transactions: BTreeSet<(ConnId, TxId)>,
     domains: BTreeSet<DomId>,
-    /// Committed ones have connection and transaction 0. `None` if somebody else knows.
+    /// Committed nodes have connection and transaction 0. `None` if the caller knows the nodes.
     nodes: Option<BTreeSet<(ConnId, TxId, &'a [u8])>>,
 }
 
@@ -127,14 +127,14 @@ impl<'a> Checker<'a> {
         Self { nodes: Some(BTreeSet::new()), ..Self::default() }
     }
 
-    /// A checker that remembers no nodes, for who makes them as they come: whether the node above is there and the
-    /// node itself is not has to be seen to elsewhere.
+    /// A checker that remembers no nodes, for a caller that makes them as they come. That caller has to check that
+    /// the node above is there and the node itself is not.
     #[must_use]
     pub fn without_nodes() -> Self {
         Self::default()
     }
 
-    /// Judges the next record.
+    /// Checks the next record.
     ///
     /// # Errors
     /// The first thing that is wrong with it. What it introduces counts as known even so, lest every record that

@@ -87,8 +87,8 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The records of a stream, in order, each borrowed from it. It stops after END, and after the first error:
-/// a stream that ends without one was read whole.
+/// The records of a stream, in order, each borrowed from it. It stops after END, and after the first error. A
+/// stream that ends without an error was read whole.
 #[derive(Clone, Debug)]
 pub struct Reader<'a> {
     /// From the next record on; `None` when there is nothing more to read.
@@ -98,7 +98,7 @@ pub struct Reader<'a> {
     order: ByteOrder,
 }
 
-/// The stream in what a domain builder has loaded, which may have filled the last page with zeros.
+/// The stream that a domain builder has loaded. The builder may have filled the last page with zeros.
 ///
 /// # Errors
 /// Why this is none that could be read to its end.
@@ -149,15 +149,15 @@ impl<'a> Reader<'a> {
         self.order
     }
 
-    /// Where the next record starts, in bytes from the beginning; after the last one: where END starts.
+    /// Where the next record starts, in bytes from the beginning. After the last record: where END starts.
     #[must_use]
     pub fn offset(&self) -> usize {
         self.offset
     }
 
-    /// The next record if it is a node's, which nearly all are; otherwise nothing is read. Faster than
-    /// [`next`](Self::next), which has to be prepared for every record. Its path may hold NULs: that is left to
-    /// whoever looks at the names in it.
+    /// The next record if it is a node's, as nearly all are; otherwise nothing is read. It is faster than
+    /// [`next`](Self::next), which has to expect any record. The path may hold NULs: the caller checks the names
+    /// in it.
     #[inline(always)]
     pub fn next_node(&mut self) -> Option<Result<Node<'a>, StreamError>> {
         let mut body = Body { rest: self.rest?, order: self.order };
@@ -232,7 +232,7 @@ impl<'a> Iterator for Reader<'a> {
 
 impl core::iter::FusedIterator for Reader<'_> {}
 
-/// What is not yet read of a body. A `None` says that there is less than was asked for.
+/// The unread part of a body. `None` means that there is less than was asked for.
 #[derive(Clone, Copy)]
 struct Body<'a> {
     rest: &'a [u8],

@@ -105,7 +105,7 @@ pub struct Connection<'a> {
     pub output: &'a [u8],
     /// Bytes of `output` that are the rest of a message whose first bytes were written.
     pub partial: u16,
-    /// What tells the domain from earlier and later ones of the same id.
+    /// What distinguishes the domain from earlier and later ones with its domid.
     pub unique_id: Option<u64>,
 }
 
@@ -235,7 +235,7 @@ pub struct Unknown<'a> {
     pub body: &'a [u8],
 }
 
-/// A permission list: one of a stream, or one of ours on its way there.
+/// A permission list: one of a stream, or one of ours that is being written.
 #[derive(Clone, Copy, Debug)]
 pub struct Perms<'a>(PermsFrom<'a>);
 
@@ -271,7 +271,7 @@ impl<'a> Perms<'a> {
         self.len() == 0
     }
 
-    /// Whether it is written as that one, so that it need not be looked at again. `false` says nothing.
+    /// Whether it is written like that one, so that it need not be read again. `false` says nothing.
     #[must_use]
     pub fn is_written_as(&self, other: &Self) -> bool {
         match (self.0, other.0) {
@@ -306,8 +306,8 @@ impl<'a> Perms<'a> {
 }
 
 impl Perms<'_> {
-    /// Gives every entry to `each`, in their order, until it fails: faster than [`iter`](Self::iter), which asks for each
-    /// entry where it comes from.
+    /// Gives every entry to `each`, in their order, until it fails. It is faster than [`iter`](Self::iter), which
+    /// has to find out for each entry where it comes from.
     #[inline(always)]
     pub(super) fn try_each<E>(
         &self,
@@ -341,7 +341,7 @@ fn entry(raw: &[u8], order: ByteOrder) -> Option<Entry> {
     Some(Entry { domid: DomId(order.u16([a, b])), access, stale: flags & STALE != 0 })
 }
 
-/// Named limits: those of a stream, or ours on their way there. 0 means no limit.
+/// Named limits: those of a stream, or ours that are being written. 0 means no limit.
 #[derive(Clone, Copy, Debug)]
 pub struct Quotas<'a>(QuotasFrom<'a>);
 

@@ -139,8 +139,8 @@ pub enum WriteError {
     OutOfRoom,
     /// Something is longer than the record's fields can say.
     TooLong(RecordKind),
-    /// A record that no reader would take: a text with a NUL inside, a partial response longer than all output,
-    /// an unknown record with a type that is known.
+    /// A record that no reader would accept: a text with a NUL inside, a partial response longer than all output,
+    /// an unknown record with a known type.
     Unreadable(RecordKind),
 }
 
@@ -200,7 +200,7 @@ impl<S: Sink> Writer<S> {
         Ok(writer)
     }
 
-    /// Lays out depths of watches in another way than the document's.
+    /// Writes depths of watches in another layout than the document's.
     #[must_use]
     pub fn with_depths(mut self, depths: DepthLayout) -> Self {
         self.depths = depths;

@@ -46,12 +46,13 @@ struct Allocator;
 
 static THE_HEAP: Mutex<Heap<DomainPages>> = Mutex::new(Heap::new(DomainPages));
 
-/// Whether books were found to contradict each other, and whether the heap was given up: both for good, however often dom0
-/// has the domain revived.
+/// Whether the books were found to contradict each other, and whether the heap was given up. Both stay set,
+/// however often dom0 revives the domain.
 static IN_DOUBT: AtomicBool = AtomicBool::new(false);
 static GIVEN_UP: AtomicBool = AtomicBool::new(false);
 
-/// What takes its place after it has failed in the middle of a change; then `THE_HEAP` stays locked for good.
+/// The heap that takes its place after it has failed in the middle of a change. Then `THE_HEAP` stays locked for
+/// good.
 static SECOND: Mutex<Heap<DomainPages>> = Mutex::new(Heap::new(DomainPages));
 
 /// The heap that serves.
@@ -59,8 +60,8 @@ fn serving() -> MutexGuard<'static, Heap<DomainPages>> {
     THE_HEAP.try_lock().unwrap_or_else(|| SECOND.lock())
 }
 
-/// A failure may have broken off a change of the frames or of the heap, at any instruction: makes them fit to go on with, for
-/// as long as it takes to hand the state over. Whether anything was being changed; or why that cannot be.
+/// Makes frames and heap usable after a failure has interrupted a change of them, at any instruction, until the
+/// state is handed over. Returns whether anything was being changed, or why it is not possible.
 ///
 /// The frames' books are mended. The heap's are given up: what it has handed out stays where it is and is never
 /// freed, and new blocks come from pages of a second one.

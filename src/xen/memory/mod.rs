@@ -67,8 +67,7 @@ const CHUNK: usize = 64;
 /// Frames of the place for the image of a successor. It is kept free, in one piece.
 const SLOT: usize = SLOT_SIZE / PAGE_SIZE;
 
-/// From so many pages on that the domain may have, nothing else ever gets that place. In a smaller one it is what is
-/// used last.
+/// If the domain may have so many pages, nothing else ever gets that place. In a smaller domain it is used last.
 const SLOT_IS_FIRM: usize = 4096;
 
 /// Chunks that are populated with each piece of an image that comes: about 100 MiB by its end, in steps that keep
@@ -85,10 +84,10 @@ const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// Of an entry that maps nothing, what is left of a link when the bits are shifted out that would map something.
+/// The part of a link in an entry that maps nothing, after the bits are shifted out that would map something.
 const LINK: usize = PAGE_SIZE;
 
-/// Pages from which on forgetting all translations is cheaper than forgetting each.
+/// From so many pages on, flushing all translations is cheaper than flushing each.
 const FLUSH_ALL: usize = 32;
 
 /// Entries of a table, and bytes that a table of the lowest level maps.
@@ -142,7 +141,7 @@ struct Memory {
     image_base: usize,
     /// First frame that never had memory behind it; until [`begin`] or [`inherit`] has settled that, the last it can be.
     populated: usize,
-    /// Frames that the domain was built with: they do not go back to Xen.
+    /// Frames that the domain was built with. They do not go back to Xen.
     built: usize,
     /// First frame that will never have any.
     limit: usize,
@@ -478,8 +477,8 @@ impl Memory {
         }
     }
 
-    /// A change of these books was broken off, at any instruction. `false` if they contradict each other more than that
-    /// explains.
+    /// Mends the books after a change of them was interrupted at any instruction. `false` if they contradict each
+    /// other more than that explains.
     fn mend(&mut self) -> bool {
         let is_sound = self.frames.mend() & self.absent.mend();
         // Whether there is memory behind these nobody knows. If there is, it is replaced when they are populated.
@@ -501,7 +500,7 @@ impl Memory {
         }
     }
 
-    /// Gives up to `count` free pages back to Xen, no more than a step; returns how many it took.
+    /// Gives up to `count` free pages back to Xen, no more than a step; returns how many Xen took.
     fn release(&mut self, count: usize) -> usize {
         let mut list = [0_u64; surplus::STEP];
         let wanted = count.min(surplus::STEP).min(self.free());
