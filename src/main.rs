@@ -28,7 +28,7 @@ mod image {
         }
     }
 
-    /// The first server of this domain. A module, if there is one, is the stream that it begins with.
+    /// The first server of this domain. If there is a module, it is the stream that the server begins with.
     fn begin(machine: Machine, command_line: &'static str) -> ! {
         let memory = memory::figures();
         console::both(format_args!(
@@ -103,7 +103,7 @@ mod image {
         restart::guard(&mut server, Server::take_over, Server::run, Server::restart)
     }
 
-    /// What `--trial-fault` asks for: a test of what happens to an image that is not fit, wherever it fails.
+    /// The failure that `--trial-fault` asks for: a test of an image that is not fit, wherever it fails.
     fn fail_on_purpose(fault: &str) {
         match fault {
             "panic" => provoke(Fault::Panic),

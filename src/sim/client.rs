@@ -35,7 +35,7 @@ impl Client {
         Self { world, domid, page, inbox: Vec::new(), next_req_id: 1 }
     }
 
-    /// The domain's page, for clients that are not honest after all.
+    /// The domain's page, for clients that break the rules.
     #[must_use]
     pub fn page(&self) -> &SimPage {
         &self.page
@@ -51,7 +51,7 @@ impl Client {
         (bytes, req_id)
     }
 
-    /// Writes as many bytes as fit into the request ring; says how many.
+    /// Writes as many bytes as fit into the request ring; returns how many.
     pub fn write(&mut self, bytes: &[u8]) -> usize {
         let prod = self.page.word(Word::ReqProd);
         let used = prod.wrapping_sub(self.page.word(Word::ReqCons));
@@ -68,7 +68,7 @@ impl Client {
         bytes.len().min(space)
     }
 
-    /// Reads at most `limit` bytes from the response ring; says how many.
+    /// Reads at most `limit` bytes from the response ring; returns how many.
     pub fn read(&mut self, limit: usize) -> usize {
         let cons = self.page.word(Word::RspCons);
         let available = self.page.word(Word::RspProd).wrapping_sub(cons);

@@ -9,7 +9,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use std::format;
 
-/// What a request gave: the reply's payload, or the name of the error.
+/// The result of a request: the reply's payload, or the name of the error.
 pub type Answer = Result<Vec<u8>, String>;
 
 /// How often a client looks for its reply before it gives up, a second each.
@@ -112,8 +112,8 @@ impl Host {
         number(&id)
     }
 
-    /// A domain as the toolstack makes it: a home that everybody may look at, `data` in it that is the domain's, and its
-    /// connection. `nodes` more stand in the home.
+    /// A domain as the toolstack makes it: a home that everybody may read, in it `data` that belongs to the
+    /// domain, and its connection. The home has `nodes` more nodes.
     ///
     /// # Errors
     /// The request that was refused, and how.
@@ -145,7 +145,7 @@ impl Host {
         self.ask(Kind::Rm, &format!("/local/domain/{domid}\0"))
     }
 
-    /// The figure behind a name in `CONTROL memreport`.
+    /// The figure for a name in `CONTROL memreport`.
     ///
     /// # Errors
     /// That it is not there.

@@ -64,7 +64,7 @@ impl Journal {
         }
     }
 
-    /// Notes something down in the place of the last entry if that turns out to have been misunderstood.
+    /// Replaces the last entry if that turns out to have been misunderstood.
     pub(super) fn correct(&self, is_wrong: impl FnOnce(&Seen) -> bool, right: Seen) {
         if let Some(last) = self.0.borrow_mut().as_mut().and_then(|entries| entries.last_mut())
             && is_wrong(last)

@@ -25,7 +25,7 @@ impl Memory {
         Self(Rc::new(Arena::new(start, limit)))
     }
 
-    /// What a domain started with these values of `memory=` and `maxmem=`, in MiB, has for its heap.
+    /// The heap of a domain started with these values of `memory=` and `maxmem=`, in MiB.
     #[must_use]
     pub fn of_domain(memory: usize, maxmem: usize) -> Self {
         let pages = |mib: usize| (mib * PAGES_PER_MIB).saturating_sub(NOT_HEAP).max(1);
@@ -43,12 +43,12 @@ impl Memory {
         self.0.figures()
     }
 
-    /// Forgets the peaks, to see those of what comes.
+    /// Resets the peaks.
     pub fn reset_peaks(&self) {
         self.0.reset_peaks();
     }
 
-    /// What Xen says from now on when it is asked for more.
+    /// How Xen answers from now on when it is asked for more.
     pub fn set_growth(&self, growth: Growth) {
         self.0.set_growth(growth);
     }

@@ -19,7 +19,7 @@ pub struct SimPage {
     watcher: Rc<RefCell<Watcher>>,
 }
 
-/// A way back to a page as long as somebody has it.
+/// A handle that finds a page again as long as somebody has it.
 #[derive(Clone, Debug)]
 pub(super) struct WeakPage {
     bytes: Weak<RefCell<Vec<u8>>>,
@@ -123,9 +123,9 @@ impl SimPage {
         self.bytes.borrow()[RSP_OFFSET + (index % RING_SIZE) as usize]
     }
 
-    /// Bytes that the client will write right after the server has found the ring empty, but before the client
-    /// can see that the server has taken everything. So it sends no signal: it believes the server busy.
-    /// The first `skipped` such moments pass unused.
+    /// Bytes that the client writes right after the server has found the ring empty, but before the client can see
+    /// that the server has taken everything. So it sends no signal: it believes that the server is busy. The first
+    /// `skipped` such moments pass unused.
     pub fn write_unnoticed(&self, bytes: &[u8], skipped: usize) {
         let mut late = self.late.borrow_mut();
         late.bytes.extend_from_slice(bytes);

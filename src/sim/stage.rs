@@ -27,10 +27,10 @@ pub enum Delivery {
     Cut(u64),
     /// As much as fits at once, with a live update after every line.
     Updated,
-    /// As much as fits at once, and the server fails after every line, while it does nothing.
+    /// As much as fits at once. The server fails after every line, while it does nothing.
     Failed,
-    /// As much as fits at once, until the server fails in the middle of what it does because of a line; then the conversation
-    /// ends. Without a failure each line is [recorded](Stage::records).
+    /// As much as fits at once, until the server fails while it works on a line; then the conversation ends.
+    /// Without a failure each line is [recorded](Stage::records).
     FailedIn(Option<Place>),
 }
 
@@ -117,13 +117,13 @@ impl Stage {
         &mut self.simulation
     }
 
-    /// What each line that was sent has led to, for [`Delivery::FailedIn`].
+    /// The results of each line that was sent, for [`Delivery::FailedIn`].
     #[must_use]
     pub fn records(&self) -> &[Record] {
         &self.records
     }
 
-    /// Whether the server has failed where it was to.
+    /// Whether the server has failed where it was meant to.
     #[must_use]
     pub fn has_failed(&self) -> bool {
         self.has_failed

@@ -30,7 +30,7 @@ const OWN_DOMID: DomId = DomId(32_000);
 #[derive(Debug)]
 struct Domain {
     unique_id: u64,
-    /// What older versions of Xen tell instead of the unique id.
+    /// What older versions of Xen show instead of the unique id.
     handle: [u8; 16],
     cpu_time: u64,
     /// It may build and destroy domains.
@@ -66,7 +66,7 @@ struct State {
     heap_free: usize,
     /// The memory of the server's domain, if it has an end.
     memory: Option<Memory>,
-    /// Domains of which Xen does not tell, though it tells of others (an XSM policy).
+    /// Domains about which Xen tells nothing, though it does about others (an XSM policy).
     hidden: BTreeSet<DomId>,
     /// One in so many requests for memory is refused although there is some; 0 for none.
     refusals: u32,
@@ -75,7 +75,7 @@ struct State {
     chance: Random,
     hash_seed: u64,
     next_page: PageId,
-    /// Every page that somebody has: a server may have one mapped whose domain is gone.
+    /// Every page that somebody has: the server may have mapped a page whose domain is gone.
     pages: BTreeMap<PageId, WeakPage>,
     /// The most bytes that a region takes.
     region_max: usize,
@@ -213,8 +213,8 @@ impl World {
         self.state().refusals = one_in;
     }
 
-    /// Has the server panic when it has called the world so many times more, wherever that is; `None` for never. The
-    /// calls that count are those in the middle of its work: memory, signals, lines, questions about domains, their pages
+    /// Has the server panic when it has called the world so many times more, wherever that is; `None` for never.
+    /// Only calls in the middle of its work count: memory, signals, lines, questions about domains, their pages
     /// and ports.
     pub fn set_failure(&self, calls: Option<u32>) {
         self.state().calls_left = calls;
@@ -226,7 +226,7 @@ impl World {
         self.state().calls_left.is_some()
     }
 
-    /// Looks at the server without its failing meanwhile.
+    /// Runs a look at the server, which does not fail meanwhile.
     pub(super) fn look<R>(&self, f: impl FnOnce() -> R) -> R {
         let left = self.state().calls_left.take();
         let seen = f();
@@ -365,7 +365,7 @@ impl World {
         }
     }
 
-    /// Chooses whether Xen refuses to tell of this domain, as a policy of its security module may have it.
+    /// Chooses whether Xen refuses to tell about this domain, as an XSM policy may.
     pub fn set_hidden(&self, domid: DomId, hidden: bool) {
         let mut state = self.state();
         if hidden {

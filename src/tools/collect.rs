@@ -14,7 +14,7 @@ use xenstore_stubdom::proto::wire::Kind;
 /// How many pages of domains come between two looks at the server's own figures.
 const PAGES_BETWEEN: u32 = 3;
 
-/// So many bytes of a name are kept: more than anybody shows.
+/// The most bytes of a name that are kept: more than anybody shows.
 const NAME_MAX: usize = 256;
 
 /// The name of a domain is read again after this time.
@@ -96,7 +96,7 @@ impl Snapshot {
         own.unwrap_or_else(|| self.server.number(&format!("limit.{quota}")))
     }
 
-    /// Of which quota a domain uses most. The privileged domain is bound by none.
+    /// The quota that a domain uses most. The privileged domain has none.
     #[must_use]
     pub fn usage(&self, row: &Row) -> Option<Usage> {
         if u64::from(row.domid) == self.server.number("privileged") {
@@ -183,7 +183,7 @@ impl Collector {
         }
     }
 
-    /// Takes over what a page that begins with a domid says.
+    /// Takes over a page that begins with a domid.
     fn take(&mut self, page: &Page, from: u16) {
         let now_ms = page.number("now_ms");
         let Snapshot { domains, requests, events, hypercalls, .. } = &mut self.snapshot;

@@ -15,7 +15,7 @@ const DEVICE: &str = "/dev/xen/xenbus";
 /// Where a daemon listens.
 const SOCKET: &str = "/run/xenstored/socket";
 
-/// How long an answer may take. A store that takes longer is in trouble, and whoever looks wants to know.
+/// How long an answer may take. A store that takes longer is in trouble, and the user wants to know.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whom requests go to.
@@ -39,7 +39,7 @@ pub trait Ask {
 /// What a store answers: bytes, or the name of an error.
 pub type Answer = core::result::Result<Vec<u8>, String>;
 
-/// A connection on which a thread waits, so that a store that does not answer holds up nobody.
+/// A connection on which a thread waits, so that a store that does not answer blocks nobody.
 #[derive(Debug)]
 pub struct Link {
     requests: Sender<(Kind, Vec<u8>)>,
@@ -48,7 +48,8 @@ pub struct Link {
 }
 
 impl Link {
-    /// A connection to where `XENSTORED_PATH` says; else to the daemon's socket if there is one, or dom0's ring.
+    /// A connection to the socket that `XENSTORED_PATH` names; otherwise to the daemon's socket if there is one,
+    /// or to dom0's ring.
     ///
     /// # Errors
     /// There is no xenstore, or no right to use it.

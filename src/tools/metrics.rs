@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A scrape that comes later than this after the last answer of the store finds it down.
+/// A scrape reports the store as down if its last answer is older than this.
 const STALE: Duration = Duration::from_secs(15);
 
 /// The names of a domain's label values.
@@ -23,7 +23,8 @@ struct Labels {
     name: String,
 }
 
-/// The longest name of a domain in a label. It stands in every sample of the domain, so a long one costs most of a scrape.
+/// The longest name of a domain in a label. Every sample of the domain has it, so long names would make up most of
+/// a scrape.
 const NAME_MAX: usize = 64;
 
 /// A label's value.
@@ -232,7 +233,8 @@ pub fn print() -> Result<()> {
     std::io::Write::write_all(&mut out, text.as_bytes()).context("writing")
 }
 
-/// Writes the figures into a file that is there as a whole or not at all. Of a store that does not answer it says so.
+/// Writes the figures into a file, which is there as a whole or not at all. It also reports a store that does not
+/// answer.
 ///
 /// # Errors
 /// The store cannot be reached, or the file not written.
@@ -249,10 +251,10 @@ pub fn write_to(path: &Path) -> Result<()> {
     result.map(drop)
 }
 
-/// What the listener answers with, and when the store last said something.
+/// The listener's answer, and when the store last answered.
 type Latest = Arc<Mutex<Option<(Instant, String)>>>;
 
-/// Answers scrapes for ever. They cost the store nothing: it is looked at once a second, whoever scrapes.
+/// Answers scrapes for ever. Scrapes cost the store nothing: it is asked once a second, however many there are.
 ///
 /// # Errors
 /// The address cannot be listened on.

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-/// Bytes as printable ASCII: everything else, and the backslash, as `\xHH`. So no name or value can move a cursor,
-/// break a line or imitate another one with letters that look alike.
+/// Bytes as printable ASCII: everything else, and the backslash, is `\xHH`. So no name or value can move a cursor,
+/// break a line, or imitate another with letters that look alike.
 #[must_use]
 pub fn printable(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());

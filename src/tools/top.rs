@@ -279,7 +279,7 @@ fn ordered(rate: f64) -> u64 {
     thousandths
 }
 
-/// How long requests take: below which bounds half, and 99 of 100 were.
+/// How long requests take: the bounds below which half of them, and 99 of 100, were.
 fn latency(buckets: &[(Option<u64>, u64)]) -> String {
     let total = buckets.iter().fold(0_u64, |sum, (_, count)| sum.saturating_add(*count));
     if total == 0 {

@@ -16,7 +16,7 @@ const TRIES: u32 = 20;
 /// How many watches are shown at one node.
 const WATCHERS_MAX: usize = 20;
 
-/// So many bytes of a state come in a piece at least, but in the last one.
+/// The fewest bytes of a state in a piece, but for the last one.
 const PIECE_MIN: usize = 1024;
 
 /// The longest state that is fetched. No store has that much.
@@ -270,7 +270,7 @@ fn watchers(watchers: &[Watcher]) -> String {
 /// A node that is still to be shown.
 struct Pending {
     path: Vec<u8>,
-    /// What stands before its name, and before the names below it.
+    /// The text before its name, and before the names below it.
     before: String,
     below: String,
     depth: usize,
@@ -358,9 +358,10 @@ fn end(_nobody_reads: std::io::Result<()>) -> Result<()> {
 
 /// Fetches the state of a store as a stream, by CONTROL dump.
 ///
-/// Unlike `top`, this asks as fast as it is answered: somebody waits for it, it ends, and at one piece a second it would
-/// take minutes, in which the store had to keep a copy of its state. There is one request at a time, so all others have
-/// their turn between two pieces, and as many requests as the state has pieces, and two.
+/// Unlike `top`, this asks as fast as it is answered. Somebody waits for it, it ends, and at one piece a second it
+/// would take minutes, during which the store would have to keep a copy of its state. There is one request at a
+/// time, so all others have their turn between two pieces. It takes one request for each piece of the state, and
+/// two more.
 ///
 /// # Errors
 /// The store has none to give, for example for want of memory.

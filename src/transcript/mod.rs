@@ -104,12 +104,12 @@ pub fn conversations(text: &str) -> Result<Vec<Conversation>, String> {
     Ok(all)
 }
 
-/// Whether a line brings a domain into the world.
+/// Whether a line creates a domain.
 fn makes_domain(line: &str) -> bool {
     ["guest ", "domain ", "replace "].iter().any(|word| line.starts_with(word))
 }
 
-/// Replaces loops by their rounds; `rounds` may want fewer, being told whether each makes a domain.
+/// Replaces loops by their rounds. `rounds` may ask for fewer; it is told whether each creates a domain.
 fn unroll(
     lines: &[(usize, String)],
     rounds: impl Fn(usize, bool) -> usize,

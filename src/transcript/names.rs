@@ -12,7 +12,7 @@ use alloc::string::{String, ToString};
 /// What a domain of the text is really called.
 pub type Real<'a> = &'a dyn Fn(u16) -> u16;
 
-/// What comes directly in front of an id in any text.
+/// The texts directly in front of an id.
 const PREFIXES: [&str; 5] =
     ["/local/domain/", "@introduceDomain/", "@releaseDomain/", "domain ", "Domain "];
 

@@ -67,9 +67,9 @@ impl From<&str> for Stop {
 /// How long a message may take to come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Patience {
-    /// As long as it takes a server that answers at all.
+    /// As long as a working server needs.
     Long,
-    /// None is expected: until everything that was asked for so far has certainly happened.
+    /// No message is expected: until everything that was asked for so far has certainly happened.
     Short,
 }
 
@@ -88,7 +88,7 @@ pub struct Request<'a> {
     pub expected: Option<&'a str>,
 }
 
-/// What the domains of a conversation live in. Domain ids are those of the text.
+/// The world of a conversation's domains. Domain ids are those of the text.
 pub trait Stage {
     /// Looks at a request before it is sent. An error ends the conversation.
     ///
@@ -129,7 +129,7 @@ pub trait Stage {
     /// Why it cannot be done.
     fn set_word(&mut self, domid: u16, word: Word, value: u32) -> Result<(), Stop>;
 
-    /// What the port that the text calls 10 really is, with the frame; `None` if it is 10.
+    /// The real port that the text calls 10, with the frame; `None` if it is 10.
     fn first_introduction(&mut self, domid: u16) -> Option<(u64, u32)> {
         let _ = domid;
         None
@@ -147,7 +147,7 @@ pub trait Stage {
     /// That nobody knows.
     fn own_domid(&mut self) -> Result<u16, Stop>;
 
-    /// Brings an introduced domain into the world; `false` if it takes `domain` and INTRODUCE.
+    /// Creates an introduced domain; `false` if it takes `domain` and INTRODUCE.
     ///
     /// # Errors
     /// Why not.
@@ -216,11 +216,11 @@ struct Asked {
     tx: u32,
     /// Its reply is only right for a fresh server.
     is_loose: bool,
-    /// Any reply will do, an error, too: what is asked for is not the same everywhere.
+    /// Any reply is accepted, an error, too: the answer is not the same everywhere.
     is_private: bool,
 }
 
-/// Plays a conversation; says how many replies were not compared.
+/// Plays a conversation; returns how many replies were not compared.
 ///
 /// # Errors
 /// Why it ended early, with the line.
@@ -369,7 +369,7 @@ impl<S: Stage> Player<'_, S> {
         }
     }
 
-    /// The next message, which there had better not be.
+    /// The next message, which should not be there.
     fn leftover(&mut self, domid: u16) -> Result<Option<Message>, Stop> {
         let actor = self.actors.get_mut(&domid).ok_or("no such client")?;
         match actor.messages.pop_front() {

@@ -27,7 +27,7 @@ mod image {
 
     xenstore_stubdom::xen_entry!(main);
 
-    /// What every node below [`HOME`] holds: as long as the values that the bench writes.
+    /// The value of every node below [`HOME`]: as long as the values that the bench writes.
     const VALUE: &[u8] = b"0123456789";
     const HOMES: [&[u8]; 2] = [b"/bench", b"data/bench"];
 
@@ -90,7 +90,7 @@ mod image {
             }
         }
 
-        /// Takes what is in the ring, answers it, and says whether there was anything to do.
+        /// Takes what is in the ring and answers it; returns whether there was anything to do.
         fn pass(&mut self, platform: &XenPlatform) -> bool {
             let mut pass = Requests::open(&self.page).expect("the indices");
             let mut assembler = core::mem::take(&mut self.assembler);

@@ -14,7 +14,7 @@ const XS_MKDIR: u32 = 12;
 pub(crate) const XS_TRANSACTION_START: u32 = 6;
 pub(crate) const XS_WATCH: u32 = 4;
 
-/// How long a request ring has to stay full for the server to count as having stopped reading.
+/// How long a request ring has to stay full before the server counts as having stopped reading.
 const STUCK_MS: u64 = 3000;
 
 /// More refusals than these must not be needed.
@@ -54,8 +54,8 @@ impl Noise {
     }
 }
 
-/// Repeats something until dom0 types on the console. Not through the store, which such a guest cannot read, and
-/// not for a time, which is too short for whoever watches on a slow machine.
+/// Repeats something until dom0 types on the console. The store cannot end it, since such a guest cannot read it.
+/// A fixed time would be too short on a slow machine.
 fn busy(client: &mut Client, mut act: impl FnMut(&mut Client)) -> Result<(), String> {
     if client.machine.hear_console().is_none() {
         return Err(String::from("no PV console"));

@@ -120,7 +120,7 @@ impl Remote<'_> {
         }
     }
 
-    /// Answers `settle` if it is time; when to look again if it is not.
+    /// Answers `settle` if it is time; otherwise returns when to look again.
     fn settle(&mut self) -> Option<u64> {
         let (deadline, now) = (self.settling?, self.client.machine.now_ms());
         let word = |word| self.client.page.load(word);
@@ -133,7 +133,7 @@ impl Remote<'_> {
         None
     }
 
-    /// Another port, as after the server has given up the old one.
+    /// A new port, as after the server has given up the old one.
     fn new_port(&mut self, peer: u16) {
         let machine = &self.client.machine;
         match machine.offer_port(DomId(peer)) {
@@ -154,7 +154,7 @@ impl Remote<'_> {
         self.client.say(format_args!("@done"));
     }
 
-    /// Moves bytes both ways as far as they go; says how many.
+    /// Moves as many bytes both ways as it can; returns how many.
     fn exchange(&mut self) -> usize {
         let sent = self.client.push(&self.outbox);
         self.outbox.drain(..sent);

@@ -15,7 +15,7 @@ const SILENCE_MS: u64 = 1000;
 /// Seconds that a guest may have no nodes after its connection.
 const EARLY_TRIES: u32 = 60;
 
-/// Plays a role; what the verdict should say beside its first word.
+/// Plays a role; returns the text of the verdict after its first word.
 pub(crate) fn play(client: &mut Client, role: &str) -> Result<String, String> {
     match role {
         "hello" => hello(client)?,
@@ -104,8 +104,8 @@ fn expect_loss(client: &mut Client, error: RingError, before: u32) -> Result<(),
     }
 }
 
-/// Asks again and again until dom0 writes `data/stop`, and says how long the longest answer took: the pause of a
-/// live update, as a guest sees it.
+/// Asks again and again until dom0 writes `data/stop`, and returns how long the longest answer took: the pause of
+/// a live update, as a guest sees it.
 fn longest_wait(client: &mut Client) -> Result<String, String> {
     let (mut longest_us, mut requests) = (0, 0_u32);
     loop {
@@ -121,7 +121,7 @@ fn longest_wait(client: &mut Client) -> Result<String, String> {
     }
 }
 
-/// Blocks of these sizes are taken in turn: small ones, a page's neighbourhood, large ones.
+/// Blocks of these sizes are taken in turn: small ones, some near a page, large ones.
 const BLOCKS: [usize; 6] = [24, 100, 1000, 4096, 5000, 100_000];
 
 /// Takes memory until there is none and returns how many bytes that was.

@@ -10,11 +10,11 @@ use alloc::vec::Vec;
 const XS_TRANSACTION_END: u32 = 7;
 const XS_ERROR: u32 = 16;
 
-/// How long a transaction stays open, and a request stays cut: long enough to meet an update now and then.
+/// How long a transaction stays open, and a request stays cut: long enough to be hit by an update now and then.
 const OPEN_MS: u64 = 120;
 const CUT_MS: u64 = 25;
 
-/// Goes on until dom0 writes `data/stop`; returns how many rounds that were.
+/// Goes on until dom0 writes `data/stop`; returns how many rounds there were.
 pub(crate) fn play(client: &mut Client) -> Result<String, String> {
     let mut guest = Guest { client, events: 0, cut: 0 };
     guest.answer(0, XS_WRITE, b"data/steady\0start")?;

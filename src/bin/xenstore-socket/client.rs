@@ -6,10 +6,10 @@ use std::os::unix::net::UnixStream;
 use xenstore_stubdom::proto::id::ConnId;
 use xenstore_stubdom::proto::ring::RING_SIZE;
 
-/// Bytes that may wait for a client before its requests are left where they are.
+/// When so many bytes wait for a client, its requests are no longer read.
 const ENOUGH: usize = 64 << 10;
 
-/// Bytes that may wait for a client at all. Who reads nothing while events pile up is closed: others
+/// The most bytes that may wait for a client. A client that reads nothing while events pile up is closed: others
 /// need the memory.
 const OUT_MAX: usize = 4 << 20;
 
@@ -19,7 +19,7 @@ pub(crate) enum Progress {
     Moved,
     /// Nothing to be had, or no room.
     Nothing,
-    /// Over: the client has closed it, or something is wrong.
+    /// The connection has ended: the client has closed it, or something is wrong.
     Closed,
 }
 
@@ -28,10 +28,10 @@ pub(crate) struct Client {
     pub(crate) stream: UnixStream,
     pub(crate) id: ConnId,
     page: Page,
-    /// What the server said and the client has not read; the first `sent` bytes are gone.
+    /// What the server has sent and the client has not read; the first `sent` bytes are gone.
     out: Vec<u8>,
     sent: usize,
-    /// It will be closed when the server is idle and what waits has been offered once.
+    /// It is closed when the server is idle and what waits has been offered once.
     pub(crate) is_closed: bool,
 }
 
@@ -71,7 +71,7 @@ impl Client {
         }
     }
 
-    /// From the ring to what waits; `false` if nothing was there.
+    /// Moves bytes from the ring to what waits; `false` if there were none.
     pub(crate) fn collect(&mut self) -> bool {
         let moved = self.page.take_responses(&mut self.out);
         self.is_closed |= self.page.is_given_up() || self.waiting() > OUT_MAX;

@@ -16,10 +16,10 @@ use std::time::Instant;
 use xenstore_stubdom::proto::id::EvtchnPort;
 use xenstore_stubdom::server::{Pass, Server};
 
-/// Clients at a time; more wait in the queue of the listening socket.
+/// The most clients at a time; more wait in the queue of the listening socket.
 const CLIENTS_MAX: usize = 256;
 
-/// How long nobody is accepted after that has failed.
+/// How long no client is accepted after that has failed.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// A server and those whom it serves.
@@ -71,7 +71,7 @@ impl Service {
         }
     }
 
-    /// Lets the server work until it would sleep; says until when.
+    /// Lets the server work until it would sleep; returns until when.
     fn work(&mut self) -> Option<u64> {
         loop {
             let pass = self.server.pass();
@@ -102,7 +102,7 @@ impl Service {
         });
     }
 
-    /// Says once that who comes now has to wait, until there is room again.
+    /// Reports once that new clients have to wait, until there is room again.
     fn tell_if_full(&mut self) {
         let is_full = self.clients.len() >= CLIENTS_MAX;
         if is_full && !self.is_full {

@@ -37,7 +37,7 @@ struct Event {
     /// The connection that it is for.
     conn: u32,
     payload: Vec<u8>,
-    /// Those of the same group may come in any order; 0 is none.
+    /// Messages of the same group may come in any order; 0 is no group.
     group: u64,
     /// It tells what became of a domain: that takes turns, with others' in between.
     news: bool,
@@ -152,8 +152,8 @@ impl Model {
         }
     }
 
-    /// Judges a pass in which the server has failed: the request in the middle of which it has may have been carried out,
-    /// with EIO for its reply and some of its events lost, or not at all. What may have been is added to `models`.
+    /// Judges a pass in which the server has failed. The request that was being handled may have been carried out,
+    /// with EIO as its reply and some of its events lost, or not at all. Every possibility is added to `models`.
     ///
     /// # Errors
     /// As [`judge`](Self::judge): neither can have been.
@@ -361,7 +361,8 @@ impl Model {
         }
     }
 
-    /// Who is told of changes of nodes: connections in the order of introduction, watches in that of registration.
+    /// Who gets the events of changes of nodes: connections in the order of introduction, watches in that of
+    /// registration.
     fn told(&self, changes: &[Change]) -> Vec<Event> {
         let mut events = Vec::new();
         for change in changes {

@@ -7,11 +7,11 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use std::format;
 
-/// The request of a connection that a message was caused by.
+/// The request of a connection that caused a message.
 pub(super) type Cause = (u32, u64);
 
-/// What a list of children depends on: the node's generation as the caller sees it, and if a transaction mixes it with
-/// what is there by now, the present one and which transaction that is.
+/// What a list of children depends on: the node's generation as the caller sees it. If a transaction mixes it with
+/// what is there by now, also the present generation and the transaction.
 pub(super) type Generation = (u64, Option<(u64, u32, u32)>);
 
 /// What a message must say.
@@ -32,11 +32,11 @@ pub(super) enum Body {
 pub(super) enum Pace {
     /// In its turn.
     Now,
-    /// The reply comes when everything has been looked at, which takes turns: events of what others did meanwhile may
-    /// be before it.
+    /// The reply comes when everything has been looked at, which takes turns. Events of what others did meanwhile
+    /// may come before it.
     Look,
-    /// It tells what became of a domain, or is the reply to a request that waits for that. These keep their order among
-    /// themselves; since they take turns, what others did meanwhile may be before them.
+    /// It tells what became of a domain, or is the reply to a request that waits for that. These messages keep
+    /// their order among themselves. They take turns, so what others did meanwhile may come before them.
     News,
 }
 
@@ -190,7 +190,7 @@ impl Output {
         }
     }
 
-    /// The server wrote these bytes. Which request has been answered with EIO, though it was carried out.
+    /// The server wrote these bytes. Returns the request that was answered with EIO, though it was carried out.
     pub(super) fn put(&mut self, bytes: &[u8], now_ms: u64) -> Result<Option<u64>, String> {
         let mut failed = None;
         self.started.extend_from_slice(bytes);
@@ -205,7 +205,7 @@ impl Output {
         Ok(failed)
     }
 
-    /// The reply says that the server has failed, if that may be.
+    /// The reply says that the server has failed, where that is possible.
     fn settle_failed(&mut self, message: &[u8], now_ms: u64) -> Option<u64> {
         let (head, payload) = message.split_at_checked(HEADER_SIZE)?;
         let header = Header::from_bytes(head.try_into().ok()?);
@@ -225,7 +225,7 @@ impl Output {
         self.owed.iter().take(found).all(is_fine).then_some(it.origin)
     }
 
-    /// The request that these events are due to has failed: they may be lost. No other one can have.
+    /// The request that caused these events has failed, so they may be lost. No other events may be.
     pub(super) fn forget(&mut self, origin: u64) {
         self.may_fail = false;
         for owed in self.owed.iter_mut().filter(|owed| owed.origin == origin) {
@@ -260,8 +260,8 @@ impl Output {
 }
 
 impl Output {
-    /// An event that might have been dropped has come, or else an equal one that is behind it, with nothing
-    /// certain between them: then that one need not come any more.
+    /// An event that might have been dropped has come. Or an equal one behind it has, with nothing certain between
+    /// them: then the first need not come any more.
     fn doubt_twin(&mut self, settled: Option<&Owed>, now_ms: u64) {
         let Some(settled) = settled.filter(|owed| owed.may_be_gone(now_ms)) else { return };
         for owed in &mut self.owed {

@@ -39,7 +39,7 @@ pub(super) struct View {
     pub(super) perms: Perms,
     pub(super) generation: u64,
     list_len: usize,
-    /// Made in the transaction, as its so-manieth node.
+    /// Made in the transaction; its number among the nodes that it made.
     made: Option<u64>,
 }
 
@@ -115,7 +115,7 @@ impl Tx {
         })
     }
 
-    /// Whether it must fail: something it touched is not as it was, or a node would get an owner that is gone.
+    /// Whether it must fail: something that it touched has changed, or a node would get an owner that is gone.
     fn conflicts(&self, tree: &Tree) -> bool {
         self.all().any(|touched| {
             let was = touched.base.as_ref().map(|base| base.generation);
@@ -182,8 +182,8 @@ impl Tx {
 }
 
 impl Touched {
-    /// What is told of it after the commit: to those who could read it before, or can read it or
-    /// its parent now; if it is gone, only to the former.
+    /// The event for it after the commit. It goes to those who could read the node before, or can read it or its
+    /// parent now. If the node is gone, it goes only to the former.
     fn told(self, tree: &Tree) -> Option<Change> {
         let subtree = self.event?;
         let mut lists: Vec<Perms> = self.base.iter().map(|base| base.perms.clone()).collect();
@@ -484,8 +484,8 @@ impl Session<'_> {
         }
     }
 
-    /// What goes with a node that is removed: all live nodes below that the transaction still sees and has not accessed,
-    /// each with the nearest path above that it has. Below a node that has changed nothing counts any more.
+    /// What is removed with a node: all live nodes below that the transaction still sees and has not accessed,
+    /// each with its nearest path above. Below a node that has changed nothing counts any more.
     fn hidden_below(&self, top: &[u8]) -> Vec<(Vec<u8>, Touched)> {
         let mut hidden = Vec::new();
         let Some(tx) = &self.tx else { return hidden };

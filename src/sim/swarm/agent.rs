@@ -39,7 +39,7 @@ pub(super) struct Agent {
     pub(super) domid: u16,
     pub(super) client: Client,
     pub(super) hostile: bool,
-    /// It must not touch its ring: it is not introduced yet, or is being introduced again.
+    /// It must not touch its ring: it is not introduced yet, or it is being introduced again.
     pub(super) frozen: bool,
     /// The server has emptied its ring since it was frozen.
     emptied: bool,
@@ -98,7 +98,7 @@ impl Agent {
         (self.frozen, self.awake) = (false, true);
     }
 
-    /// What it wanted to write at the worst moment, which did not come, is written as usual.
+    /// What it wanted to write at the worst moment, which did not come, it writes as usual.
     fn take_back(&mut self) {
         for byte in self.client.page().take_unwritten().into_iter().rev() {
             self.outgoing.push_front(byte);
@@ -169,7 +169,7 @@ impl Agent {
         }
     }
 
-    /// Writes and reads at most a piece each; says whether anything moved.
+    /// Writes and reads at most a piece each; returns whether anything moved.
     ///
     /// # Errors
     /// What the client saw that it must not see.

@@ -29,10 +29,11 @@ use std::format;
 /// What is wrong, or nothing.
 type Outcome = Result<(), String>;
 
-/// In how many passes the first domain's request must be answered.
+/// Within so many passes the first domain's request must be answered.
 const PASSES: usize = 2000;
 
-/// In how many rounds an honest guest's, which has to wait for its turn and for the write-rate limit.
+/// Within so many rounds an honest guest's request must be answered. It has to wait for its turn and for the
+/// write-rate limit.
 const ROUNDS: usize = 20_000;
 
 /// Bytes that a guest may have waiting to be sent.
@@ -195,7 +196,7 @@ impl Feast {
         Ok(())
     }
 
-    /// A new guest sits down. Without memory to be had from Xen it may be that there is none for it.
+    /// A new guest comes. If Xen gives no memory, there may be none for it.
     fn birth(&mut self) -> Outcome {
         let domid = self.next_domid;
         self.next_domid = if domid < 30_000 { domid + 1 } else { 1 };
@@ -297,8 +298,9 @@ impl Feast {
         Ok(())
     }
 
-    /// Whether the death of a domain has come as far as its node. The first domain waits for that with every second
-    /// one; of the others it may remove the home while the server still has other dead to bury, and hears of that only.
+    /// Whether the death of a domain has come as far as its node. The first domain waits for that with every
+    /// second death. It may remove the home of the others while the server still clears away other dead domains,
+    /// and then gets only that event.
     fn has_lost_its_node(&mut self, domid: u16) -> Result<bool, String> {
         for _ in 0..PASSES {
             let node = format!("/local/domain/{domid}/data\0");
@@ -337,7 +339,7 @@ impl Feast {
         self.host.simulation.check()
     }
 
-    /// Where memory was never short, the first domain has heard of the node of everybody who died.
+    /// If memory was never short, the first domain has got an event for the node of every domain that died.
     fn hears_of_deaths(&mut self) -> Outcome {
         self.settle()?;
         let _reply = self.dom0_asks(Kind::Directory, "/\0")?;
@@ -398,11 +400,11 @@ impl Feast {
     }
 }
 
-/// What a request gave, for those that know when a refusal is right.
+/// The result of a request, for clients that know when a refusal is right.
 struct Reply(Result<Vec<u8>, String>);
 
 impl Reply {
-    /// A refusal for want of memory is right where some block was refused on purpose.
+    /// A refusal for want of memory is right if some block was refused on purpose.
     fn filter_faults(self, _host: &Host) -> Result<Vec<u8>, String> {
         match self.0 {
             Err(error) if error == "ENOMEM" || error == "ENOENT" => Ok(Vec::new()),
@@ -565,7 +567,7 @@ fn mix(hash: u64, bytes: &[u8]) -> u64 {
 
 // The eaters.
 impl Feast {
-    /// Moves bytes between the eaters and their rings.
+    /// Moves bytes between the hungry guests and their rings.
     fn carry(&mut self) {
         for eater in &mut self.eaters {
             let (front, _) = eater.outgoing.as_slices();

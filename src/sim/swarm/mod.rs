@@ -132,7 +132,7 @@ fn judge(seed: u64, failures: bool) -> Result<Report, Failure> {
     }
 }
 
-/// Plays a judged seed without any refusal; says how many blocks the server asks for.
+/// Plays a judged seed without any refusal; returns how many blocks the server asks for.
 ///
 /// # Errors
 /// As [`play`].
@@ -140,8 +140,9 @@ pub fn count_blocks(seed: u64) -> Result<u64, Failure> {
     refuse_one(seed, 0).map(|(blocks, _)| blocks)
 }
 
-/// Plays a judged seed with the `n`-th block refused: the server goes on, its books balance, every honest client gets one
-/// reply to each request, and nothing is left of what guests had. Says whether the refusal came.
+/// Plays a judged seed with the `n`-th block refused. The server goes on, its accounts balance, every honest
+/// client gets one reply to each request, and nothing is left of what guests had. Returns whether the refusal
+/// came.
 ///
 /// # Errors
 /// What was wrong.

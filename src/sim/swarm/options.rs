@@ -9,8 +9,8 @@ use std::format;
 /// How many kinds of requests a workload mixes.
 pub(super) const KINDS: usize = 18;
 
-/// The limits of the server's defaults, but without one for memory: how much something takes is the
-/// server's own affair, so the model cannot foresee where such a limit bites.
+/// The limits of the server's defaults, but none for memory. Only the server knows how many bytes something takes,
+/// so the model cannot foresee where such a limit applies.
 const DEFAULTS: [u32; 10] = [1000, 128, 20, 0, 0, 10, 1024, 5, 2048, 2048];
 
 /// Limits that every workload runs into.
@@ -98,8 +98,9 @@ impl Options {
         }
     }
 
-    /// Has the server fail now and then. Then Xen tells which domains changed: the model does not know of a look at all of
-    /// them that is broken off. And memory that is there is not refused: without it nobody goes on.
+    /// Has the server fail now and then. Then Xen reports which domains changed, since the model does not know of
+    /// an interrupted look at all of them. And memory that is there is not refused, since the server cannot go on
+    /// without it.
     pub fn fail(&mut self, random: &mut Random) {
         self.failures = random.pick(&[15, 40, 100]);
         self.refusals = 0;

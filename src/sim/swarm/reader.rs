@@ -35,7 +35,7 @@ const PARTS_MAX: usize = 4000;
 /// How often a reply may be looked for again, for a guest that the write-rate limit holds up.
 const TRIES: usize = 200;
 
-/// Without limits: what is too much is another role's matter.
+/// Without limits: another role tests those.
 const OPTIONS: &str = "-Q nodes=0 -Q memory=0 -q memory=0 -Q node-size=0 -Q path-max=0 -Q transaction-nodes=0 \
                        -Q transactions=0 -w watch-event=0";
 
@@ -60,8 +60,9 @@ struct Actor {
     /// The transaction that it has open, and the moment at which that began; what it has done in it.
     tx: Option<(u32, usize)>,
     changes: Vec<(u32, bool)>,
-    /// Names that were there when it wrote to them in it: that adds nothing to the list, so whoever removes one of them
-    /// outside has it missing in there, too. (The transaction cannot succeed any more.)
+    /// Names that were there when the transaction wrote to them. That adds nothing to the list. So if somebody
+    /// outside removes one of them, it is missing in the transaction, too. (The transaction cannot succeed any
+    /// more.)
     written: BTreeSet<u32>,
     listing: Option<Listing>,
 }

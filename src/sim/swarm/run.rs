@@ -26,7 +26,7 @@ const SETTLE_PASSES: usize = 500;
 /// How many entries of the journal a report shows.
 const SHOWN: usize = 60;
 
-/// So many stories of what may have been are followed.
+/// The most possibilities of what happened that are followed.
 const POSSIBLE_MAX: usize = 1024;
 
 /// Within so many calls of the world the server fails when it is to.
@@ -46,7 +46,7 @@ pub(super) struct Run {
     pub(super) random: Random,
     pub(super) simulation: Simulation,
     pub(super) model: Model,
-    /// What else may have been, after a failure of the server.
+    /// What else may have happened, after a failure of the server.
     others: Vec<Model>,
     /// The server has failed since the last judgement.
     failed: bool,
@@ -214,8 +214,8 @@ impl Run {
         Ok(())
     }
 
-    /// The firmware of an honest guest is done and leaves an empty ring to the kernel, not telling anybody;
-    /// the server may look between any two of its stores.
+    /// The firmware of an honest guest ends and leaves an empty ring to the kernel without telling anybody. The
+    /// server may look between any two of its stores.
     fn firmware(&mut self, domid: u16) -> Result<bool, String> {
         const ORDER: [Word; 4] = [Word::ReqCons, Word::ReqProd, Word::RspCons, Word::RspProd];
         let Some(agent) = self.agents.get_mut(&domid) else { return Ok(false) };
@@ -237,8 +237,8 @@ impl Run {
         Ok(true)
     }
 
-    /// A live update, which nobody must notice: asked for by the first domain, or at any other moment; and
-    /// sometimes its successor fails.
+    /// A live update, which nobody must notice. The first domain asks for it, or it comes at any other moment.
+    /// Sometimes its successor fails.
     fn update(&mut self) -> Outcome {
         if self.random.one_in(4) {
             for words in [&["-b", "4"][..], &["-d", "4", "\x7fELF"], &["-s", "-t", "60"]] {
@@ -318,7 +318,7 @@ impl Run {
         }
     }
 
-    /// Judges by all that may have been; what cannot have been is forgotten.
+    /// Judges by all that may have happened; what cannot have happened is dropped.
     fn judge_all(&mut self, seen: &[Seen], failed: bool) -> Outcome {
         let mut left = Vec::new();
         let mut verdict = Ok(());
@@ -342,8 +342,8 @@ impl Run {
         Ok(())
     }
 
-    /// The faults are over. Whoever is honest must get all that is due, in bounded time, and without any
-    /// help but the signals that the server itself sends.
+    /// The faults are over. Every honest client must get all that is due, in bounded time, and with no help but
+    /// the signals that the server itself sends.
     fn calm(&mut self) -> Outcome {
         let hostile: Vec<u16> =
             self.agents.values().filter(|agent| agent.hostile).map(|agent| agent.domid).collect();
