@@ -18,7 +18,7 @@ if [ "$bench_server" = null ]; then
     }
 fi
 
-# introduce NAME: of the null responder, whose existence the toolstack does not suspect.
+# introduce NAME: to the null responder, of which the toolstack knows nothing.
 introduce() {
     [ "$bench_server" = null ] || return 0
     domid=$(guest_domid "$1")

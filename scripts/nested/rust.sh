@@ -1,5 +1,5 @@
 # Makes sure of a Rust that can build this package, on the host and for the bare target. Sourced after
-# setup.sh. A Rust that is there is used as it is; only what is missing is added, and said.
+# setup.sh. A Rust that is there is used as it is. Only what is missing is added, with a message.
 
 target=x86_64-unknown-none
 wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$repository/Cargo.toml")
@@ -8,11 +8,11 @@ wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$repository/Cargo.toml")
 # recent_enough VERSION: not older than what Cargo.toml asks for.
 recent_enough() { [ -n "$1" ] && [ "$(printf '%s\n' "$wanted" "$1" | sort -V | head -n 1)" = "$wanted" ]; }
 
-# Nothing where there is no cargo, or a rustup without a toolchain; that is no failure of whoever asks.
+# Prints nothing if there is no cargo, or a rustup without a toolchain; that is no failure.
 cargo_version() { { cargo --version 2>/dev/null || true; } | awk '{ print $2 }'; }
 
 # The way of https://rustup.rs, for distributions without a package of it, such as Debian 12; the program is checked against
-# the sum that lies beside it.
+# the sum beside it.
 install_rustup() {
     local from=https://static.rust-lang.org/rustup/dist/x86_64-unknown-linux-gnu to=$nested/rustup-init
     need_host_packages curl="curl ca-certificates"

@@ -8,10 +8,10 @@ nested=$repository/target/nested
 
 # The Debian release of this machine, or nothing.
 machine_debian=$([ ! -r /etc/os-release ] || (. /etc/os-release && [ "$ID" = debian ] && echo "${VERSION_ID-}") || true)
-# The release whose Xen and Linux are booted; nothing stands for what this machine's package lists have.
+# The release whose Xen and Linux are booted; empty for the packages in this machine's lists.
 debian='' apt_options=()
 
-# choose_debian RELEASE: all that follows is with the packages of that release. One that is not this machine's has an apt
+# choose_debian RELEASE: from here on uses the packages of that release. A release that is not this machine's has an apt
 # and a folder of its own.
 choose_debian() {
     [ "$1" != "$machine_debian" ] && [ "$1" != "$debian" ] || return 0
@@ -48,7 +48,7 @@ fetch_lists() {
 
 known() { apt-cache "${apt_options[@]}" "$@"; }
 
-# has_package NAME: whether it can be had; a name that others only mention shows nothing, with a status of 0.
+# has_package NAME: whether it is available. A name that other packages only mention prints nothing, with status 0.
 has_package() { [ -n "$(known show "$1" 2>/dev/null)" ]; }
 
 say() { printf -- '-- %s\n' "$*" >&2; }
@@ -59,7 +59,7 @@ setup_failed() {
     exit 125
 }
 
-# `set -e` ends a script without a word; nothing may end so.
+# `set -e` ends a script without a message; no script may end like that.
 set -E
 trap 'echo "error: ${BASH_SOURCE[0]##*/}, line $LINENO: \"$BASH_COMMAND\" failed with status $?" >&2' ERR
 
@@ -146,7 +146,7 @@ kernel_packages() {
     package_closure "$meta" | grep '^linux-modules-[0-9]' || true
 }
 
-# What a dom0 of Debian has beside busybox, for the package: dpkg, a shell, what starts daemons.
+# What a dom0 of Debian has beside busybox, for the package: dpkg, a shell, and the programs that start daemons.
 base_programs=(dpkg dash tar util-linux sysvinit-utils)
 
 # Nothing of this machine goes into dom0, so a machine of one release can make the dom0 of another.
@@ -191,7 +191,7 @@ unpack_packages() {
     touch "$nested/unpacked/complete"
 }
 
-# A bzImage holds the ELF kernel compressed. Unpacked once here, nobody has to do it in emulation at each
+# A bzImage holds the ELF kernel compressed. It is unpacked once here, and not in emulation at each
 # boot. The header's words at 0x1f1, 0x248 and 0x24c (Linux, Documentation/arch/x86/boot.rst) say where it is.
 extract_kernel() {
     local image=$1 start length magic
@@ -263,7 +263,7 @@ pack_directory() {
     (cd "$1" && find . -print0 | LC_ALL=C sort -z | cpio --quiet -0 -o -H newc -R 0:0)
 }
 
-# What both initramfs have: busybox and the xenstore clients.
+# Both initramfs have this: busybox and the xenstore clients.
 start_root() {
     local root=$1
     rm -rf "$root"
@@ -305,7 +305,7 @@ build_dom0_initramfs() {
     pack_directory "$root" >"$nested/dom0.cpio"
 }
 
-# Built again when this file or what goes into a guest has changed.
+# Built again when this file or the contents of a guest have changed.
 build_images() {
     local stamp
     stamp=$(cat "$repository"/scripts/nested/{setup.sh,guest-init} "$nested/packages/complete" | cksum)
@@ -366,7 +366,7 @@ build_pyxs() {
     done
     python=$(ls "$from"/usr/bin/python3.* | head -n 1)
     libraries=$from/usr/lib/x86_64-linux-gnu:$from/lib/x86_64-linux-gnu:$(library_path)
-    # It runs once here: that compiles what it imports, and tells what that is.
+    # It runs once here, which compiles its imports and shows which they are.
     PYTHONDONTWRITEBYTECODE='' PYTHONHOME=$from/usr PYTHONPATH=$from/usr/lib/python3/dist-packages \
         "$(loader)" --library-path "$libraries" "$python" -S -c 'import sys, copy, time, pyxs.client
 for module in list(sys.modules.values()):

@@ -5,7 +5,7 @@
 
 step "the domain"
 if ours "init-xenstore-domain starts a domain"; then
-    # That it succeeded is a condition for this script to run at all.
+    # It has succeeded, or this script would not run at all.
     domid=$(server_domid)
     equal "xl list shows the domain" "Xenstore $domid 8" \
         "$(xl list | awk '$1 == "Xenstore" { print $1, $2, $3 }')"
@@ -43,7 +43,7 @@ xenstore-write /test/watched/below 1
 xenstore-write /test/beside 1
 xenstore-rm /test/watched
 check "it ends after three events" wait_for 20 no_process $watcher
-# One at once, one for the write, and one for the removal (of what is below it, only watches right there hear).
+# One at once, one for the write, and one for the removal (nodes below it have events only for watches right there).
 equal "they are those of the watched tree" "/test/watched /test/watched /test/watched/below" \
     "$(sort /run/events | xargs)"
 xenstore-rm /test

@@ -7,8 +7,8 @@
     skip "streams of C xenstored (not with $server)"
     finish
 }
-# C xenstored executes its successor with the state in a file; whatever stands in its place can look at that, and
-# exchange it.
+# C xenstored executes its successor with the state in a file. A program in the successor's place can look at that file,
+# and exchange it.
 successor() {
     {
         echo '#!/bin/sh'
@@ -96,7 +96,7 @@ check "its tools write" xenstore-write /exchange/new x
 equal "its tools read" x "$(xenstore-read /exchange/new)"
 equal "dom0's kernel reads by its ring" x "$(raw_request 2 '/exchange/new\0')"
 check "it removes" xenstore-rm /exchange/new
-# By this node, xenstore-control takes it for a stub domain and would send it the file.
+# Because of this node, xenstore-control would take it for a stub domain and send it the file.
 check "it is no stub domain" xenstore-rm /tool/xenstored/domid
 check "it updates itself from that" xenstore-control live-update /xen-tools/xenstored
 tree >/run/again.ls

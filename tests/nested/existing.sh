@@ -1,5 +1,5 @@
-# Guests that were started before the xenstore, and left their port in their page, are found and served by it, as those
-# that Xen starts from its boot modules. existing-stream.sh: one of them from a stream.
+# The xenstore finds and serves guests that were started before it and left their port in their page, like those that Xen
+# starts from its boot modules. existing-stream.sh: one of them from a stream.
 # nested-xen: --server none --with-xl --timeout 500
 . /lib/nested.sh
 # No dom0less or hyperlaunch here: the guests are built by xl while xenstore-socket stands in for the xenstore, for

@@ -1,5 +1,5 @@
-# With --maxmem the store grows, and what it does not need any more goes back to Xen: the domain can grow into it again,
-# and a live update knows which memory is gone.
+# With --maxmem the store grows, and memory that it no longer needs goes back to Xen. The domain can grow again, and a
+# live update knows which memory is gone.
 # nested-xen: --memory 8 --maxmem 64 --older --timeout 900
 . /lib/nested.sh
 

@@ -1,4 +1,4 @@
-# The store's domain is shut down in every way that ends it, while dom0 and guests use it: the guard has it go on each time.
+# The store's domain is shut down in every way that ends it, while dom0 and guests use it. The guard revives it each time.
 # nested-xen: --memory 8 --param --test-failures --crashes --timeout 900
 . /lib/nested.sh
 

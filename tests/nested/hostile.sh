@@ -8,7 +8,7 @@
     finish
 }
 
-# Those that spin do so until they are told, so they are all at it while the honest ones work.
+# Those that spin do so until they are told to stop, so all of them spin while the honest ones work.
 busy="racing scribble storm endless"
 roles="bad-index oversize half=8 half=100 crash greedy mute $busy"
 

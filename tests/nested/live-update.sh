@@ -1,5 +1,5 @@
-# The server is replaced again and again while dom0, a Linux guest and test guests work, and nobody notices; and
-# every replacement that is not fit leaves the old one serving, with the reason for the administrator.
+# The server is replaced again and again while dom0, a Linux guest and test guests work, and nobody notices. Whenever the
+# new image is not fit, the old one goes on, with the reason for the administrator.
 # nested-xen: --memory 8 --timeout 580
 . /lib/nested.sh
 

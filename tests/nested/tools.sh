@@ -1,5 +1,5 @@
-# What people look at the store with: top, metrics and tree, over dom0's ring, beside a guest that lives and gets a name
-# that would break a terminal.
+# The tools that show the store: top, metrics and tree, over dom0's ring, beside a guest that runs and gets a name that
+# would break a terminal.
 # nested-xen: --timeout 900
 . /lib/nested.sh
 tools=/usr/bin/xenstore-tools

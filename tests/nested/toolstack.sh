@@ -1,5 +1,5 @@
-# All that xl does with domains which tests/nested/guest.sh does not show, what the special watches tell of it,
-# and a client that shares no code with libxenstore: pyxs, pure Python.
+# Everything that xl does with domains and tests/nested/guest.sh does not show, the events of the special watches for
+# it, and a client that shares no code with libxenstore: pyxs, pure Python.
 # nested-xen: --memory 8 --dom0-memory 704 --timeout 700 --pyxs --add "$repository/tests/nested/pyxs-client.py"
 . /lib/nested.sh
 

@@ -1,4 +1,4 @@
-# What docs/administration.md says of troubles on a host with a daemon, or before there is a xenstore: each is provoked,
+# The troubles in docs/administration.md on a host with a daemon, or before there is a xenstore: each is provoked,
 # and reads as it says.
 # nested-xen: --server none --package --timeout 500
 . /lib/nested.sh

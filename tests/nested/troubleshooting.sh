@@ -1,4 +1,4 @@
-# What docs/administration.md says of troubles with the running stub domain: each is provoked, and reads as it says.
+# The troubles with the running stub domain in docs/administration.md: each is provoked, and reads as that page says.
 # nested-xen: --server none --package --dom0-memory 640 --timeout 900
 . /lib/nested.sh
 server=ours
