@@ -166,7 +166,8 @@ impl<P: Platform> Server<P> {
         self.report_drops();
     }
 
-    /// Completes what may have been interrupted between two books.
+    /// Completes what the failure may have interrupted between two tables: domains, connections and ports that
+    /// only one of them knows.
     fn mend(&mut self) {
         for domid in self.store.domids() {
             let is_lost = !self.domains.contains(domid) && !self.store.is_dying(domid);

@@ -331,7 +331,7 @@ impl Feast {
         }
     }
 
-    /// The books balance.
+    /// Checks that the accounts balance.
     fn look(&mut self) -> Outcome {
         self.host.memory().fail_nth(0);
         // What was begun is finished first.
