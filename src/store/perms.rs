@@ -16,7 +16,7 @@ pub struct Party {
 }
 
 impl Party {
-    /// Whether an entry for `domid` speaks of this party.
+    /// Whether an entry for `domid` is about this party.
     fn is_meant_by(&self, domid: DomId) -> bool {
         domid == self.domid || Some(domid) == self.target || domid == DomId::ANY
     }
@@ -30,8 +30,8 @@ pub(super) struct Rights {
     pub(super) owner: bool,
 }
 
-/// Evaluates a permission list: the owner may do everything, then the first entry that
-/// speaks of the party decides, then the owner entry's default. Stale entries never match.
+/// Evaluates a permission list. The owner may do everything. Otherwise the first entry about the party decides,
+/// and then the owner entry's default. Stale entries never match.
 ///
 /// Source: `docs/misc/xenstore.txt`, SET_PERMS; that the first match decides is the C server's rule.
 pub(super) fn rights(entries: &[Entry], party: &Party) -> Rights {
