@@ -14,22 +14,22 @@ usage: xenstore-stubdom top [--batch] [-n COUNT] [-d SECONDS] [--sort KEY] [--re
        xenstore-stubdom metrics [--output FILE | --listen ADDRESS:PORT]
        xenstore-stubdom tree [--depth N] [--width N] [--limit N] [--watches | --from FILE] [PATH]
 
-  top      what the store does: each domain's requests and events in a second, nodes, watches, memory, the quota
-           of which it uses most, what waits for it, and why it is not served, if it is not
-    --batch     text instead of a screen
-    -n COUNT    so many times, then end
-    -d SECONDS  so long between two looks (1, which is the least)
+  top      what the store does: for each domain its requests and events in a second, nodes, watches, memory, the
+           quota that it uses most, the messages that it has not read, and, if it is not served, why
+    --batch     writes text instead of using the screen
+    -n COUNT    ends after COUNT updates
+    -d SECONDS  the time between two updates (default 1, which is the least)
     --sort KEY  domid, name, requests, events, nodes, watches, memory, quota, waiting or state
   metrics  the same figures for Prometheus, once
-    --output    into a file that is there as a whole or not at all, for node_exporter's textfile collector
-    --listen    for a scrape of /metrics, until it is killed
-  tree     the nodes from PATH (/) on, with owners and rights
-    --watches   who watches them, too; the store writes itself down for that, as for save-store
-    --from      from what save-store has saved, with watches; no store is needed
-    --depth     so many levels; --width: so much of a value (40); --limit: so many nodes (10000)
+    --output    into a file, which is there as a whole or not at all, for node_exporter's textfile collector
+    --listen    for scrapes of /metrics, until it is killed
+  tree     the nodes from PATH (default /) on, with owners and rights
+    --watches   also who watches them; for this the store writes down its state, as for save-store
+    --from      shows a file of save-store, with its watches; this needs no store
+    --depth     at most so many levels; --width: so much of a value (40); --limit: so many nodes (10000)
 
-The store is dom0's, or the one behind the socket that XENSTORED_PATH names. It gets at most one CONTROL request a
-second from top and metrics.
+The store is dom0's, or the one behind the socket that XENSTORED_PATH names. top and metrics send it at most one
+CONTROL request a second.
 ";
 
 fn main() -> ExitCode {

@@ -34,15 +34,15 @@ the socket is for its owner only. Clients find it there, or through XENSTORED_PA
 those of the stub domain (README), such as -E 20 or -Q memory=100000.
 
 usage: xenstore-socket ring-is-free
-Says by its status whether dom0's kernel has not talked to any xenstore since it booted. It never changes to another.
+Has status 0 if dom0's kernel has talked to no xenstore since it booted. The kernel never changes to another one.
 
 usage: xenstore-socket offer-ring DOMID
-Makes a domain that has not run yet the xenstore of dom0's kernel, which can be done once after a boot of dom0,
-and has Xen tell it about other domains. Prints dom0's port.
+Makes a domain that has not run yet the xenstore of dom0's kernel, and has Xen tell it about other domains. This
+works once after a boot of dom0. Prints dom0's port.
 
 usage: xenstore-socket copy SOCKET DOMID
-Copies what the server behind SOCKET has to the one behind dom0's kernel, which runs in domain DOMID, and
-writes that to /tool/xenstored/domid.
+Copies the store of the server behind SOCKET to the server behind dom0's kernel, which runs in domain DOMID. Writes
+DOMID to /tool/xenstored/domid.
 
 scripts/start-with-xl shows the use of these.
 ";
