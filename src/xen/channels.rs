@@ -42,11 +42,17 @@ pub(super) struct Channels {
     of: BTreeMap<DomId, Channel>,
 }
 
+/// Asks Xen to bind a port of our own to one of another domain.
+fn ask_to_bind(domid: DomId, remote_port: u32) -> Result<EvtchnPort, PlatformError> {
+    let mut argument = BindInterdomain { remote_dom: domid.0, remote_port, ..Default::default() };
+    hypercall::perform(&mut argument)?;
+    Ok(EvtchnPort(argument.local_port))
+}
+
 /// Binds a port of our own to one of another domain. It reports the end of all ports, since only the administrator
 /// can do something about it.
 pub(super) fn bind(domid: DomId, remote_port: u32) -> Result<EvtchnPort, PlatformError> {
-    let mut argument = BindInterdomain { remote_dom: domid.0, remote_port, ..Default::default() };
-    let bound = hypercall::perform(&mut argument);
+    let bound = ask_to_bind(domid, remote_port);
     if bound.as_ref().is_err_and(|error| error.code == errno::ENOSPC) {
         console::line(format_args!(
             "xen: no event channel is left for domain {domid}: this domain may have as many as it was built with, and {} at \
@@ -54,13 +60,13 @@ pub(super) fn bind(domid: DomId, remote_port: u32) -> Result<EvtchnPort, Platfor
             PORTS - 1
         ));
     }
-    bound?;
-    Ok(EvtchnPort(argument.local_port))
+    bound
 }
 
-/// Whether there is no such domain. Xen checks the domain before it refuses the port.
+/// Whether there is no such domain. Xen checks the domain before it refuses the port, or finds that there is none left:
+/// nothing to report, since none was wanted.
 pub(super) fn is_missing(domid: DomId) -> bool {
-    bind(domid, NO_PORT).is_err_and(|error| error.code == errno::ESRCH)
+    ask_to_bind(domid, NO_PORT).is_err_and(|error| error.code == errno::ESRCH)
 }
 
 /// Whether a port of our own has a peer.
