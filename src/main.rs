@@ -7,13 +7,15 @@ extern crate alloc;
 #[cfg(target_os = "none")]
 mod image {
     use alloc::borrow::Cow;
+    use alloc::vec::Vec;
     use core::hint;
     use xenstore_stubdom::proto::handover::Digest;
+    use xenstore_stubdom::proto::replacement::Module;
     use xenstore_stubdom::proto::sentence::Sentence;
     use xenstore_stubdom::server::Server;
     use xenstore_stubdom::xen::handover::{Handover, abandon};
     use xenstore_stubdom::xen::platform::XenPlatform;
-    use xenstore_stubdom::xen::start::Machine;
+    use xenstore_stubdom::xen::start::{Machine, power_off};
     use xenstore_stubdom::xen::traps::{Fault, provoke};
     use xenstore_stubdom::xen::{console, memory, restart};
 
@@ -45,6 +47,10 @@ mod image {
                 "the module of {size} bytes is not taken over: there is no memory for a copy of it"
             ));
         }
+        let module = match module {
+            Some(module) if Module::is_one(&module) => replace(module, machine, command_line),
+            module => module,
+        };
         let platform = XenPlatform::new(machine);
         let mut server = match module {
             Some(module) => Server::start_from(platform, command_line, &module),
@@ -55,6 +61,35 @@ mod image {
             }
         };
         restart::guard(&mut server, |_| {}, Server::run, Server::restart)
+    }
+
+    /// The server of a domain that takes another one's place, if it understands everything; else the domain ends, and dom0
+    /// sees to the rest. In a rehearsal it ends in any case.
+    fn replace(module: Vec<u8>, mut machine: Machine, command_line: &'static str) -> ! {
+        let cannot = |why: Sentence| -> ! {
+            panic!("this domain cannot take another one's place: {why}");
+        };
+        // There is a copy.
+        machine.free_module(0);
+        let moved = Module::find(&module).unwrap_or_else(|why| cannot(why));
+        let platform = XenPlatform::of_another_domain(machine, moved.head.is_rehearsal);
+        let server = Server::restore(platform, command_line, moved.stream, moved.private);
+        let mut server = server.unwrap_or_else(|why| cannot(why));
+        match server.digest() {
+            Ok(digest) if digest == moved.head.digest || server.is_repair() => {}
+            Ok(_) if !moved.is_whole() => {
+                cannot(Sentence::from("the state is damaged on its way: its checksum differs"));
+            }
+            Ok(_) => cannot(Sentence::from("the digest of its state differs")),
+            Err(why) => cannot(why),
+        }
+        if moved.head.is_rehearsal {
+            console::both(format_args!("rehearsed: this image understands the whole state"));
+            power_off();
+        }
+        server.bind_anew(|domid, port| moved.remote(domid, port));
+        drop(module);
+        restart::guard(&mut server, Server::take_over, Server::run, Server::restart)
     }
 
     /// The server that takes over from another one, if it understands everything.

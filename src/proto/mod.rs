@@ -28,6 +28,7 @@ pub mod handover;
 pub mod id;
 pub mod image;
 pub mod perms;
+pub mod replacement;
 pub mod request;
 pub mod revival;
 pub mod ring;

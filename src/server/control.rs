@@ -210,6 +210,7 @@ impl<P: Platform> Server<P> {
                 self.store.set_quota(None, Quota::SoftMemory, positive(value)?);
                 Ok(Reply::Done)
             }
+            (b"replace", [handover]) => self.control_replace(asker, handover),
             (b"stats", []) => self.control_stats(DomId(0)),
             (b"stats", [figures::VALUES]) => self.control_values(None),
             (b"stats", [figures::VALUES, domid]) => {

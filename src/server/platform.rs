@@ -249,6 +249,12 @@ pub trait Platform {
         Sentence::from("there is no fresh copy of this program")
     }
 
+    /// Offers what the region holds, as in [`replace`](Self::replace), to a program in dom0 that puts another domain in the
+    /// place of this one. Returns only if that program has this domain go on: why, as a sentence.
+    fn offer(&mut self, _line: &str, _region: Self::Region, _stream_len: usize) -> Sentence {
+        Sentence::from("there is nobody who puts another domain in the place of this one")
+    }
+
     /// Fails on purpose, to test what comes after it; `false` if there is no failure of that name.
     fn fail(&mut self, _what: &[u8]) -> bool {
         false

@@ -23,10 +23,10 @@ use super::dispatch::{Answer, Asker, Reply};
 use super::domains::Look;
 use super::memory;
 use super::platform::Platform;
-use crate::mem::{TryVec, room_bytes, try_with_capacity};
+use crate::mem::{NoMemory, TryVec, room_bytes, try_with_capacity};
 use crate::proto::error::XsError;
 use crate::proto::handover::HANDOVER;
-use crate::proto::id::{ConnId, DomId, TxId};
+use crate::proto::id::{ConnId, DomId, EvtchnPort, TxId};
 use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::Version;
 use crate::proto::text::{atoi, split_first_string, strings};
@@ -105,6 +105,8 @@ pub(super) struct Passage {
     pub(super) handover: u32,
     /// When the trial has failed; of no interest to the successor.
     deadline_ms: u64,
+    /// The next instance is to be in another domain; of no interest to it either.
+    to_domain: bool,
 }
 
 impl Passage {
@@ -115,7 +117,7 @@ impl Passage {
         stream: Version,
         handover: u32,
     ) -> Self {
-        Self { requester, stopped_us, stream, handover, deadline_ms: 0 }
+        Self { requester, stopped_us, stream, handover, deadline_ms: 0, to_domain: false }
     }
 }
 
@@ -284,6 +286,26 @@ impl<P: Platform> Server<P> {
             stream,
             handover,
             deadline_ms: self.platform.now_ms().saturating_add(trial_ms),
+            to_domain: false,
+        });
+        Ok(Reply::Later)
+    }
+
+    /// `replace`: a program in dom0 puts another domain in the place of this one, whose image understands this version of
+    /// the private part. The answer comes from there; if that program has this domain go on, it comes from here.
+    pub(super) fn control_replace(&mut self, asker: Asker, handover: &[u8]) -> Answer {
+        if self.upload.is_some() {
+            return self.tell_in_progress();
+        }
+        let handover = u32::try_from(atoi(handover)).ok().filter(|n| HANDOVER.contains(n));
+        let handover = handover.ok_or(XsError::EINVAL)?;
+        self.passage = Some(Passage {
+            requester: Some(Requester { conn: asker.id, req_id: asker.req_id, tx: asker.tx }),
+            stopped_us: 0,
+            stream: Version::Two,
+            handover,
+            deadline_ms: 0,
+            to_domain: true,
         });
         Ok(Reply::Later)
     }
@@ -351,7 +373,11 @@ impl<P: Platform> Server<P> {
     /// Hands over to the image that was uploaded. Returns only if that failed. Then everything is as if nothing
     /// had happened, except for the reply with the reason.
     pub fn hand_over(&mut self) {
+        let to_domain = self.passage.is_some_and(|passage| passage.to_domain);
         let why = match self.leave() {
+            Ok(Offer { region, stream_len, .. }) if to_domain => {
+                self.platform.offer(&self.command_line, region, stream_len)
+            }
             Ok(Offer { region, stream_len, deadline_ms }) => {
                 let image = self.upload.as_ref().map_or(&[][..], |upload| &upload.image);
                 let line = successor_line(self.upload.as_ref(), &self.command_line);
@@ -376,6 +402,7 @@ impl<P: Platform> Server<P> {
             stream: Version::Two,
             handover: *HANDOVER.end(),
             deadline_ms: now_ms.saturating_add(TRIAL_MAX_S.saturating_mul(1000)),
+            to_domain: false,
         });
         passage.stopped_us = stopped_us;
         self.passage = Some(passage);
@@ -411,8 +438,13 @@ impl<P: Platform> Server<P> {
     pub fn stay(&mut self, why: &str) {
         self.upload = None;
         // Whoever asked is known until the answer is given: a failure in between is told, too.
-        self.platform.log(format_args!("live update failed: {why}"));
-        let passage = self.passage.take();
+        let passage = self.passage;
+        let what = match passage {
+            Some(Passage { to_domain: true, .. }) => "not replaced",
+            _ => "live update failed",
+        };
+        self.platform.log(format_args!("{what}: {why}"));
+        self.passage = None;
         if let Some(requester) = passage.and_then(|passage| passage.requester) {
             self.answer_requester(requester, text(format_args!("{why}")));
         }
@@ -448,6 +480,43 @@ impl<P: Platform> Server<P> {
             self.conclude_failure();
         }
         self.look_at_domains(Look::Check);
+    }
+
+    /// Binds the ports of a restored state anew, to those that `remote` names: the server is in another domain now, and
+    /// ports are a domain's own. Whoever cannot be reached is told when its toolstack introduces it again.
+    pub fn bind_anew(&mut self, remote: impl Fn(DomId, EvtchnPort) -> Option<u32>) {
+        // All before any: a new port may have the number of an old one.
+        let mut next = self.connections.first(List::All);
+        while let Some(id) = next {
+            next = self.connections.next(List::All, id);
+            let port = self.connections.get(id).and_then(|connection| connection.port);
+            let _id = port.and_then(|port| self.ports.remove(port));
+        }
+        let mut next = self.connections.first(List::All);
+        while let Some(id) = next {
+            next = self.connections.next(List::All, id);
+            let Some(connection) = self.connections.get_mut(id) else { continue };
+            let (domid, Some(old)) = (connection.domid, connection.port.take()) else { continue };
+            let bound = match remote(domid, old) {
+                Some(remote) => {
+                    self.platform.bind(domid, remote).map_err(|error| sentence!("{error}"))
+                }
+                None => Err(Sentence::from("nobody knows what was bound to it")),
+            };
+            let bound = bound.and_then(|port| match self.ports.insert(port, id) {
+                Ok(_) => Ok(port),
+                Err(NoMemory) => {
+                    self.platform.unbind(port);
+                    Err(Sentence::from("no memory"))
+                }
+            });
+            match bound {
+                Ok(port) => connection.port = Some(port),
+                Err(why) => self.platform.log(format_args!(
+                    "domain {domid}: no event channel until it is introduced again: {why}"
+                )),
+            }
+        }
     }
 
     fn report_takeover(&mut self, pause_us: Option<u64>) {

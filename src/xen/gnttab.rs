@@ -98,6 +98,9 @@ pub(super) fn adopt_window(end: usize) -> Result<(), PlatformError> {
     Ok(())
 }
 
+/// The handle of a page that is our own. Xen counts its handles up from 0, and has far fewer.
+const OWN: u32 = u32::MAX;
+
 /// A page of another domain; unmapped when dropped.
 #[derive(Debug)]
 pub struct GrantedPage {
@@ -163,6 +166,31 @@ impl GrantedPage {
         Ok(Self { page, slot, address: frame * PAGE_SIZE as u64, handle })
     }
 
+    /// A page of our own in the place of another domain's that is not to be had.
+    ///
+    /// # Errors
+    /// The lack of memory.
+    pub fn blank() -> Result<Self, PlatformError> {
+        let no_memory =
+            PlatformError { call: "a page for a ring", code: super::abi::xen::errno::ENOMEM };
+        let mut window = WINDOW.lock();
+        // Only for its number.
+        let slot = window.free.pop().unwrap_or(window.next);
+        window.next = window.next.max(slot + 1);
+        let missing = window.next - window.free.len();
+        let room = window.free.try_reserve(missing);
+        drop(window);
+        let frame = room.ok().and_then(|()| memory::take_frame());
+        let Some(frame) = frame else {
+            give_back(slot);
+            return Err(no_memory);
+        };
+        memory::write_frame(frame, 0, &[0; PAGE_SIZE]);
+        // SAFETY: (1) a populated frame, which is this page's until `drop`; (2) it was free, so nobody else has it.
+        let page = unsafe { SharedPage::new(memory::frame_address(frame)) };
+        Ok(Self { page, slot, address: (frame * PAGE_SIZE) as u64, handle: OWN })
+    }
+
     fn map_at(slot: usize, domid: DomId, grant_ref: u32) -> Result<Self, PlatformError> {
         let (base, frame) = memory::map_foreign(slot)?;
         let address = frame * PAGE_SIZE as u64;
@@ -197,6 +225,11 @@ fn give_back(slot: usize) {
 
 impl Drop for GrantedPage {
     fn drop(&mut self) {
+        if self.handle == OWN {
+            memory::give_frame(usize::try_from(self.address).unwrap_or(0) / PAGE_SIZE);
+            give_back(self.slot);
+            return;
+        }
         let mut argument =
             UnmapGrantRef { host_addr: self.address, handle: self.handle, ..Default::default() };
         // SAFETY: (1) no addresses of ours; (2) the only pointer to the page goes away with `self`.

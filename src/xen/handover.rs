@@ -18,15 +18,17 @@
 //! tables and stack pointer. The old image's memory is whole until the commit. `docs/live-update.md` has the
 //! layouts with offsets.
 
+use super::abi::sched::SHUTDOWN_SUSPEND;
 use super::abi::start_info::{HvmModlistEntry, HvmStartInfo, MAGIC as START_INFO_MAGIC};
 use super::abi::vcpu::SetSingleshotTimer;
 use super::abi::xen::{SharedInfo, errno};
 use super::layout::PAGE_SIZE;
 use super::memory::{self, Inherited, Occupied, Plain, Predecessor};
 use super::time::{self, NS_PER_MS};
-use super::{cpu, gnttab, hypercall, restart, revival, traps, watch};
+use super::{console, cpu, gnttab, hypercall, restart, revival, traps, watch};
 use crate::proto::handover::Digest;
 use crate::proto::image::{BRIDGE_LAYOUT, Image, SLOT_SIZE, Segment};
+use crate::proto::replacement::{self, Offer};
 use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{OutOfRoom, Sink};
 use crate::server::platform::PlatformError;
@@ -637,6 +639,30 @@ unsafe fn call_bridge(enter: u64, bridge: NonNull<u8>) {
             out("r11") _, out("r12") _, out("r13") _, out("r14") _, out("r15") _,
         );
     }
+}
+
+/// Offers a region to dom0 for another domain, and stops until dom0 has this one go on. Says why it does.
+pub(super) fn offer(line: &str, mut region: Region, stream_len: usize) -> Sentence {
+    let (len, digest) = (region.len(), region.digest());
+    if line.len() >= COMMAND_LINE_MAX || region.append(line.as_bytes()).is_err() {
+        return Sentence::from("there is no memory for its command line");
+    }
+    let offer = Offer {
+        region: region.first_list as u64,
+        stream_len: stream_len as u64,
+        private_len: len.saturating_sub(stream_len) as u64,
+        line_len: line.len() as u64,
+        digest,
+    };
+    if !console::keep(replacement::OFFSET, &offer.to_bytes()) {
+        return Sentence::from("there is no console page, so dom0 cannot be told of its state");
+    }
+    // Returns when dom0 resumes the domain.
+    hypercall::shutdown(SHUTDOWN_SUSPEND);
+    if !console::keep(replacement::OFFSET, &[0; replacement::SIZE]) {
+        console::both(format_args!("xen: an offer to dom0 that does not hold any more stays"));
+    }
+    Sentence::from("dom0 has this domain go on")
 }
 
 // ---- the new image's side ----

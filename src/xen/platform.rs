@@ -3,7 +3,7 @@
 use super::abi::domctl::Domctl;
 use super::abi::event_channel::BindVirq;
 use super::abi::grant_table::RESERVED_XENSTORE;
-use super::abi::xen::VIRQ_DOM_EXC;
+use super::abi::xen::{VIRQ_DOM_EXC, errno};
 use super::channels::{self, Channels};
 use super::domctl::{self, Domctls, Hypervisor, Question};
 use super::gnttab::{self, GrantedPage};
@@ -16,6 +16,7 @@ use crate::proto::id::{DomId, EvtchnPort};
 use crate::proto::image::Image;
 use crate::proto::sentence::{Sentence, sentence};
 use crate::server::platform::{Change, DomainState, Event, HeapStats, Platform, PlatformError};
+use alloc::vec::Vec;
 use core::cell::Cell;
 use core::fmt;
 
@@ -32,8 +33,49 @@ pub struct XenPlatform {
     own_domid: Option<DomId>,
     /// The moment when Xen was last asked again for memory that it had refused.
     asked_again_ms: u64,
+    /// The state comes from another domain, and this server is not yet in its place.
+    moved: Option<Moved>,
     /// For tests: after so many looks at the memory that is left it fails.
     looks_left: Cell<Option<u32>>,
+}
+
+/// What a server needs that takes over from another domain.
+#[derive(Debug)]
+struct Moved {
+    /// Rings are not mapped: the domains have granted this one nothing.
+    is_rehearsal: bool,
+    /// Tokens of rings, by their own order, and what they were called by the old domain.
+    tokens: Vec<(u64, u64)>,
+}
+
+impl Moved {
+    /// A ring for the old domain's token.
+    fn ring(&mut self, domid: DomId, token: u64) -> Result<GrantedPage, PlatformError> {
+        let no_memory = PlatformError { call: "list of tokens", code: errno::ENOMEM };
+        self.tokens.try_reserve(1).map_err(|_| no_memory)?;
+        let mapped = match self.is_rehearsal {
+            true => None,
+            false => GrantedPage::map(domid, RESERVED_XENSTORE)
+                .inspect_err(|error| {
+                    // It may have died meanwhile, which is found later and undone in good order.
+                    console::line(format_args!(
+                        "domain {domid}: its ring cannot be mapped: {error}"
+                    ));
+                })
+                .ok(),
+        };
+        let ring = mapped.map_or_else(GrantedPage::blank, Ok)?;
+        let own = ring.token();
+        let place = self.tokens.partition_point(|(other, _)| *other < own);
+        self.tokens.insert(place, (own, token));
+        Ok(ring)
+    }
+
+    /// What the old domain called a ring.
+    fn old_token(&self, own: u64) -> u64 {
+        let place = self.tokens.binary_search_by_key(&own, |(token, _)| *token);
+        place.ok().and_then(|place| self.tokens.get(place)).map_or(own, |(_, old)| *old)
+    }
 }
 
 /// After so long Xen is asked again for memory that it has refused.
@@ -58,8 +100,16 @@ impl XenPlatform {
             seed: seed(),
             own_domid,
             asked_again_ms: 0,
+            moved: None,
             looks_left: Cell::new(None),
         }
+    }
+
+    /// The same for a state that comes from another domain, which this one is to replace, or only to rehearse that.
+    #[must_use]
+    pub fn of_another_domain(machine: Machine, is_rehearsal: bool) -> Self {
+        let moved = Some(Moved { is_rehearsal, tokens: Vec::new() });
+        Self { moved, ..Self::new(machine) }
     }
 
     /// Whether Xen has refused memory, and that is so long ago that it may be asked again.
@@ -245,11 +295,15 @@ impl Platform for XenPlatform {
     }
 
     fn ring_token(&self, ring: &GrantedPage) -> u64 {
-        ring.token()
+        let token = ring.token();
+        self.moved.as_ref().map_or(token, |moved| moved.old_token(token))
     }
 
-    fn adopt_ring(&mut self, _domid: DomId, token: u64) -> Result<GrantedPage, PlatformError> {
-        GrantedPage::adopt(token)
+    fn adopt_ring(&mut self, domid: DomId, token: u64) -> Result<GrantedPage, PlatformError> {
+        match &mut self.moved {
+            None => GrantedPage::adopt(token),
+            Some(moved) => moved.ring(domid, token),
+        }
     }
 
     fn replace(
@@ -290,6 +344,10 @@ impl Platform for XenPlatform {
         })
     }
 
+    fn offer(&mut self, line: &str, region: Region, stream_len: usize) -> Sentence {
+        self.machine.offer(line, region, stream_len)
+    }
+
     fn fail(&mut self, what: &[u8]) -> bool {
         match what {
             b"panic" => traps::provoke(Fault::Panic),
@@ -321,6 +379,7 @@ impl Platform for XenPlatform {
     }
 
     fn commit(&mut self) {
+        self.moved = None;
         self.machine.commit();
     }
 }

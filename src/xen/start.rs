@@ -93,6 +93,12 @@ extern "C" fn rust_entry(start_info: u64, image_base: usize) -> ! {
     xen_program(machine, info.command_line)
 }
 
+/// Ends the domain in good order: what it was built for is done.
+pub fn power_off() -> ! {
+    hypercall::shutdown(super::abi::sched::SHUTDOWN_POWEROFF);
+    cpu::halt()
+}
+
 /// The machine of an image that the domain builder has started.
 fn begin(info: &StartInfo) -> Machine {
     memory::begin();
@@ -318,6 +324,30 @@ impl Machine {
         reason
     }
 
+    /// Offers a region to dom0 for another domain. Returns only if dom0 has this one go on, with the reason.
+    pub(super) fn offer(
+        &mut self,
+        line: &str,
+        region: handover::Region,
+        stream_len: usize,
+    ) -> Sentence {
+        let interrupts = watch::pause();
+        let reason = handover::offer(line, region, stream_len);
+        // What the timer was set to may be long over.
+        watch::disarm();
+        watch::turn();
+        watch::resume(interrupts);
+        reason
+    }
+
+    /// Gives back the memory in which the domain builder has put a module, which nobody needs any more. It has to be one
+    /// that has its pages for itself.
+    pub fn free_module(&mut self, index: usize) {
+        let Some(module) = self.modules.get_mut(index).map(core::mem::take) else { return };
+        let first = module.start / PAGE_SIZE;
+        (first..first.saturating_add(module.size.div_ceil(PAGE_SIZE))).for_each(memory::give_frame);
+    }
+
     /// Ends the trial: there is no way back from here.
     pub(super) fn commit(&mut self) {
         let Some(handover) = self.handover.take() else { return };
@@ -507,8 +537,7 @@ impl Machine {
 
     /// Ends the domain in good order.
     pub fn power_off(self) -> ! {
-        hypercall::shutdown(super::abi::sched::SHUTDOWN_POWEROFF);
-        cpu::halt()
+        power_off()
     }
 
     /// Prints a line on the PV console.
