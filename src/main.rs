@@ -23,15 +23,10 @@ mod image {
     xenstore_stubdom::handover_note!();
 
     /// Serves the host, for good.
-    fn main(machine: Machine, command_line: &'static str) -> ! {
-        match machine.handover() {
-            Some(handover) => succeed(handover, machine, command_line),
-            None => begin(machine, command_line),
+    fn main(mut machine: Machine, command_line: &'static str) -> ! {
+        if let Some(handover) = machine.handover() {
+            succeed(Origin::Image(handover), XenPlatform::new(machine), command_line)
         }
-    }
-
-    /// The first server of this domain. If there is a module, it is the stream that the server begins with.
-    fn begin(machine: Machine, command_line: &'static str) -> ! {
         let memory = memory::figures();
         console::both(format_args!(
             "xenstore-stubdom {} on Xen {}, memory {} of {} KiB, command line \"{command_line}\"",
@@ -47,11 +42,20 @@ mod image {
                 "the module of {size} bytes is not taken over: there is no memory for a copy of it"
             ));
         }
-        let module = match module {
-            Some(module) if Module::is_one(&module) => replace(module, machine, command_line),
-            module => module,
-        };
-        let platform = XenPlatform::new(machine);
+        match module {
+            Some(module) if Module::is_one(&module) => {
+                // There is a copy.
+                machine.free_module(0);
+                let is_rehearsal = found(&module).head.is_rehearsal;
+                let platform = XenPlatform::of_another_domain(machine, is_rehearsal);
+                succeed(Origin::Domain(module), platform, command_line)
+            }
+            module => begin(module, XenPlatform::new(machine), command_line),
+        }
+    }
+
+    /// The first server of this domain. A module, if there is one, is the stream that it begins with.
+    fn begin(module: Option<Vec<u8>>, platform: XenPlatform, command_line: &'static str) -> ! {
         let mut server = match module {
             Some(module) => Server::start_from(platform, command_line, &module),
             None => {
@@ -63,52 +67,44 @@ mod image {
         restart::guard(&mut server, |_| {}, Server::run, Server::restart)
     }
 
-    /// The server of a domain that takes another one's place, if it understands everything; else the domain ends, and dom0
-    /// sees to the rest. In a rehearsal it ends in any case.
-    fn replace(module: Vec<u8>, mut machine: Machine, command_line: &'static str) -> ! {
-        let cannot = |why: Sentence| -> ! {
-            panic!("this domain cannot take another one's place: {why}");
-        };
-        // There is a copy.
-        machine.free_module(0);
-        let moved = Module::find(&module).unwrap_or_else(|why| cannot(why));
-        let platform = XenPlatform::of_another_domain(machine, moved.head.is_rehearsal);
-        let server = Server::restore(platform, command_line, moved.stream, moved.private);
-        let mut server = server.unwrap_or_else(|why| cannot(why));
-        match server.digest() {
-            Ok(digest) if digest == moved.head.digest || server.is_repair() => {}
-            Ok(_) if !moved.is_whole() => {
-                cannot(Sentence::from("the state is damaged on its way: its checksum differs"));
-            }
-            Ok(_) => cannot(Sentence::from("the digest of its state differs")),
-            Err(why) => cannot(why),
-        }
-        if moved.head.is_rehearsal {
-            console::both(format_args!("rehearsed: this image understands the whole state"));
-            power_off();
-        }
-        server.bind_anew(|domid, port| moved.remote(domid, port));
-        drop(module);
-        restart::guard(&mut server, Server::take_over, Server::run, Server::restart)
+    /// Where a state comes from.
+    enum Origin {
+        /// From the image that ran in this domain before.
+        Image(Handover),
+        /// From another domain, in whose place this one is.
+        Domain(Vec<u8>),
     }
 
-    /// The server that takes over from another one, if it understands everything.
-    fn succeed(handover: Handover, machine: Machine, command_line: &'static str) -> ! {
+    /// The module, which has to be a sound one.
+    fn found(module: &[u8]) -> Module<'_> {
+        Module::find(module).unwrap_or_else(|why| panic!("it cannot take over: {why}"))
+    }
+
+    /// The server that takes over from another one, if it understands everything. If it does not, the image before it goes
+    /// on; or this domain ends, and dom0 sees to the rest.
+    fn succeed(origin: Origin, platform: XenPlatform, command_line: &'static str) -> ! {
         let fault = command_line.split_once("--trial-fault ").map(|(_, rest)| rest);
         let fault = fault.and_then(|rest| rest.split(' ').next()).unwrap_or("");
-        let (mut stream, private) = (Cow::Borrowed(handover.stream()), handover.private());
+        let (stream, private, said) = match &origin {
+            Origin::Image(from) => (from.stream(), from.private(), from.digest()),
+            Origin::Domain(module) => {
+                let Module { stream, private, head, .. } = found(module);
+                (stream, private, head.digest)
+            }
+        };
+        let mut stream = Cow::Borrowed(stream);
         if matches!(fault, "checksum" | "record")
             && let Some(byte) = stream.to_mut().get_mut(20)
         {
             *byte = !*byte;
         }
-        let server = Server::restore(XenPlatform::new(machine), command_line, &stream, private);
+        let server = Server::restore(platform, command_line, &stream, private);
         let server = server
             .map_err(|why| Sentence::from(format_args!("the new image cannot take over: {why}")));
         let server = server.and_then(|server| {
             fail_on_purpose(fault);
             let why = match server.digest() {
-                Ok(digest) if digest == handover.digest() && fault != "digest" => {
+                Ok(digest) if digest == said && fault != "digest" => {
                     return Ok(server);
                 }
                 // After a failure it is as good as it can be.
@@ -129,11 +125,22 @@ mod image {
             let mut digest = Digest::default();
             digest.add(&stream);
             digest.add(private);
-            if digest.finish() != handover.digest() && fault != "record" {
+            if digest.finish() != said && fault != "record" {
                 abandon(format_args!("the state is damaged on its way: its checksum differs"));
             }
             abandon(format_args!("{why}"))
         });
+        if let Origin::Domain(module) = &origin {
+            let from = found(module);
+            if from.head.is_rehearsal {
+                console::both(format_args!("rehearsed: this image understands the whole state"));
+                power_off();
+            }
+            server.bind_anew(|domid, port| from.remote(domid, port));
+        }
+        // Neither is needed any more, and this never returns.
+        drop(stream);
+        drop(origin);
         // A failure in what ends the trial is gone on from already.
         restart::guard(&mut server, Server::take_over, Server::run, Server::restart)
     }

@@ -11,13 +11,20 @@ const DESCRIPTOR: usize = 8;
 const END: u16 = 0;
 const HEADER: u16 = 1;
 const CPU: u16 = 2;
+const MTRR: u16 = 14;
 const HEADER_SIZE: usize = 24;
 const CPU_SIZE: usize = 1032;
+/// `struct hvm_hw_mtrr`, whose last word is `msr_mtrr_def_type`.
+const MTRR_SIZE: usize = 240;
+const MTRR_TYPE: usize = 232;
+/// Memory is cached, and the registers count (Intel SDM volume 3, "MTRR default type").
+const WRITE_BACK: u64 = 6 | 1 << 11;
 
 // Offsets in `struct hvm_hw_cpu`.
 /// General registers from rax on; rdi is the seventh, rsp the eighth.
 const REGISTERS: usize = 512;
 const REGISTERS_COUNT: usize = 16;
+const RBX: usize = 520;
 const RDI: usize = 560;
 const RSP: usize = 568;
 const RIP: usize = 640;
@@ -25,6 +32,8 @@ const RFLAGS: usize = 648;
 const CR0: usize = 656;
 const CR3: usize = 672;
 const CR4: usize = 680;
+const DR6: usize = 720;
+const DR7: usize = 728;
 /// Segments in the order cs, ds, es, fs, gs, ss, tr, ldtr; of limits and bases those of IDT and GDT follow.
 const SELECTORS: usize = 736;
 const LIMITS: usize = 768;
@@ -40,6 +49,12 @@ const RFLAGS_PLAIN: u64 = 2;
 const CODE: u32 = 0xa9b;
 const DATA: u32 = 0xc93;
 const TSS: u32 = 0x8b;
+/// 32-bit code.
+const CODE_32: u32 = 0xc9b;
+/// cr0 with PE and ET; the debug registers after a reset.
+const CR0_PLAIN: u64 = 0x11;
+const DR6_PLAIN: u64 = 0xffff_0ff0;
+const DR7_PLAIN: u64 = 0x400;
 
 /// Why there is no new state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,13 +74,50 @@ pub fn going_on(now: &[u8], record: &Record, reason: u64) -> Result<Vec<u8>, NoP
     let header = find(now, HEADER, HEADER_SIZE)?;
     let mut cpu = find(now, CPU, CPU_SIZE)?.to_vec();
     set(&mut cpu, record, reason);
+    row(&[(HEADER, header), (CPU, &cpu), (END, &[])])
+}
+
+/// The state in which a new domain begins at its 32-bit entry (`docs/misc/pvh.pandoc` of Xen, "Boot": flat segments, no
+/// paging, ebx has the address of the start info).
+///
+/// # Errors
+/// What Xen has told of it is not understood.
+pub fn beginning(now: &[u8], entry: u64, start_info: u64) -> Result<Vec<u8>, NoProcessor> {
+    let header = find(now, HEADER, HEADER_SIZE)?;
+    let mut mtrr = find(now, MTRR, MTRR_SIZE)?.to_vec();
+    put(&mut mtrr, MTRR_TYPE, &WRITE_BACK.to_le_bytes());
+    let mut cpu = vec![0; CPU_SIZE];
+    let words = [
+        (RBX, start_info),
+        (RIP, entry),
+        (RFLAGS, RFLAGS_PLAIN),
+        (CR0, CR0_PLAIN),
+        (DR6, DR6_PLAIN),
+        (DR7, DR7_PLAIN),
+    ];
+    for (offset, word) in words {
+        put(&mut cpu, offset, &word.to_le_bytes());
+    }
+    // cs, ds, es, fs, gs, ss, tr.
+    let flat = u32::MAX;
+    let segments =
+        [(flat, CODE_32), (flat, DATA), (flat, DATA), (0, 0), (0, 0), (flat, DATA), (0x67, TSS)];
+    for (n, (limit, rights)) in segments.into_iter().enumerate() {
+        put(&mut cpu, LIMITS.saturating_add(n.saturating_mul(4)), &limit.to_le_bytes());
+        put(&mut cpu, RIGHTS.saturating_add(n.saturating_mul(4)), &rights.to_le_bytes());
+    }
+    row(&[(HEADER, header), (MTRR, &mtrr), (CPU, &cpu), (END, &[])])
+}
+
+/// Records one behind the other.
+fn row(records: &[(u16, &[u8])]) -> Result<Vec<u8>, NoProcessor> {
     let mut new = Vec::new();
-    for (kind, bytes) in [(HEADER, header), (CPU, &cpu), (END, &[])] {
+    for (kind, bytes) in records {
         let length = u32::try_from(bytes.len()).map_err(|_| NoProcessor)?;
         new.extend(kind.to_le_bytes());
         new.extend(0_u16.to_le_bytes());
         new.extend(length.to_le_bytes());
-        new.extend(bytes);
+        new.extend(*bytes);
     }
     Ok(new)
 }
@@ -161,7 +213,7 @@ mod tests {
         }
     }
 
-    fn row(records: &[(u16, u16, Vec<u8>)]) -> Vec<u8> {
+    fn told(records: &[(u16, u16, Vec<u8>)]) -> Vec<u8> {
         let mut bytes = Vec::new();
         for (kind, instance, record) in records {
             bytes.extend(kind.to_le_bytes());
@@ -182,7 +234,7 @@ mod tests {
 
     #[test]
     fn header_processor_and_end_are_what_is_left() {
-        let now = row(&[
+        let now = told(&[
             (HEADER, 0, vec![7; HEADER_SIZE]),
             (3, 0, vec![1; 40]),
             (CPU, 1, vec![2; 5]),
@@ -193,7 +245,7 @@ mod tests {
         let new = going_on(&now, &record(), 4).unwrap();
         let kept =
             [(HEADER, 0, vec![7; HEADER_SIZE]), (CPU, 0, vec![0; CPU_SIZE]), (END, 0, vec![])];
-        assert_eq!(new.len(), row(&kept).len());
+        assert_eq!(new.len(), told(&kept).len());
         let cpu = &new[DESCRIPTOR + HEADER_SIZE + DESCRIPTOR..][..CPU_SIZE];
         // As libxc has it for a new PVH domain: rdi, rsp, rip, rflags.
         assert_eq!([560, 568, 640, 648].map(|at| word(cpu, at)), [4, 12, 11, 2]);
@@ -222,12 +274,31 @@ mod tests {
     }
 
     #[test]
+    fn a_new_processor_begins_as_libxc_has_it() {
+        // Xen tells nothing of a processor that is down.
+        let now = told(&[
+            (HEADER, 0, vec![7; HEADER_SIZE]),
+            (MTRR, 0, vec![9; MTRR_SIZE]),
+            (END, 0, vec![]),
+        ]);
+        let new = beginning(&now, 0x20_0000, 0x30_0000).unwrap();
+        let mtrr = &new[DESCRIPTOR + HEADER_SIZE + DESCRIPTOR..][..MTRR_SIZE];
+        assert_eq!((word(mtrr, 224), word(mtrr, 232)), (0x0909_0909_0909_0909, 0x806));
+        let cpu = &new[2 * DESCRIPTOR + HEADER_SIZE + MTRR_SIZE + DESCRIPTOR..][..CPU_SIZE];
+        assert_eq!([520, 640, 648, 656].map(|at| word(cpu, at)), [0x30_0000, 0x20_0000, 2, 0x11]);
+        assert_eq!([768, 788, 792].map(|at| half(cpu, at)), [u32::MAX, u32::MAX, 0x67]);
+        assert_eq!([888, 892, 908, 912].map(|at| half(cpu, at)), [0xc9b, 0xc93, 0xc93, 0x8b]);
+        let without = told(&[(HEADER, 0, vec![7; HEADER_SIZE]), (END, 0, vec![])]);
+        assert_eq!(beginning(&without, 0, 0), Err(NoProcessor));
+    }
+
+    #[test]
     fn what_is_not_understood_is_refused() {
         let header = (HEADER, 0, vec![7; HEADER_SIZE]);
-        let whole = row(&[header.clone(), (CPU, 0, vec![0; CPU_SIZE]), (END, 0, vec![])]);
+        let whole = told(&[header.clone(), (CPU, 0, vec![0; CPU_SIZE]), (END, 0, vec![])]);
         assert!(going_on(&whole, &record(), 0).is_ok());
-        let shorter = row(&[header.clone(), (CPU, 0, vec![0; CPU_SIZE - 1]), (END, 0, vec![])]);
-        let without = row(&[header, (END, 0, vec![]), (CPU, 0, vec![0; CPU_SIZE])]);
+        let shorter = told(&[header.clone(), (CPU, 0, vec![0; CPU_SIZE - 1]), (END, 0, vec![])]);
+        let without = told(&[header, (END, 0, vec![]), (CPU, 0, vec![0; CPU_SIZE])]);
         for bad in [&shorter[..], &without, &whole[..40], &[], &whole[32..]] {
             assert_eq!(going_on(bad, &record(), 0), Err(NoProcessor));
         }

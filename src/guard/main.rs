@@ -1,4 +1,6 @@
-//! `xenstore-stubdom guard`: see the library.
+//! `xenstore-stubdom guard` and `xenstore-stubdom replace`: see the library.
+
+mod replacement;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,6 +18,9 @@ watchdog, or because it could not help itself any more. Runs until it is killed.
 ";
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("replace") {
+        return replacement::main(std::env::args().skip(2));
+    }
     let mut pid_file = PathBuf::from(PID_FILE);
     let mut ends_behind = None;
     let mut arguments = std::env::args().skip(1);

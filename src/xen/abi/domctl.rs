@@ -1,8 +1,20 @@
 //! `xen/include/public/domctl.h`: the few questions about other domains that a xenstore may ask, and what programs in dom0
 //! have done. The numbers are the same from Xen 4.14 to 4.22.
 
+/// `XEN_DOMCTL_createdomain`.
+pub const CREATE_DOMAIN: u32 = 1;
 /// `XEN_DOMCTL_destroydomain`.
 pub const DESTROY_DOMAIN: u32 = 2;
+/// `XEN_DOMCTL_unpausedomain`.
+pub const UNPAUSE_DOMAIN: u32 = 4;
+/// `XEN_DOMCTL_shadow_op`: an operation, a mode, and a number of MiB, 32 bits each.
+pub const SHADOW_OP: u32 = 10;
+/// `XEN_DOMCTL_SHADOW_OP_SET_ALLOCATION`.
+pub const SHADOW_SET_ALLOCATION: u32 = 31;
+/// `XEN_DOMCTL_max_mem`: KiB.
+pub const MAX_MEM: u32 = 11;
+/// `XEN_DOMCTL_max_vcpus`.
+pub const MAX_VCPUS: u32 = 15;
 /// `XEN_DOMCTL_resumedomain`.
 pub const RESUME_DOMAIN: u32 = 27;
 /// `XEN_DOMCTL_sendtrigger`: a number of `XEN_DOMCTL_SENDTRIGGER_*`, 0 for an NMI, and a vCPU.
@@ -61,6 +73,24 @@ impl Domctl {
         self.u[7]
     }
 
+    /// `tot_pages` of `struct xen_domctl_getdomaininfo`.
+    #[must_use]
+    pub fn info_pages(&self) -> u64 {
+        self.u[1]
+    }
+
+    /// Its `max_pages`.
+    #[must_use]
+    pub fn info_max_pages(&self) -> u64 {
+        self.u[2]
+    }
+
+    /// Its `ssidref`, the label for XSM, from byte 72 on.
+    #[must_use]
+    pub fn info_label(&self) -> u32 {
+        u32::try_from(self.u[9] & u64::from(u32::MAX)).unwrap_or(0)
+    }
+
     /// `handle` of `struct xen_domctl_getdomaininfo`, 16 bytes from byte 76 on.
     #[must_use]
     pub fn info_handle(&self) -> [u8; 16] {
@@ -68,6 +98,65 @@ impl Domctl {
         let [a, b, c, d, e, f, g, h] = words[0].to_le_bytes();
         let [i, j, k, l, m, n, o, p] = words[1].to_le_bytes();
         [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+    }
+}
+
+/// A domain to be made: PVH by hardware assisted paging, one vCPU, Xen's flag for a xenstore domain, and the limits that
+/// `init-xenstore-domain` gives it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NewDomain {
+    /// Label for XSM.
+    pub label: u32,
+    /// Its UUID.
+    pub handle: [u8; 16],
+}
+
+impl NewDomain {
+    /// `XEN_DOMCTL_CDF_hvm`, `_hap` and `_xs_domain`.
+    const FLAGS: u32 = 1 | 2 | 16;
+    /// 32,768 mapped grants, which is what `init-xenstore-domain` gives; and some of its own, for its console.
+    const MAPTRACK_FRAMES: u32 = 128;
+    const GRANT_FRAMES: u32 = 4;
+    /// `XEN_X86_EMU_LAPIC`.
+    const EMULATED: u32 = 1;
+
+    /// `struct xen_domctl_createdomain` in a version of the interface, as words. `None` for one that is not known.
+    ///
+    /// 0x12 is Xen 4.14, 0x13 4.15, 0x14 4.16, 0x15 4.17, 0x16 4.18, 0x17 4.19 to 4.21, 0x18 4.22.
+    #[must_use]
+    pub fn words(&self, version: u32) -> Option<[u64; 16]> {
+        let mut halves = [0_u32; 32];
+        let mut rest = halves.iter_mut();
+        let mut put = |half: u32| {
+            if let Some(place) = rest.next() {
+                *place = half;
+            }
+        };
+        put(self.label);
+        for part in self.handle.as_chunks::<4>().0 {
+            put(u32::from_le_bytes(*part));
+        }
+        put(Self::FLAGS);
+        // No IOMMU; one vCPU; ports without a limit of its own.
+        [0, 1, u32::MAX, Self::GRANT_FRAMES, Self::MAPTRACK_FRAMES].into_iter().for_each(&mut put);
+        match version {
+            0x12 => {}
+            // vmtrace_size.
+            0x13 => put(0),
+            // Version 1 of grants, before that.
+            0x14 => [1, 0].into_iter().for_each(&mut put),
+            // CPU pool 0, behind that.
+            0x15 | 0x16 => [1, 0, 0].into_iter().for_each(&mut put),
+            // Between the first two: altp2m.
+            0x17 | 0x18 => [1, 0, 0, 0].into_iter().for_each(&mut put),
+            _ => return None,
+        }
+        put(Self::EMULATED);
+        let mut words = [0; 16];
+        for (word, pair) in words.iter_mut().zip(halves.as_chunks::<2>().0) {
+            *word = u64::from(pair[0]) | u64::from(pair[1]) << 32;
+        }
+        Some(words)
     }
 }
 
@@ -106,6 +195,29 @@ pub mod info {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_domain_is_described_as_each_release_wants_it() {
+        let new = NewDomain { label: 7, handle: *b"0123456789abcdef" };
+        let half = |version, at: usize| {
+            let word = new.words(version).unwrap()[at / 8];
+            word >> (at % 8 * 8) & 0xffff_ffff
+        };
+        for version in 0x12..=0x18 {
+            assert_eq!(half(version, 0), 7);
+            assert_eq!(half(version, 4), u64::from(u32::from_le_bytes(*b"0123")));
+            assert_eq!([20, 28, 40].map(|at| half(version, at)), [19, 1, 128]);
+        }
+        // Where emulation_flags stand in each.
+        for (version, at) in
+            [(0x12, 44), (0x13, 48), (0x14, 52), (0x15, 56), (0x16, 56), (0x17, 60), (0x18, 60)]
+        {
+            assert_eq!(half(version, at), 1, "{version:#x}");
+            assert_eq!(half(version, at + 4), 0, "{version:#x}");
+        }
+        assert_eq!(half(0x15, 44), 1);
+        assert!(new.words(0x11).is_none() && new.words(0x19).is_none());
+    }
 
     #[test]
     fn the_handle_is_cut_out_of_three_words() {

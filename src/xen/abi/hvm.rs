@@ -6,6 +6,8 @@ pub const PARAM_CALLBACK_IRQ: u32 = 0;
 pub const PARAM_STORE_PFN: u32 = 1;
 /// `HVM_PARAM_STORE_EVTCHN`: its port.
 pub const PARAM_STORE_EVTCHN: u32 = 2;
+/// `HVM_PARAM_IDENT_PT`: address of a page table for the time without paging, which some Intel processors need.
+pub const PARAM_IDENT_PT: u32 = 12;
 /// `HVM_PARAM_CONSOLE_PFN`: the frame of the PV console's ring.
 pub const PARAM_CONSOLE_PFN: u32 = 17;
 /// `HVM_PARAM_CONSOLE_EVTCHN`: its port.

@@ -69,6 +69,24 @@ pub struct GetMemoryMap {
 }
 const _: () = assert!(size_of::<GetMemoryMap>() == 16);
 
+/// `struct xen_foreign_memory_map`, for `XENMEM_set_memory_map`.
+#[derive(Debug)]
+#[repr(C)]
+pub struct SetMemoryMap {
+    /// Whose.
+    pub domid: u16,
+    /// Padding.
+    pub pad: [u16; 3],
+    /// Entries.
+    pub nr_entries: u32,
+    /// Their address.
+    pub buffer: *const E820Entry,
+}
+const _: () = assert!(size_of::<SetMemoryMap>() == 24);
+
+/// Not for the domain, in [`E820Entry::kind`].
+pub const E820_RESERVED: u32 = 2;
+
 /// RAM, in [`E820Entry::kind`].
 pub const E820_RAM: u32 = 1;
 

@@ -31,7 +31,9 @@ pub mod errno {
     pub const ENOENT: i32 = 2;
     pub const ESRCH: i32 = 3;
     pub const ENOMEM: i32 = 12;
+    pub const EAGAIN: i32 = 11;
     pub const EACCES: i32 = 13;
+    pub const EEXIST: i32 = 17;
     pub const EINVAL: i32 = 22;
     pub const ENOSPC: i32 = 28;
 }
