@@ -56,6 +56,45 @@ fn a_request_that_is_half_read_is_read_on() {
     assert_eq!(ask(&mut simulation, &mut seven, Kind::Read, 0, "a-name\0"), "a value");
 }
 
+/// Ports are a domain's own, so they are others there; nobody is forgotten, and nobody confused with another one.
+#[test]
+fn another_domain_goes_on_with_other_ports() {
+    let (mut simulation, mut dom0, mut seven) = start();
+    let mut eight = guest(&mut simulation, &mut dom0, 8);
+    let dead = guest(&mut simulation, &mut dom0, 9);
+    drop(dead);
+    assert_eq!(ask(&mut simulation, &mut eight, Kind::Watch, 0, "/local/domain/7\0token\0"), "OK ");
+    simulation.drain(&mut eight);
+    let tx: u32 = ask(&mut simulation, &mut seven, Kind::TransactionStart, 0, "\0")
+        .trim_end()
+        .parse()
+        .unwrap();
+    assert_eq!(ask(&mut simulation, &mut seven, Kind::Write, tx, "a\0before"), "OK ");
+    for round in 0..3 {
+        let (bytes, _) = eight.request(Kind::Write.number(), 0, b"b\0value");
+        eight.write(&bytes[..20]);
+        simulation.settle();
+        // Signalled, and nobody has looked yet.
+        let (whole, _) = seven.request(Kind::Read.number(), tx, b"a\0");
+        seven.write(&whole);
+        if round == 1 {
+            simulation.world.destroy(DomId(9));
+        }
+        simulation.replace().unwrap();
+        simulation.settle();
+        assert_eq!(texts(simulation.drain(&mut seven)), ["before"], "round {round}");
+        eight.write(&bytes[20..]);
+        simulation.settle();
+        assert_eq!(texts(simulation.drain(&mut eight)), ["OK "], "round {round}");
+        simulation.server.check().unwrap();
+    }
+    simulation.hand_over().unwrap();
+    assert_eq!(ask(&mut simulation, &mut seven, Kind::TransactionEnd, tx, "T\0"), "OK ");
+    let event = "/local/domain/7/a token ";
+    assert!(texts(simulation.drain(&mut eight)).contains(&event.to_owned()));
+    assert_eq!(ask(&mut simulation, &mut dom0, Kind::Read, 0, "/local/domain/8/b\0"), "value");
+}
+
 /// What goes on in turns is brought to its end before a hand-over. A client sleeps until it is told of the reply.
 #[test]
 fn who_waits_for_what_goes_on_in_turns_is_told_of_its_end() {

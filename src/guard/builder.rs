@@ -156,11 +156,11 @@ pub fn ident_pt() -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    /// The image of the tests of `proto/image`: one segment of code with both notes.
-    fn file() -> Vec<u8> {
+    /// An image of one segment of code, with both notes.
+    pub(crate) fn file() -> Vec<u8> {
         let mut file = vec![0; 0x1000];
         file[..6].copy_from_slice(b"\x7fELF\x02\x01");
         file[18] = 62;

@@ -9,6 +9,9 @@
 //! Up to the last step the domain stands still, and nothing of what it needs changes. So whoever begins again at the first step, wherever
 //! the guard before has ended, does right. Once the new instance serves, it publishes anew, with no try counted.
 //!
+//! A domain that has stopped for a replacement ([`replace`](crate::replace)) is not touched while the program that replaces it lives.
+//! If that ends too early, the guard has the old domain go on, or goes on where it has ended.
+//!
 //! The guard never acts on a domain that runs, that is being taken apart, or that somebody has paused: Xen does not tell
 //! who has, so it was the administrator.
 
@@ -16,7 +19,7 @@ use std::fmt::{Display, Formatter};
 use std::time::Duration;
 use xenstore_stubdom::proto::revival::{Record, Unusable};
 use xenstore_stubdom::xen::abi::domctl::info;
-use xenstore_stubdom::xen::abi::sched::SHUTDOWN_NAMES;
+use xenstore_stubdom::xen::abi::sched::{SHUTDOWN_NAMES, SHUTDOWN_SUSPEND};
 
 /// How long the guard waits before each try to revive one instance. The last pause is longer than the minute after which
 /// the server has forgotten its failures (`server/failure`). There are no more tries than these.
@@ -86,6 +89,13 @@ pub trait Host {
     /// # Errors
     /// Xen's refusal.
     fn resume(&mut self, domid: u16) -> Result<(), String>;
+    /// Whether a program is replacing it now.
+    fn is_replaced(&mut self) -> bool;
+    /// Goes on with a replacement that was broken off when the old domain was gone already; `None` if there is none.
+    ///
+    /// # Errors
+    /// Why nobody serves yet.
+    fn finish_replacement(&mut self) -> Option<Result<(), String>>;
     /// Wakes its processor.
     ///
     /// # Errors
@@ -118,11 +128,13 @@ pub struct Guard {
     phase: Phase,
     /// What was said last: the same is not said twice in a row.
     said: String,
+    /// A replacement that was broken off could not be gone on with.
+    has_failed_to_finish: bool,
 }
 
 impl Default for Guard {
     fn default() -> Self {
-        Self { domain: None, phase: Phase::Well, said: String::new() }
+        Self { domain: None, phase: Phase::Well, said: String::new(), has_failed_to_finish: false }
     }
 }
 
@@ -145,12 +157,22 @@ impl Guard {
             self.leave(host, "there is no xenstore domain any more");
             return LOOK_AGAIN;
         };
+        if !self.has_failed_to_finish
+            && let Some(finished) = host.finish_replacement()
+        {
+            self.has_failed_to_finish = finished.is_err();
+            let line = match finished {
+                Ok(()) => "is over now".to_owned(),
+                Err(why) => format!("cannot be gone on with: {why}"),
+            };
+            self.say_once(
+                host,
+                format!("a replacement of domain {domid} that was broken off {line}"),
+            );
+        }
         let info = match host.info(domid) {
             Ok(Some(info)) => info,
-            Ok(None) => {
-                self.leave(host, &format!("domain {domid}, the xenstore, does not exist any more"));
-                return LOOK_AGAIN;
-            }
+            Ok(None) => return self.see_none(host, domid),
             Err(why) => {
                 self.say_once(host, format!("domain {domid} cannot be watched: {why}"));
                 return LOOK_AGAIN;
@@ -191,6 +213,16 @@ impl Guard {
         }
     }
 
+    /// There is no domain of that domid.
+    fn see_none(&mut self, host: &mut impl Host, domid: u16) -> Duration {
+        if host.is_replaced() {
+            self.say_once(host, format!("domain {domid} is being replaced: it is left alone"));
+            return LOOK;
+        }
+        self.leave(host, &format!("domain {domid}, the xenstore, does not exist any more"));
+        LOOK_AGAIN
+    }
+
     /// No domain to watch.
     fn leave(&mut self, host: &mut impl Host, line: &str) {
         self.phase = Phase::Well;
@@ -229,6 +261,23 @@ impl Guard {
     }
 
     fn see_shut_down(&mut self, host: &mut impl Host, domid: u16, reason: u64) -> Duration {
+        if host.is_replaced() {
+            self.say_once(host, format!("domain {domid} is being replaced: it is left alone"));
+            return LOOK;
+        }
+        if reason == u64::from(SHUTDOWN_SUSPEND) {
+            // Nothing has failed: it goes on where it stopped.
+            let line = match host.resume(domid) {
+                Ok(()) => format!(
+                    "domain {domid} waited for a replacement that was broken off: it goes on"
+                ),
+                Err(why) => {
+                    format!("domain {domid} waits for a replacement that was broken off: {why}")
+                }
+            };
+            self.say_once(host, line);
+            return LOOK;
+        }
         let now = host.now();
         let since = match self.phase {
             Phase::Down { since } => since,
@@ -307,6 +356,8 @@ mod tests {
     const STORE: u64 = info::HVM_GUEST | info::XS_DOMAIN;
     const DOWN: u64 = STORE | info::SHUTDOWN | CRASH << info::SHUTDOWN_REASON;
 
+    const SUSPENDED: u64 = STORE | info::SHUTDOWN | 2 << info::SHUTDOWN_REASON;
+
     /// What the domain does once it is resumed.
     #[derive(Clone, Copy, PartialEq, Debug)]
     enum Then {
@@ -327,6 +378,8 @@ mod tests {
         woken: u32,
         now: Duration,
         lines: Vec<String>,
+        is_replaced: bool,
+        broken_off: Option<Result<(), String>>,
         /// The guard dies behind this step: nothing that it does after that has an effect.
         dies_behind: Option<Step>,
         is_dead: bool,
@@ -343,6 +396,8 @@ mod tests {
             woken: 0,
             now: Duration::from_secs(1000),
             lines: Vec::new(),
+            is_replaced: false,
+            broken_off: None,
             dies_behind: None,
             is_dead: false,
         }
@@ -397,7 +452,8 @@ mod tests {
         }
         fn resume(&mut self, _: u16) -> Result<(), String> {
             self.alive()?;
-            assert!(self.is_set, "resumed where it had failed");
+            let suspended = self.info.is_some_and(|info| info.flags == SUSPENDED);
+            assert!(self.is_set || suspended, "resumed where it had failed");
             self.resumed += 1;
             match self.then {
                 Then::Fails => self.shut_down(),
@@ -410,6 +466,17 @@ mod tests {
                 }
             }
             Ok(())
+        }
+        fn is_replaced(&mut self) -> bool {
+            self.is_replaced
+        }
+        fn finish_replacement(&mut self) -> Option<Result<(), String>> {
+            let finished = self.broken_off.clone();
+            if finished == Some(Ok(())) {
+                self.info = Some(Info { flags: STORE, handle: [7; 16] });
+                self.broken_off = None;
+            }
+            finished
         }
         fn wake(&mut self, _: u16) -> Result<(), String> {
             self.woken += 1;
@@ -525,6 +592,36 @@ mod tests {
             host.run(&mut Guard::default(), 5);
             assert_eq!((host.resumed, host.told("cannot be revived")), (0, 1), "{why}");
         }
+    }
+
+    #[test]
+    fn a_replacement_is_left_alone_until_its_program_ends() {
+        let (mut guard, mut host) = (Guard::default(), host(SUSPENDED));
+        host.is_replaced = true;
+        host.run(&mut guard, 5);
+        assert_eq!((host.resumed, host.told("is being replaced")), (0, 1));
+        host.is_replaced = false;
+        host.run(&mut guard, 5);
+        assert_eq!((host.resumed, host.is_set, host.record), (1, false, Ok(0)));
+        // Whatever it dies of meanwhile.
+        host.is_replaced = true;
+        host.shut_down();
+        host.run(&mut guard, 5);
+        host.info = None;
+        host.run(&mut guard, 5);
+        assert_eq!((host.resumed, host.told("does not exist")), (1, 0));
+    }
+
+    #[test]
+    fn a_replacement_that_was_broken_off_is_gone_on_with_once() {
+        let (mut guard, mut host) = (Guard::default(), host(STORE));
+        host.run(&mut guard, 1);
+        (host.info, host.broken_off) = (None, Some(Ok(())));
+        host.run(&mut guard, 5);
+        assert_eq!((host.told("is over now"), host.info.is_some()), (1, true));
+        (host.info, host.broken_off) = (None, Some(Err("why".to_owned())));
+        host.run(&mut guard, 50);
+        assert_eq!(host.told("cannot be gone on with: why"), 1);
     }
 
     #[test]

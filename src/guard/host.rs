@@ -2,6 +2,8 @@
 
 use crate::context;
 use crate::guard::{Host, Info, Step};
+use crate::mover::{Claim, Mover, SAVED, saved};
+use crate::replace::again;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::exit;
@@ -132,6 +134,21 @@ impl Host for Dom0 {
     fn resume(&mut self, domid: u16) -> Result<(), String> {
         let result = self.xen.domctl(self.version, domid, Command::Resume);
         result.map(|_| ()).map_err(|error| format!("resuming: {error}"))
+    }
+
+    fn is_replaced(&mut self) -> bool {
+        Claim::is_made()
+    }
+
+    fn finish_replacement(&mut self) -> Option<Result<(), String>> {
+        if !Path::new(SAVED).exists() {
+            return None;
+        }
+        match Claim::make() {
+            Ok(_claim) => Some(saved().and_then(|saved| again(&mut Mover::open(None)?, &saved))),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
+            Err(error) => Some(Err(error.to_string())),
+        }
     }
 
     fn wake(&mut self, domid: u16) -> Result<(), String> {

@@ -3,7 +3,7 @@
 use crate::builder::{CONSOLE, Contents, IDENT_PT, SPECIAL, STORE, Sizes, ident_pt};
 use crate::context;
 use crate::host::probe;
-use crate::replace::{Built, Details, Host, Saved};
+use crate::replace::{Details, Host, Saved};
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -51,8 +51,27 @@ impl Claim {
     /// # Errors
     /// The kernel's refusal; [`io::ErrorKind::AddrInUse`] if somebody has.
     pub fn make() -> io::Result<Self> {
-        let address = SocketAddr::from_abstract_name(NAME)?;
+        Self::named(NAME)
+    }
+
+    fn named(name: &[u8]) -> io::Result<Self> {
+        let address = SocketAddr::from_abstract_name(name)?;
         UnixListener::bind_addr(&address).map(|listener| Self { _listener: listener })
+    }
+
+    /// As [`make`](Self::make); the guard may have looked just now, so that is tried more than once.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn take() -> io::Result<Self> {
+        for _ in 0..50 {
+            match Self::make() {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                result => return result,
+            }
+            std::thread::sleep(Duration::from_millis(7));
+        }
+        Self::make()
     }
 
     /// Whether somebody else has.
@@ -131,7 +150,7 @@ impl Mover {
     }
 
     /// Everything of a new domain behind its creation.
-    fn furnish(&self, domid: u16, sizes: Sizes, contents: &Contents) -> Result<u32, String> {
+    fn furnish(&self, domid: u16, sizes: Sizes, contents: &Contents) -> Result<(), String> {
         let Sizes { memory, .. } = sizes;
         self.domctl(domid, Command::MaxVcpus(1)).map_err(said("its vCPU"))?;
         let limit = Command::MaxMemory(sizes.limit_kib());
@@ -176,8 +195,7 @@ impl Mover {
             .map_err(|why| why.to_string())?;
         self.xen
             .set_hvm_context(self.version, domid, &mut state)
-            .map_err(said("its processor's state"))?;
-        Ok(console_port)
+            .map_err(said("its processor's state"))
     }
 
     fn populate(&self, domid: u16, frames: std::ops::Range<u64>) -> Result<(), String> {
@@ -276,7 +294,7 @@ impl Host for Mover {
         new: &NewDomain,
         sizes: Sizes,
         contents: &Contents,
-    ) -> Result<Built, String> {
+    ) -> Result<u16, String> {
         let begun = Instant::now();
         let domid = loop {
             // From Xen 4.21 on a domid is free a little later than its domain is gone.
@@ -291,7 +309,7 @@ impl Host for Mover {
             }
         };
         match self.furnish(domid, sizes, contents) {
-            Ok(console_port) => Ok(Built { domid, console_port }),
+            Ok(()) => Ok(domid),
             Err(why) => {
                 let _ = self.domctl(domid, Command::Destroy);
                 Err(why)
@@ -365,11 +383,12 @@ impl Host for Mover {
         write_file(Path::new(SAVED), &pack(saved)).map_err(said(SAVED))
     }
 
-    fn note(&mut self, built: Built, sizes: Sizes) -> Result<(), String> {
-        let Built { domid, console_port } = built;
+    fn note(&mut self, domid: u16, sizes: Sizes) -> Result<(), String> {
+        let console_port =
+            self.xen.hvm_param(domid, PARAM_CONSOLE_EVTCHN).map_err(said("its console"))?;
         let home = format!("/local/domain/{domid}");
         let nodes = [
-            ("console/port", u64::from(console_port)),
+            ("console/port", console_port),
             ("console/ring-ref", CONSOLE),
             ("memory/target", sizes.memory.saturating_mul(1024)),
             ("memory/static-max", sizes.maxmem.saturating_mul(1024)),
@@ -574,9 +593,11 @@ mod tests {
 
     #[test]
     fn one_claim_at_a_time() {
-        let claim = Claim::make().unwrap();
-        assert!(Claim::is_made());
+        let name = format!("xenstore-stubdom-test-{}", std::process::id());
+        let claim = Claim::named(name.as_bytes()).unwrap();
+        let second = Claim::named(name.as_bytes()).map_err(|error| error.kind());
+        assert_eq!(second.unwrap_err(), io::ErrorKind::AddrInUse);
         drop(claim);
-        assert!(!Claim::is_made());
+        assert!(Claim::named(name.as_bytes()).is_ok());
     }
 }

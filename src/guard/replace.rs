@@ -52,15 +52,6 @@ impl Details {
     }
 }
 
-/// A domain that was built.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Built {
-    /// Its domid.
-    pub domid: u16,
-    /// The port of its console.
-    pub console_port: u32,
-}
-
 /// The world of this program. An error is a sentence.
 #[expect(
     clippy::missing_errors_doc,
@@ -81,14 +72,14 @@ pub trait Host {
     fn resume(&mut self, domid: u16) -> Result<(), String>;
     /// Destroys a domain.
     fn destroy(&mut self, domid: u16) -> Result<(), String>;
-    /// Builds a domain of this domid or of any, which is paused. If that fails nothing is left of it.
+    /// Builds a domain of this domid or of any, which is paused; says its domid. If that fails nothing is left of it.
     fn build(
         &mut self,
         wanted: Option<u16>,
         new: &NewDomain,
         sizes: Sizes,
         contents: &Contents,
-    ) -> Result<Built, String>;
+    ) -> Result<u16, String>;
     /// Has it begin.
     fn unpause(&mut self, domid: u16) -> Result<(), String>;
     /// Has it hear of the end of others.
@@ -104,7 +95,7 @@ pub trait Host {
     /// Keeps what is needed to go on, or forgets it.
     fn keep(&mut self, saved: Option<&Saved>) -> Result<(), String>;
     /// Writes down in the store what has become other with the domain.
-    fn note(&mut self, built: Built, sizes: Sizes) -> Result<(), String>;
+    fn note(&mut self, domid: u16, sizes: Sizes) -> Result<(), String>;
     /// A clock.
     fn now(&self) -> Duration;
     /// Waits.
@@ -211,12 +202,20 @@ pub fn replace(host: &mut impl Host, domid: u16, plan: &Plan) -> Result<(), Stri
 /// What is to be done.
 pub fn again(host: &mut impl Host, saved: &Saved) -> Result<(), String> {
     let domid = saved.domid;
-    if let Some(found) = host.info(domid)?
-        && found.flags & info::DYING == 0
-    {
-        return Err(format!(
-            "there is a domain {domid}: it was not destroyed, or it is the new one"
-        ));
+    let found = host.info(domid)?.filter(|found| found.flags & info::DYING == 0);
+    if let Some(found) = found {
+        if host.serves(domid) {
+            if found.shutdown() == Some(SHUTDOWN_SUSPEND) {
+                host.resume(domid)?;
+                host.say(format!("domain {domid} was not destroyed yet, and goes on"));
+            } else {
+                host.say(format!("domain {domid} serves"));
+                host.note(domid, saved.sizes)?;
+            }
+            return host.keep(None);
+        }
+        // The new one, before it served.
+        host.destroy(domid)?;
     }
     // It may map a page of what is left of the old one.
     host.stop_console()?;
@@ -264,10 +263,10 @@ fn rehearse(
     let built = host
         .build(None, new, sizes, &made)
         .map_err(|why| format!("a domain for the rehearsal cannot be built: {why}"))?;
-    let result = run_rehearsal(host, built.domid);
-    let destroyed = host.destroy(built.domid).and_then(|()| wait_gone(host, built.domid));
+    let result = run_rehearsal(host, built);
+    let destroyed = host.destroy(built).and_then(|()| wait_gone(host, built));
     result.map_err(|why| format!("the rehearsal failed, and nothing has changed: {why}"))?;
-    destroyed.map_err(|why| format!("the domain of the rehearsal, {}: {why}", built.domid))?;
+    destroyed.map_err(|why| format!("the domain of the rehearsal, {built}: {why}"))?;
     let took = host.now().saturating_sub(began).as_millis();
     let Sizes { memory, maxmem } = sizes;
     host.say(format!(
@@ -403,10 +402,11 @@ fn wait_gone(host: &mut impl Host, domid: u16) -> Result<(), String> {
     let end = host.now().saturating_add(PATIENCE);
     while host.info(domid)?.is_some() {
         if host.now() > end {
-            return Err(format!(
+            return Err(
                 "it is destroyed and not gone: some program still maps its memory, such as xenconsoled, xenconsole or \
                  a debugger; end that, then: xenstore-stubdom replace --again"
-            ));
+                    .to_owned(),
+            );
         }
         host.sleep(LOOK);
     }
@@ -424,7 +424,7 @@ fn finish(host: &mut impl Host, saved: &Saved, times: Option<Times>) -> Result<(
         wait_gone(host, domid)?;
         let gone = host.now();
         match try_once(host, saved, &made) {
-            Ok((built, at)) => {
+            Ok(at) => {
                 let ms = |from: Duration, to: Duration| to.saturating_sub(from).as_millis();
                 let served = host.now();
                 host.say(match times {
@@ -439,12 +439,12 @@ fn finish(host: &mut impl Host, saved: &Saved, times: Option<Times>) -> Result<(
                     ),
                     None => format!("domain {domid} serves, {} ms after this began", ms(begun, served)),
                 });
-                host.keep(None)?;
-                return host.note(built, sizes).map_err(|why| {
+                host.note(domid, sizes).map_err(|why| {
                     format!(
                         "it serves, but what has changed could not be written into the store: {why}"
                     )
-                });
+                })?;
+                return host.keep(None);
             }
             Err(error) => {
                 host.say(format!("try {n} of {TRIES}: {error}"));
@@ -459,20 +459,16 @@ fn finish(host: &mut impl Host, saved: &Saved, times: Option<Times>) -> Result<(
 }
 
 /// Builds it and has it serve; says when it began. If that fails it is destroyed.
-fn try_once(
-    host: &mut impl Host,
-    saved: &Saved,
-    made: &Contents,
-) -> Result<(Built, Duration), String> {
+fn try_once(host: &mut impl Host, saved: &Saved, made: &Contents) -> Result<Duration, String> {
     let domid = saved.domid;
-    let built = host.build(Some(domid), &saved.new, saved.sizes, made)?;
+    host.build(Some(domid), &saved.new, saved.sizes, made)?;
     let begun = host.now();
     let result = start(host, domid);
     if result.is_err() {
         // If it cannot be destroyed either, that is said when the domid is wanted again.
         let _ = host.destroy(domid);
     }
-    result.map(|()| (built, begun))
+    result.map(|()| begun)
 }
 
 fn start(host: &mut impl Host, domid: u16) -> Result<(), String> {
@@ -491,3 +487,6 @@ fn start(host: &mut impl Host, domid: u16) -> Result<(), String> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -90,7 +90,7 @@ pub(crate) fn main(words: impl Iterator<Item = String>) -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(), String> {
-    let _claim = Claim::make().map_err(|error| format!("somebody else replaces it: {error}"))?;
+    let _claim = Claim::take().map_err(|error| format!("somebody else replaces it: {error}"))?;
     let mut host = Mover::open(options.ends_behind)?;
     if options.again {
         return again(&mut host, &saved()?);

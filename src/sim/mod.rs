@@ -194,6 +194,33 @@ impl Simulation {
         })
     }
 
+    /// Another domain takes the place of the server's, under the same domid.
+    ///
+    /// # Errors
+    /// Why the old one goes on.
+    pub fn replace(&mut self) -> Result<(), Sentence> {
+        let world = self.world.clone();
+        world.serve(|| match self.server.leave().and_then(|offer| self.trial(&offer)) {
+            Ok(new) => {
+                core::mem::replace(&mut self.server, new).abandon();
+                let ports = outside(|| self.world.lose_ports());
+                self.server.bind_anew(|domid, old| {
+                    let known = ports.iter().find(|port| (port.0, port.1) == (domid, old));
+                    known.map(|port| port.2)
+                });
+                self.note_settled();
+                outside(|| self.world.journal().note(|| Seen::Look));
+                self.server.take_over();
+                Ok(())
+            }
+            Err(why) => {
+                self.note_settled();
+                self.server.stay(&why);
+                Err(why)
+            }
+        })
+    }
+
     /// The server has failed somewhere in its code, and the failure was caught: it goes on in a successor.
     ///
     /// # Errors

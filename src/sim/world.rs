@@ -400,6 +400,23 @@ impl World {
         state.events.extend(events);
     }
 
+    /// The server's domain is destroyed, with its ports and what was pending on them; the other ends can be bound again, by
+    /// whoever has its domid. Says what each port was bound to. The next domain's ports have other numbers, which are those
+    /// that others had.
+    pub fn lose_ports(&self) -> Vec<(DomId, EvtchnPort, u32)> {
+        let mut state = self.state();
+        state.events.clear();
+        state.next_port = 2;
+        let ports = core::mem::take(&mut state.ports);
+        let lost = ports.into_iter().map(|(port, (domid, remote))| {
+            if let Some(domain) = state.domains.get_mut(&domid) {
+                domain.offers.insert(remote);
+            }
+            (domid, port, remote)
+        });
+        lost.collect()
+    }
+
     /// How many signals a domain has got from the server.
     #[must_use]
     pub fn signals(&self, domid: DomId) -> u64 {

@@ -1,0 +1,330 @@
+//! A host that is made up, of which each part may fail.
+
+use super::*;
+use std::collections::BTreeMap;
+use xenstore_stubdom::proto::replacement::Module;
+
+/// What C xenstored 4.17 knew with one guest: a stream with rings in it.
+const STREAM: &[u8] = include_bytes!("../../../tests/streams/real-c-4.17-with-guest.bin");
+const RUNS: u64 = info::HVM_GUEST | info::XS_DOMAIN;
+
+fn shut(reason: u32) -> u64 {
+    RUNS | info::SHUTDOWN | u64::from(reason) << info::SHUTDOWN_REASON
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Domain {
+    flags: u64,
+    serves: bool,
+    /// Which of all that were ever built.
+    serial: u32,
+    is_rehearsal: bool,
+}
+
+#[derive(Default)]
+struct Fake {
+    domains: BTreeMap<u16, Domain>,
+    answer: Option<Result<String, String>>,
+    kept: Option<Saved>,
+    lines: Vec<String>,
+    now: Duration,
+    built: u32,
+    /// The console daemon runs.
+    console: bool,
+    /// Nodes were written.
+    noted: Option<Sizes>,
+    /// What fails, and how often.
+    fails: Option<(&'static str, u32)>,
+    /// Something maps memory of domain 1 until then.
+    mapped_until: Duration,
+}
+
+fn fake() -> Fake {
+    let old = Domain { flags: RUNS, serves: true, serial: 0, is_rehearsal: false };
+    Fake { domains: BTreeMap::from([(1, old)]), console: true, ..Fake::default() }
+}
+
+impl Fake {
+    /// Whether this call is to fail.
+    fn try_to(&mut self, what: &str) -> Result<(), String> {
+        match &mut self.fails {
+            Some((part, left)) if *part == what && *left > 0 => {
+                *left -= 1;
+                Err(format!("no {what}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn domain(&mut self, domid: u16) -> &mut Domain {
+        self.domains.get_mut(&domid).expect("no such domain")
+    }
+
+    fn told(&self, part: &str) -> bool {
+        self.lines.iter().any(|line| line.contains(part))
+    }
+
+    /// The old domain goes on, and nothing else has changed.
+    fn nothing_happened(&self) {
+        assert_eq!(self.domains.keys().collect::<Vec<_>>(), [&1]);
+        let old = self.domains[&1];
+        assert_eq!((old.serial, old.flags, old.serves), (0, RUNS, true), "{:#?}", self.lines);
+        assert!(self.console && self.kept.is_none() && self.noted.is_none());
+    }
+}
+
+impl Host for Fake {
+    fn info(&mut self, domid: u16) -> Result<Option<Details>, String> {
+        if self.now >= self.mapped_until {
+            self.domains.retain(|_, domain| domain.flags & info::DYING == 0);
+        }
+        let new = NewDomain { label: 7, handle: [9; 16] };
+        Ok(self.domains.get(&domid).map(|domain| Details {
+            flags: domain.flags,
+            new,
+            pages: 8 * MIB + 8,
+            max_pages: 64 * MIB + 8,
+        }))
+    }
+    fn ask(&mut self, handover: u32) -> Result<(), String> {
+        assert_eq!(handover, *HANDOVER.end());
+        match self.try_to("ask") {
+            Ok(()) => self.domain(1).flags = shut(SHUTDOWN_SUSPEND),
+            Err(why) => self.answer = Some(Ok(why)),
+        }
+        Ok(())
+    }
+    fn answer(&mut self) -> Option<Result<String, String>> {
+        self.answer.take()
+    }
+    fn offer(&mut self, domid: u16) -> Result<(Offer, Vec<u8>), String> {
+        self.try_to("offer")?;
+        assert_eq!((domid, self.domain(1).flags), (1, shut(SHUTDOWN_SUSPEND)));
+        let mut bytes = STREAM.to_vec();
+        bytes.extend(b"private");
+        let mut digest = Digest::of(&bytes);
+        if self.try_to("digest").is_err() {
+            digest ^= 1;
+        }
+        bytes.extend(b"--event 3");
+        let stream_len = STREAM.len() as u64;
+        Ok((Offer { region: 5, stream_len, private_len: 7, line_len: 9, digest }, bytes))
+    }
+    fn peer(&mut self, domid: u16, port: u32) -> Result<Option<(u16, u32)>, String> {
+        self.try_to("peer")?;
+        assert_eq!(domid, 1);
+        Ok(Some((if port == 0 { 0 } else { 1 }, port + 100)))
+    }
+    fn resume(&mut self, domid: u16) -> Result<(), String> {
+        self.domain(domid).flags = RUNS;
+        self.answer = Some(Ok("it goes on".to_owned()));
+        Ok(())
+    }
+    fn destroy(&mut self, domid: u16) -> Result<(), String> {
+        if domid == 1 {
+            self.try_to("destroy")?;
+            self.domain(1).flags |= info::DYING;
+        } else {
+            self.domains.remove(&domid);
+        }
+        Ok(())
+    }
+    fn build(
+        &mut self,
+        wanted: Option<u16>,
+        new: &NewDomain,
+        _: Sizes,
+        contents: &Contents,
+    ) -> Result<u16, String> {
+        self.try_to(if wanted.is_none() { "rehearsal's domain" } else { "domain" })?;
+        assert_eq!(*new, NewDomain { label: 7, handle: [9; 16] });
+        let module = contents.bytes.chunks(4096).position(Module::is_one).unwrap() * 4096;
+        let module = Module::find(&contents.bytes[module..]).unwrap();
+        assert!(module.is_whole() && module.private == b"private");
+        self.built += 1;
+        let domid = wanted.unwrap_or(9);
+        let is_rehearsal = module.head.is_rehearsal;
+        assert_eq!(is_rehearsal, wanted.is_none());
+        let flags = RUNS | info::PAUSED;
+        let built = Domain { flags, serves: false, serial: self.built, is_rehearsal };
+        assert!(self.domains.insert(domid, built).is_none(), "domid {domid} is taken");
+        Ok(domid)
+    }
+    fn unpause(&mut self, domid: u16) -> Result<(), String> {
+        let is_rehearsal = self.domain(domid).is_rehearsal;
+        let (flags, serves) = match is_rehearsal {
+            true if self.try_to("rehearsal").is_ok() => (shut(SHUTDOWN_POWEROFF), false),
+            false if self.try_to("start").is_ok() => (RUNS, true),
+            _ => (shut(3), false),
+        };
+        let domain = self.domain(domid);
+        (domain.flags, domain.serves) = (flags, serves);
+        Ok(())
+    }
+    fn hear(&mut self, domid: u16) -> Result<(), String> {
+        assert_eq!(domid, 1);
+        Ok(())
+    }
+    fn serves(&mut self, domid: u16) -> bool {
+        self.domain(domid).serves
+    }
+    fn last_words(&mut self, _: u16) -> String {
+        "panic: it cannot take over".to_owned()
+    }
+    fn stop_console(&mut self) -> Result<(), String> {
+        self.try_to("console")?;
+        self.console = false;
+        Ok(())
+    }
+    fn start_console(&mut self) {
+        self.console = true;
+    }
+    fn keep(&mut self, saved: Option<&Saved>) -> Result<(), String> {
+        self.try_to("keep")?;
+        self.kept = saved.cloned();
+        Ok(())
+    }
+    fn note(&mut self, domid: u16, sizes: Sizes) -> Result<(), String> {
+        assert!(self.domain(domid).serves);
+        self.noted = Some(sizes);
+        Ok(())
+    }
+    fn now(&self) -> Duration {
+        self.now
+    }
+    fn sleep(&mut self, time: Duration) {
+        self.now += time;
+    }
+    fn say(&mut self, line: String) {
+        self.lines.push(line);
+    }
+}
+
+fn plan() -> Plan {
+    let image = crate::builder::tests::file();
+    Plan { image, memory: None, maxmem: None, only_rehearse: false }
+}
+
+#[test]
+fn another_domain_serves_under_the_same_domid() {
+    let mut host = fake();
+    replace(&mut host, 1, &plan()).unwrap();
+    let new = host.domains[&1];
+    assert_eq!((new.serial, new.flags, new.serves), (2, RUNS, true));
+    assert_eq!((host.domains.len(), host.console, host.kept.is_none()), (1, true, true));
+    assert_eq!(host.noted, Some(Sizes { memory: 8, maxmem: 64 }));
+    assert!(host.told("rehearsed in") && host.told("is another one and serves"));
+}
+
+#[test]
+fn a_rehearsal_alone_changes_nothing() {
+    let mut host = fake();
+    replace(&mut host, 1, &Plan { only_rehearse: true, ..plan() }).unwrap();
+    host.nothing_happened();
+    assert_eq!(host.built, 1);
+}
+
+#[test]
+fn whatever_fails_before_the_old_one_is_destroyed_leaves_it() {
+    let parts = [
+        "ask",
+        "offer",
+        "digest",
+        "peer",
+        "rehearsal's domain",
+        "rehearsal",
+        "console",
+        "keep",
+        "destroy",
+    ];
+    for part in parts {
+        let mut host = fake();
+        host.fails = Some((part, 1));
+        let why = replace(&mut host, 1, &plan()).unwrap_err();
+        assert_eq!(host.fails, Some((part, 0)), "{why}");
+        host.nothing_happened();
+    }
+    for plan in [
+        Plan { memory: Some(2), ..plan() },
+        Plan { memory: Some(8), maxmem: Some(4), ..plan() },
+        Plan { image: b"nothing".to_vec(), ..plan() },
+    ] {
+        let mut host = fake();
+        replace(&mut host, 1, &plan).unwrap_err();
+        host.nothing_happened();
+    }
+}
+
+#[test]
+fn a_domain_that_is_not_well_is_not_replaced() {
+    let hopeless = [RUNS | info::DYING, RUNS | info::PAUSED, shut(3), info::XS_DOMAIN];
+    for flags in hopeless {
+        let mut host = fake();
+        host.mapped_until = Duration::MAX;
+        host.domain(1).flags = flags;
+        replace(&mut host, 1, &plan()).unwrap_err();
+        assert_eq!((host.domain(1).flags, host.built), (flags, 0));
+    }
+    assert!(replace(&mut fake(), 2, &plan()).unwrap_err().contains("no domain 2"));
+}
+
+#[test]
+fn a_new_one_that_fails_is_built_again() {
+    for part in ["domain", "start"] {
+        let mut host = fake();
+        host.fails = Some((part, 2));
+        replace(&mut host, 1, &plan()).unwrap();
+        assert!(host.domains[&1].serves && host.told("try 2 of 3"));
+        // For good, and then by hand.
+        let mut host = fake();
+        host.fails = Some((part, 3));
+        assert!(replace(&mut host, 1, &plan()).unwrap_err().contains("--again"));
+        assert!(!host.domains.get(&1).is_some_and(|domain| domain.serves));
+        let saved = host.kept.clone().unwrap();
+        again(&mut host, &saved).unwrap();
+        assert!(host.domains[&1].serves && host.kept.is_none() && host.console);
+    }
+}
+
+#[test]
+fn a_domid_that_is_not_free_yet_is_waited_for() {
+    let mut host = fake();
+    host.mapped_until = Duration::from_secs(2);
+    replace(&mut host, 1, &plan()).unwrap();
+    assert!(host.domains[&1].serves && host.now >= Duration::from_secs(2));
+    let mut host = fake();
+    host.mapped_until = Duration::from_secs(60);
+    assert!(replace(&mut host, 1, &plan()).unwrap_err().contains("still maps its memory"));
+    let saved = host.kept.clone().unwrap();
+    host.now = Duration::from_secs(60);
+    again(&mut host, &saved).unwrap();
+    assert!(host.domains[&1].serves);
+}
+
+#[test]
+fn again_knows_what_it_finds() {
+    let mut host = fake();
+    host.fails = Some(("domain", 3));
+    replace(&mut host, 1, &plan()).unwrap_err();
+    let saved = host.kept.clone().unwrap();
+    let with = |flags, serves| {
+        let mut host = fake();
+        host.kept = Some(saved.clone());
+        (host.domain(1).flags, host.domain(1).serves) = (flags, serves);
+        host
+    };
+    // The old one, which was not destroyed yet.
+    let mut host = with(shut(SHUTDOWN_SUSPEND), true);
+    again(&mut host, &saved).unwrap();
+    host.nothing_happened();
+    // The new one, which serves already.
+    let mut host = with(RUNS, true);
+    again(&mut host, &saved).unwrap();
+    assert_eq!((host.built, host.kept.is_none(), host.noted), (0, true, Some(saved.sizes)));
+    // The new one before it could serve, or before it could run.
+    for flags in [RUNS | info::PAUSED, shut(3)] {
+        let mut host = with(flags, false);
+        again(&mut host, &saved).unwrap();
+        assert_eq!((host.built, host.domains[&1].serves), (1, true));
+    }
+}
