@@ -17,7 +17,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 use xenstore_stubdom::dom0::privcmd::{Command, PAGE_SIZE, Privcmd, lock_memory, terminate};
 use xenstore_stubdom::proto::handover::Digest;
-use xenstore_stubdom::proto::replacement::{OFFSET, Offer, SIZE};
+use xenstore_stubdom::proto::replacement::{OFFSET, Offer, SIZE, WANTED};
 use xenstore_stubdom::proto::revival;
 use xenstore_stubdom::proto::wire::{HEADER_SIZE, Kind, PAYLOAD_MAX};
 use xenstore_stubdom::xen::abi::console;
@@ -223,7 +223,10 @@ impl Host for Mover {
         }
     }
 
-    fn ask(&mut self, handover: u32) -> Result<(), String> {
+    fn ask(&mut self, domid: u16, handover: u32) -> Result<(), String> {
+        let frame = self.xen.hvm_param(domid, PARAM_CONSOLE_PFN);
+        let page = frame.and_then(|frame| self.xen.map(domid, frame));
+        page.map_err(said("the page of its console"))?.write(OFFSET, WANTED);
         let (answered, answer) = channel();
         std::thread::spawn(move || {
             let _ =

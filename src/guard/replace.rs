@@ -61,7 +61,7 @@ pub trait Host {
     /// What Xen says of a domain; `None` if there is none.
     fn info(&mut self, domid: u16) -> Result<Option<Details>, String>;
     /// Asks the server to stop, for an image that understands this version; the answer comes later.
-    fn ask(&mut self, handover: u32) -> Result<(), String>;
+    fn ask(&mut self, domid: u16, handover: u32) -> Result<(), String>;
     /// Its answer, if that has come.
     fn answer(&mut self) -> Option<Result<String, String>>;
     /// What a domain that has stopped offers, and the bytes of its region.
@@ -309,7 +309,7 @@ fn go_on(host: &mut impl Host, domid: u16) -> Result<(), String> {
 
 /// Has the server stop, and takes its state. If that fails, it goes on.
 fn take(host: &mut impl Host, domid: u16, handover: u32) -> Result<State, String> {
-    host.ask(handover)?;
+    host.ask(domid, handover)?;
     let end = host.now().saturating_add(PATIENCE);
     loop {
         let found = host.info(domid)?.ok_or_else(|| format!("domain {domid} is gone"))?;

@@ -5,6 +5,8 @@
 //! the region, and either has the domain go on, or destroys it and builds another one of the same domid, with the state as
 //! its module.
 //!
+//! Before it asks for that, the program puts [`WANTED`] there, so that no domain stops of which nobody knows.
+//!
 //! The offer:
 //!
 //! | offset | size | |
@@ -40,6 +42,9 @@ pub const OFFSET: usize = revival::OFFSET + revival::SIZE;
 /// Its bytes.
 pub const SIZE: usize = 64;
 const _: () = assert!(OFFSET % 8 == 0 && OFFSET + SIZE <= 4096);
+
+/// The word in the place of an offer that is waited for.
+pub const WANTED: u64 = u64::from_le_bytes(*b"XSwanted");
 
 const OFFER_MAGIC: u64 = u64::from_le_bytes(*b"XSoffers");
 const MODULE_MAGIC: u64 = u64::from_le_bytes(*b"XSreplac");

@@ -149,6 +149,14 @@ pub(super) fn keep(offset: usize, bytes: &[u8]) -> bool {
     true
 }
 
+/// A word that stands in the ring's page, outside the ring; `None` as for [`keep`].
+pub(super) fn kept(offset: usize) -> Option<u64> {
+    let console = CONSOLE.try_lock()?;
+    let mut word = [0; 8];
+    console.ring.as_ref()?.page.read(offset, &mut word);
+    Some(u64::from_le_bytes(word))
+}
+
 /// Fails in the middle of a line, for a test of the way back.
 pub fn fail_in_line(fault: Fault) -> ! {
     let _held = CONSOLE.lock();

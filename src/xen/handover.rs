@@ -643,6 +643,9 @@ unsafe fn call_bridge(enter: u64, bridge: NonNull<u8>) {
 
 /// Offers a region to dom0 for another domain, and stops until dom0 has this one go on. Says why it does.
 pub(super) fn offer(line: &str, mut region: Region, stream_len: usize) -> Sentence {
+    if console::kept(replacement::OFFSET) != Some(replacement::WANTED) {
+        return Sentence::from("nobody in dom0 waits for its state: xenstore-stubdom replace does");
+    }
     let (len, digest) = (region.len(), region.digest());
     if line.len() >= COMMAND_LINE_MAX || region.append(line.as_bytes()).is_err() {
         return Sentence::from("there is no memory for its command line");

@@ -22,6 +22,8 @@ replace() { xenstore-guard replace --image /nested/image "$@" >/run/replace.log 
 
 shown() { sed 's/^/        /' /run/replace.log | cut -c 1-250; }
 
+told_why() { xenstore-control replace 4 | grep 'nobody in dom0 waits'; }
+
 start_guard() {
     xenstore-guard "$@" 2>>/run/guard.log &
     guard=$!
@@ -83,6 +85,7 @@ shown
 refuse "a file that is not there" replace --image /run/nothing
 check "only a rehearsal" replace --rehearse
 shown
+check "a program in dom0 has to wait for the state" told_why
 equal "no domain has taken over" "$took" "$(replacements)"
 equal "no other domain is left" "" "$(xl list | grep null)"
 as_before "after all of that"

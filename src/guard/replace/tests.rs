@@ -86,8 +86,8 @@ impl Host for Fake {
             max_pages: 64 * MIB + 8,
         }))
     }
-    fn ask(&mut self, handover: u32) -> Result<(), String> {
-        assert_eq!(handover, *HANDOVER.end());
+    fn ask(&mut self, domid: u16, handover: u32) -> Result<(), String> {
+        assert_eq!((domid, handover), (1, *HANDOVER.end()));
         match self.try_to("ask") {
             Ok(()) => self.domain(1).flags = shut(SHUTDOWN_SUSPEND),
             Err(why) => self.answer = Some(Ok(why)),
