@@ -59,12 +59,25 @@ fn a_request_that_is_half_read_is_read_on() {
 /// Ports are a domain's own, so they are others there; nobody is forgotten, and nobody confused with another one.
 #[test]
 fn another_domain_goes_on_with_other_ports() {
+    for tells_changes in [true, false] {
+        go_on_in_another_domain(tells_changes);
+    }
+}
+
+fn go_on_in_another_domain(tells_changes: bool) {
     let (mut simulation, mut dom0, mut seven) = start();
+    simulation.world.set_tells_changes(tells_changes);
+    // A device of the server's own domain, as the toolstack makes one.
+    let own = simulation.world.own_domid();
+    let (device, rights) = ("/device\0", format!("n{own} r0 "));
+    ask(&mut simulation, &mut dom0, Kind::Mkdir, 0, device);
+    let payload = format!("{device}n{own}\0r0\0");
+    assert_eq!(ask(&mut simulation, &mut dom0, Kind::SetPerms, 0, &payload), "OK ");
     let mut eight = guest(&mut simulation, &mut dom0, 8);
     let dead = guest(&mut simulation, &mut dom0, 9);
     drop(dead);
-    assert_eq!(ask(&mut simulation, &mut eight, Kind::Watch, 0, "/local/domain/7\0token\0"), "OK ");
-    simulation.drain(&mut eight);
+    let watched = simulation.ask(&mut dom0, Kind::Watch, 0, b"/local/domain/7\0token\0");
+    assert_eq!(texts(watched), ["OK ", "/local/domain/7 token "]);
     let tx: u32 = ask(&mut simulation, &mut seven, Kind::TransactionStart, 0, "\0")
         .trim_end()
         .parse()
@@ -87,11 +100,13 @@ fn another_domain_goes_on_with_other_ports() {
         simulation.settle();
         assert_eq!(texts(simulation.drain(&mut eight)), ["OK "], "round {round}");
         simulation.server.check().unwrap();
+        let now = ask(&mut simulation, &mut dom0, Kind::GetPerms, 0, device);
+        assert_eq!(now, rights, "round {round}: what is the domain's own stays");
     }
     simulation.hand_over().unwrap();
     assert_eq!(ask(&mut simulation, &mut seven, Kind::TransactionEnd, tx, "T\0"), "OK ");
     let event = "/local/domain/7/a token ";
-    assert!(texts(simulation.drain(&mut eight)).contains(&event.to_owned()));
+    assert!(texts(simulation.drain(&mut dom0)).contains(&event.to_owned()));
     assert_eq!(ask(&mut simulation, &mut dom0, Kind::Read, 0, "/local/domain/8/b\0"), "value");
 }
 

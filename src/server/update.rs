@@ -517,6 +517,13 @@ impl<P: Platform> Server<P> {
                 )),
             }
         }
+        // This is another domain for Xen, but not for those who have given rights to its domid.
+        if let Some(own) = self.own_domid {
+            let identity = self.identity(own);
+            if let Some(domain) = self.domains.get_mut(own) {
+                domain.identity = identity;
+            }
+        }
     }
 
     fn report_takeover(&mut self, pause_us: Option<u64>) {
