@@ -9,7 +9,40 @@ use core::fmt;
 /// How many strings a payload holds: bytes behind the last NUL are none.
 #[must_use]
 pub fn count_strings(payload: &[u8]) -> usize {
-    payload.iter().filter(|byte| **byte == 0).count()
+    count(payload, 0)
+}
+
+/// How often a byte is there. It looks at 8 at a time: paths of many levels pass here at each request.
+#[must_use]
+pub fn count(bytes: &[u8], byte: u8) -> usize {
+    const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
+    let pattern = u64::from_le_bytes([byte; 8]);
+    let (mut rest, mut found) = (bytes, 0_usize);
+    while let Some((word, more)) = rest.split_first_chunk() {
+        let word = u64::from_le_bytes(*word) ^ pattern;
+        // The top bits of the bytes that are 0, and of no others: nothing is carried over.
+        let zeros = !((word & LOW).wrapping_add(LOW) | word | LOW);
+        let sum = (zeros >> 7).wrapping_mul(0x0101_0101_0101_0101) >> 56;
+        found = found.wrapping_add(sum as usize);
+        rest = more;
+    }
+    found.wrapping_add(rest.iter().filter(|other| **other == byte).count())
+}
+
+/// The place of a byte. It looks at 8 at a time.
+#[must_use]
+pub fn place(bytes: &[u8], byte: u8) -> Option<usize> {
+    let pattern = u64::from_le_bytes([byte; 8]);
+    let (mut rest, mut at) = (bytes, 0_usize);
+    while let Some((word, more)) = rest.split_first_chunk() {
+        let word = u64::from_le_bytes(*word) ^ pattern;
+        if let Some(found) = first_zero(word.to_le_bytes()) {
+            return Some(at.wrapping_add(found));
+        }
+        at = at.wrapping_add(8);
+        rest = more;
+    }
+    rest.iter().position(|other| *other == byte).map(|found| at.wrapping_add(found))
 }
 
 /// The strings of a payload, without their NULs; bytes behind the last NUL are left out.
@@ -51,9 +84,9 @@ pub fn first_zero(word: [u8; 8]) -> Option<usize> {
 #[must_use]
 pub fn first_strings<const N: usize>(payload: &[u8]) -> Option<[&[u8]; N]> {
     let mut found: [&[u8]; N] = [&[]; N];
-    let mut all = strings(payload);
+    let mut rest = payload;
     for slot in &mut found {
-        *slot = all.next()?;
+        (*slot, rest) = split_first_string(rest)?;
     }
     Some(found)
 }
@@ -67,7 +100,7 @@ pub fn exact_strings<const N: usize>(payload: &[u8]) -> Option<[&[u8]; N]> {
 /// The bytes before the first NUL and everything behind it.
 #[must_use]
 pub fn split_first_string(payload: &[u8]) -> Option<(&[u8], &[u8])> {
-    let end = payload.iter().position(|byte| *byte == 0)?;
+    let end = place(payload, 0)?;
     let (text, rest) = payload.split_at_checked(end)?;
     Some((text, rest.get(1..).unwrap_or(&[])))
 }
@@ -252,6 +285,15 @@ mod tests {
         assert_eq!(strings(b"tail").count(), 0);
         assert_eq!(count_strings(b"a\0\0bc\0tail"), 3);
         assert_eq!(count_strings(b""), 0);
+        let bytes =
+            core::array::from_fn::<u8, 64, _>(|n| [0, b'/', 0x2e, 0x80, 0xff, b'a', 1][n % 7]);
+        for from in 0..bytes.len() {
+            for byte in [0, b'/', 0x2e, 0x80, 0xff, 7] {
+                let rest = &bytes[from..];
+                assert_eq!(count(rest, byte), rest.iter().filter(|other| **other == byte).count());
+                assert_eq!(place(rest, byte), rest.iter().position(|other| *other == byte));
+            }
+        }
     }
 
     #[test]

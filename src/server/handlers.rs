@@ -80,9 +80,7 @@ impl<P: Platform> Server<P> {
             Request::Mkdir { path } => store.mkdir(caller, path, budget, post),
             Request::Rm { path } => store.rm(caller, path, budget, post),
             Request::SetPerms { path, perms } => return self.set_perms(asker, path, perms),
-            Request::Unwatch { path, token } => {
-                store.unwatch(asker.id, path, token).map(|()| Progress::Done)
-            }
+            Request::Unwatch { path, token } => store.unwatch_some(asker.id, path, token, budget),
             Request::ResetWatches => Ok(store.reset(asker.id, budget, post)),
             Request::TransactionEnd { .. } if caller.tx == TxId::NONE => Err(XsError::ENOENT),
             Request::TransactionEnd { commit } => {
@@ -119,7 +117,7 @@ impl<P: Platform> Server<P> {
         match self.make_event(asker, path, token) {
             Ok(event) => Ok(Reply::Watching(event)),
             Err(error) => {
-                self.store.unwatch(asker.id, path, token)?;
+                self.store.unwatch_last(asker.id, &mut self.budget);
                 Err(error)
             }
         }

@@ -23,6 +23,7 @@ use super::operations::Appetite;
 use super::platform::{HeapStats, Platform};
 use crate::proto::id::DomId;
 use crate::proto::request::Request;
+use crate::proto::text::count;
 use crate::proto::wire::PAYLOAD_MAX;
 use crate::store::Store;
 use crate::store::quota::Quota;
@@ -128,7 +129,7 @@ fn minimum(memory: usize, connections: usize) -> usize {
 /// Upper bound of what a request can make the server hold.
 fn need(request: &Request<'_>, payload_len: usize) -> usize {
     let path = request.path().unwrap_or_default();
-    let levels = path.iter().filter(|byte| **byte == b'/').count().saturating_add(1);
+    let levels = count(path, b'/').saturating_add(1);
     REQUEST
         .saturating_add(levels.saturating_mul(LEVEL))
         .saturating_add(payload_len.saturating_mul(2))

@@ -339,7 +339,7 @@ impl Store {
             if budget.is_over() {
                 return Progress::More;
             }
-            self.remove_watch(conn, first);
+            self.remove_watch(conn, first, budget);
             budget.spend(WATCH_WORK);
         }
         let Some(state) = self.conns.get_mut(&conn) else { return Progress::Done };

@@ -398,7 +398,7 @@ impl Store {
     /// Whether the last request of a connection has to be asked again, in a later turn: it was not begun.
     #[must_use]
     pub fn is_asked_again(&self, conn: ConnId) -> bool {
-        self.conns.get(&conn).is_some_and(|conn| conn.way.is_some())
+        self.conns.get(&conn).is_some_and(|conn| conn.way.is_some() || conn.ahead.is_some())
     }
 
     /// WRITE.
@@ -568,11 +568,50 @@ impl Store {
     /// # Errors
     /// `EINVAL`; `ENOENT` if there is no such watch.
     pub fn unwatch(&mut self, conn: ConnId, path: &[u8], token: &[u8]) -> Result<(), XsError> {
+        self.unwatch_some(conn, path, token, &mut Budget::endless()).map(|_done| ())
+    }
+
+    /// As [`unwatch`](Self::unwatch). A path of many levels takes longer than the budget reaches, as in
+    /// [`watch_some`](Self::watch_some).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn unwatch_some(
+        &mut self,
+        conn: ConnId,
+        path: &[u8],
+        token: &[u8],
+        budget: &mut Budget,
+    ) -> Result<Progress, XsError> {
         let path = self.path(conn, path, Names::OrSpecial)?;
-        let watch =
-            self.watches.find(&self.tree, conn, path.bytes(), token).ok_or(XsError::ENOENT)?;
-        self.remove_watch(conn, watch);
-        Ok(())
+        let (tree, watches) = (&mut self.tree, &mut self.watches);
+        let found = if path.is_deep() {
+            let state = self.conns.get_mut(&conn).ok_or(XsError::EINVAL)?;
+            let found = watches.find_place_some(tree, path.bytes(), state.ahead.take(), budget);
+            let place = match found {
+                Ok(place) => place.ok_or(XsError::ENOENT)?,
+                Err(ahead) => {
+                    state.ahead = Some(ahead);
+                    return Ok(Progress::More);
+                }
+            };
+            // It may have been kept for this request alone.
+            let found = watches.find_at(conn, place, token);
+            if found.is_none() {
+                watches.drop_unused(tree, place);
+            }
+            found
+        } else {
+            watches.find(tree, conn, path.bytes(), token)
+        };
+        self.remove_watch(conn, found.ok_or(XsError::ENOENT)?, budget);
+        Ok(Progress::Done)
+    }
+
+    /// Removes the watch that a connection has set last, of which it does not know yet.
+    pub fn unwatch_last(&mut self, conn: ConnId, budget: &mut Budget) {
+        let last = self.conns.get(&conn).map_or(NIL, |state| state.watches.1);
+        self.remove_watch(conn, last, budget);
     }
 
     /// Tells a connection of each of its watches, as when it was set: it may have missed an event.
@@ -590,9 +629,9 @@ impl Store {
         }
     }
 
-    fn remove_watch(&mut self, conn: ConnId, watch: u32) {
+    fn remove_watch(&mut self, conn: ConnId, watch: u32, budget: &mut Budget) {
         let Some(state) = self.conns.get_mut(&conn) else { return };
-        let bytes = self.watches.remove(&mut self.tree, state, watch);
+        let bytes = self.watches.remove(&mut self.tree, state, watch, budget);
         self.tree.domains.give_back(state.party.domid, Quota::Watches, 1);
         self.tree.domains.give_back(state.party.domid, Quota::Memory, bytes);
     }

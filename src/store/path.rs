@@ -3,7 +3,7 @@
 use crate::mem::TryVec;
 use crate::proto::error::XsError;
 use crate::proto::id::DomId;
-use crate::proto::text::{Decimal, first_zero};
+use crate::proto::text::{Decimal, count, first_zero};
 use crate::proto::wire::{ABSOLUTE_PATH_MAX, RELATIVE_PATH_MAX};
 use alloc::vec::Vec;
 use core::fmt::Write;
@@ -96,7 +96,7 @@ impl Path {
 
     /// Whether it has so many levels that walking it, or making something for each, takes a turn of its own.
     pub(super) fn is_deep(&self) -> bool {
-        let slashes = || self.bytes.iter().filter(|byte| **byte == b'/').count();
+        let slashes = || count(&self.bytes, b'/');
         self.bytes.len() > DEEP.saturating_mul(2)
             && self.bytes.first() == Some(&b'/')
             && slashes() > DEEP

@@ -15,6 +15,7 @@ use super::{Budget, Caller};
 use crate::mem::{NIL, NoMemory, Progress, try_bytes};
 use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, TxId};
+use crate::proto::text::count;
 use alloc::boxed::Box;
 
 /// So many levels are made in one go.
@@ -78,7 +79,7 @@ impl Row {
     /// How many nodes are not yet made.
     fn missing(&self) -> usize {
         let rest = self.path.get(self.made..).unwrap_or(&[]);
-        rest.iter().filter(|byte| **byte == b'/').count()
+        count(rest, b'/')
     }
 
     /// As far as the budget reaches. `party` is who asks, if he is still there.

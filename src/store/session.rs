@@ -16,6 +16,7 @@ use super::watch::Class;
 use crate::mem::{NIL, NoMemory, Progress, TryVec, try_slice};
 use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, DomId};
+use crate::proto::text::count;
 use crate::proto::wire::PAYLOAD_MAX;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -64,7 +65,7 @@ impl<'a> Gap<'a> {
 
     /// How many they are: there is a slash in front of each, but for special names.
     pub(super) fn count(self) -> usize {
-        self.rest().iter().filter(|byte| **byte == b'/').count().max(1)
+        count(self.rest(), b'/').max(1)
     }
 }
 
@@ -251,7 +252,7 @@ impl<P: Post> Session<'_, P> {
                     self.tree.release_list(old);
                     return Err(error.into());
                 }
-                let above = parent_list(self.tree, path);
+                let above = parent_list(self.tree, handle, path);
                 self.bell.ring(self.tree, path, Class::Subtree, &[old, list, above]);
                 self.tree.release_list(old);
             }
@@ -517,18 +518,14 @@ impl<P: Post> Session<'_, P> {
     }
 }
 
-/// The permissions of the live node directly above a path; those of the root for a special name, and
+/// The permissions of the live node directly above one, whose path this is; those of the root for a special name, and
 /// `NIL` above the root.
-pub(super) fn parent_list(tree: &Tree, path: &[u8]) -> u32 {
-    let above = match path::parent(path) {
-        Some(above) => tree.find(above),
-        None if path == b"/" => return NIL,
-        None => Found::Node(ROOT),
+pub(super) fn parent_list(tree: &Tree, handle: u32, path: &[u8]) -> u32 {
+    let above = match path {
+        [b'@', ..] => ROOT,
+        _ => tree.node(handle).map_or(NIL, |node| node.parent),
     };
-    match above {
-        Found::Node(handle) => tree.node(handle).map_or(NIL, |node| node.list),
-        Found::Above { .. } => NIL,
-    }
+    tree.node(above).map_or(NIL, |node| node.list)
 }
 
 /// Marks the entries of domains that the server does not track, so that they never match: whoever

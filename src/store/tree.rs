@@ -803,7 +803,7 @@ pub(super) fn node_bytes(name: &[u8], value: &[u8]) -> usize {
 
 /// What the block of a name takes: short ones have none.
 #[inline]
-pub(super) fn name_block(len: usize) -> usize {
+pub(super) const fn name_block(len: usize) -> usize {
     block_bytes(Bytes::block_len(len))
 }
 

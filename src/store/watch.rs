@@ -12,6 +12,7 @@ use super::path;
 use super::tree::{Tree, bytes_hash, child_hash, name_block};
 use crate::mem::{Budget, NIL, NoMemory, Progress, Record, Table, TryVec, block_bytes, try_bytes};
 use crate::proto::id::ConnId;
+use crate::proto::text::count;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
@@ -102,13 +103,14 @@ pub(super) struct Place {
     chain: u32,
 }
 
-/// Units of work that finding or making a place takes, and freeing one.
-const PLACE_WORK: u64 = 120;
+/// Units of work that making a place takes, or freeing one, and finding one.
+const PLACE_WORK: u64 = 240;
+const FIND_WORK: u64 = 80;
 
-/// So many places that are of no use any more are freed at once.
-const FREED_AT_ONCE: u64 = 40;
+/// Units of work for places that are of no use any more and are freed at once.
+const FREED_AT_ONCE: u64 = 40 * PLACE_WORK;
 
-/// The way to the place of a watch that is being made.
+/// The way to the place of a watch that is being made, or looked for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PlaceAhead {
     /// A place on it, which is kept.
@@ -338,6 +340,39 @@ impl Watches {
         Ok(Ok(at))
     }
 
+    /// Looks for the place of a path, from where the last turn came to on, as far as the budget reaches. Then the place
+    /// that it has come to is kept for the next turn.
+    pub(super) fn find_place_some(
+        &mut self,
+        tree: &mut Tree,
+        path: &[u8],
+        ahead: Option<PlaceAhead>,
+        budget: &mut Budget,
+    ) -> Result<Option<u32>, PlaceAhead> {
+        let begin = || self.first_place(tree, path).map(|at| PlaceAhead { at, there: 0 });
+        let is_kept = ahead.is_some();
+        let Some(PlaceAhead { mut at, mut there }) = ahead.or_else(begin) else { return Ok(None) };
+        if !is_kept {
+            self.keep(at);
+        }
+        for name in path::components(path.get(there..).unwrap_or(&[])) {
+            if budget.is_over() {
+                return Err(PlaceAhead { at, there });
+            }
+            budget.spend(FIND_WORK);
+            let Some(next) = self.below(tree, at, name) else {
+                self.give_up(tree, PlaceAhead { at, there });
+                return Ok(None);
+            };
+            self.keep(next);
+            self.let_go(at);
+            at = next;
+            there = there.saturating_add(name.len()).saturating_add(1);
+        }
+        self.let_go(at);
+        Ok(Some(at))
+    }
+
     /// Whoever wanted the place does not any more.
     pub(super) fn give_up(&mut self, tree: &mut Tree, ahead: PlaceAhead) {
         self.let_go(ahead.at);
@@ -356,6 +391,7 @@ impl Watches {
             place.below = place.below.saturating_sub(1);
         }
     }
+
     fn make_below(
         &mut self,
         tree: &mut Tree,
@@ -385,8 +421,7 @@ impl Watches {
     /// Removes a place without watches and without places below, and those above that are so then. What more there is
     /// than can go at once is left to [`tidy`](Self::tidy).
     pub(super) fn drop_unused(&mut self, tree: &mut Tree, place: u32) {
-        let mut budget = Budget::new(FREED_AT_ONCE.saturating_mul(PLACE_WORK));
-        self.drop_some(tree, place, &mut budget);
+        self.drop_some(tree, place, &mut Budget::new(FREED_AT_ONCE));
     }
 
     /// Whether there are places that may be of no use any more.
@@ -526,8 +561,15 @@ impl Watches {
         Ok(())
     }
 
-    /// Removes a watch of a connection, and returns what it counted for.
-    pub(super) fn remove(&mut self, tree: &mut Tree, conn: &mut Conn, watch: u32) -> usize {
+    /// Removes a watch of a connection, and returns what it counted for. The budget pays for places that are of no use any
+    /// more and go at once.
+    pub(super) fn remove(
+        &mut self,
+        tree: &mut Tree,
+        conn: &mut Conn,
+        watch: u32,
+        budget: &mut Budget,
+    ) -> usize {
         let Some(gone) = self.watches.get(watch).filter(|watch| !watch.is_dead) else { return 0 };
         let (prev, next, pins) = (gone.prev_own, gone.next_own, gone.pins);
         let (bytes, block) = (gone.bytes as usize, block_bytes(gone.token.len()));
@@ -546,7 +588,7 @@ impl Watches {
             conn.watches.1 = prev;
         }
         if pins == 0 {
-            self.free(tree, watch);
+            self.free(tree, watch, budget);
             return bytes;
         }
         self.watches.unlist(watch);
@@ -559,7 +601,7 @@ impl Watches {
     }
 
     /// Takes a watch that is in nobody's own list any more out of its place.
-    fn free(&mut self, tree: &mut Tree, watch: u32) {
+    fn free(&mut self, tree: &mut Tree, watch: u32, budget: &mut Budget) {
         let Some(gone) = self.watches.remove(watch) else { return };
         if let Some(before) = self.watches.get_mut(gone.prev_here) {
             before.next_here = gone.next_here;
@@ -574,7 +616,9 @@ impl Watches {
         if place.last == watch {
             place.last = gone.prev_here;
         }
-        self.drop_unused(tree, gone.place);
+        let mut at_once = Budget::new(FREED_AT_ONCE);
+        self.drop_some(tree, gone.place, &mut at_once);
+        budget.spend(FREED_AT_ONCE.saturating_sub(at_once.left()));
     }
 
     /// Somebody will come back to a watch.
@@ -591,7 +635,7 @@ impl Watches {
         pinned.pins = pinned.pins.saturating_sub(1);
         if pinned.is_dead && pinned.pins == 0 {
             self.dead = self.dead.saturating_sub(1);
-            self.free(tree, watch);
+            self.free(tree, watch, &mut Budget::endless());
         }
     }
 
@@ -621,7 +665,7 @@ pub(super) fn levels(path: &[u8]) -> u32 {
     if path == b"/" {
         return 0;
     }
-    u32::try_from(path.iter().filter(|byte| **byte == b'/').count()).unwrap_or(u32::MAX)
+    u32::try_from(count(path, b'/')).unwrap_or(u32::MAX)
 }
 
 /// What a watch counts for in the memory of its connection's domain: itself, its token, and every place on the way to its
@@ -631,10 +675,18 @@ pub(super) fn watch_bytes(path: &[u8], token: &[u8]) -> usize {
     if !path.starts_with(b"/") {
         return itself.saturating_add(name_block(path.len()));
     }
-    path::components(path).fold(itself, |sum, name| {
-        sum.saturating_add(PLACE_BYTES).saturating_add(name_block(name.len()))
-    })
+    let places = PLACE_BYTES.saturating_mul(levels(path) as usize);
+    let sum = itself.saturating_add(places);
+    // With a slash in every eighth of it, as in paths of many levels, no name is long enough for a block.
+    if path.chunks_exact(SHORT / 2).all(|part| part.contains(&b'/')) {
+        return sum;
+    }
+    path::components(path).fold(sum, |sum, name| sum.saturating_add(name_block(name.len())))
 }
+
+/// No name of so many bytes has a block.
+const SHORT: usize = 16;
+const _: () = assert!(name_block(SHORT) == 0);
 
 /// What a watch takes besides its token.
 const WATCH_BYTES: usize = Table::<Watch>::RECORD_BYTES;

@@ -5,6 +5,7 @@ use super::overlay::Open;
 use crate::mem::{Budget, NIL, NoMemory, Progress, block_bytes, try_bytes};
 use crate::proto::error::XsError;
 use crate::proto::id::ConnId;
+use crate::proto::text::count;
 use crate::store::Store;
 use crate::store::events::{Post, Work};
 use crate::store::path;
@@ -55,7 +56,7 @@ impl Fill {
     /// How many levels are not yet made.
     pub(in crate::store) fn missing(&self) -> usize {
         let rest = self.path.get(self.made..).filter(|_| self.failed.is_none()).unwrap_or(&[]);
-        rest.iter().filter(|byte| **byte == b'/').count()
+        count(rest, b'/')
     }
 
     /// Bytes that it takes of the allocator.
