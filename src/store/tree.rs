@@ -380,16 +380,44 @@ impl Tree {
             b"@introduceDomain" => Found::Node(self.special[0]),
             b"@releaseDomain" => Found::Node(self.special[1]),
             [b'@', ..] => Found::Above { node: ROOT, there: 0 },
-            _ => {
-                let (mut at, mut there) = (ROOT, 0_usize);
-                for name in path::components(path) {
-                    match self.child(at, name) {
-                        Some(child) => at = child,
-                        None => return Found::Above { node: at, there },
-                    }
-                    there = there.saturating_add(name.len()).saturating_add(1);
+            _ => self.walk(path),
+        }
+    }
+
+    /// Walks an absolute path.
+    fn walk(&self, path: &[u8]) -> Found {
+        let (mut at, mut here, mut rest) = (ROOT, self.nodes.get(ROOT), path);
+        loop {
+            let (child, behind) = match rest {
+                // The deepest paths are made of such names, and most of their nodes have one child.
+                [b'/', one, behind @ ..] if *one != b'/' && matches!(behind, [] | [b'/', ..]) => {
+                    let name = self.one(*one);
+                    (name.and_then(|name| self.first_or_named(at, here?, name)), behind)
                 }
-                Found::Node(at)
+                _ => {
+                    let Some(name) = path::components(rest).next() else { return Found::Node(at) };
+                    let slashes = rest.iter().take_while(|byte| **byte == b'/').count();
+                    let behind = rest.get(slashes.saturating_add(name.len())..).unwrap_or(&[]);
+                    let child = self.child(at, name);
+                    (child.and_then(|child| Some((child, self.nodes.get(child)?))), behind)
+                }
+            };
+            let Some((child, node)) = child else {
+                return Found::Above { node: at, there: path.len().saturating_sub(rest.len()) };
+            };
+            (at, here, rest) = (child, Some(node), behind);
+        }
+    }
+
+    /// A child by the handle of its name, quicker if it is the first.
+    #[inline]
+    fn first_or_named(&self, at: u32, parent: &Node, name: u32) -> Option<(u32, &Node)> {
+        let first = self.families.get(parent.family)?.first;
+        match self.nodes.get(first) {
+            Some(child) if child.name == name => Some((first, child)),
+            _ => {
+                let child = self.child_named(at, name)?;
+                Some((child, self.nodes.get(child)?))
             }
         }
     }
