@@ -85,8 +85,19 @@ impl Places {
     ) -> (usize, i64) {
         let touched = self.get(top).filter(|top| !top.is_fresh() && top.is_intact(tree));
         let Some(base) = touched.and_then(|top| top.base) else { return (0, 0) };
-        let mut walk = Walk { top: base.node, at: base.node, record: top, levels: 0 };
         let (mut count, mut own) = (0_usize, 0_i64);
+        if !self.has_records_below(top) {
+            let (mut list, mut is_own) = (NIL, false);
+            for (_, node) in tree.below(base.node).take(most.saturating_add(1)) {
+                if node.list != list {
+                    (list, is_own) = (node.list, tree.owner(node.list) == party.domid);
+                }
+                count = count.saturating_add(1);
+                own = own.saturating_add(i64::from(is_own));
+            }
+            return (count, own);
+        }
+        let mut walk = Walk { top: base.node, at: base.node, record: top, levels: 0 };
         let mut deeper = true;
         while count <= most && walk.next(tree, self, deeper) {
             deeper = true;
@@ -101,6 +112,11 @@ impl Places {
             own = own.saturating_add(i64::from(is_own));
         }
         (count, own)
+    }
+
+    /// Whether a walk has to look for records. Without that it is several times quicker.
+    fn has_records_below(&self, top: u32) -> bool {
+        self.get(top).is_some_and(|top| top.first != NIL)
     }
 
     /// The record behind one in a walk through all below `top`, parents first; `NIL` at the end.
@@ -142,6 +158,9 @@ impl Places {
     ) -> bool {
         let touched = self.get(top).filter(|touched| touched.removed_at.is_some());
         let Some(base) = touched.and_then(|touched| touched.base) else { return true };
+        if !self.has_records_below(top) {
+            return tree.below(base.node).all(|(_, node)| fits(node.generation()));
+        }
         let mut walk = Walk { top: base.node, at: base.node, record: top, levels: 0 };
         let mut deeper = true;
         while walk.next(tree, self, deeper) {
