@@ -350,22 +350,53 @@ impl<R: RingPage> Connection<R> {
         handover: u32,
         fields: &mut FieldWriter<'_, S>,
     ) -> Result<(), OutOfRoom> {
-        fields.flag(self.is_connected())?;
-        fields.u32(self.features)?;
-        fields.flag(self.doubt.is_some())?;
-        if let Some(doubt) = self.doubt {
-            fields.u32(doubt.tries)?;
-            fields.u64(doubt.until_ms)?;
+        // A field that is added does not compile until it is said here what becomes of it.
+        let Self {
+            features,
+            state,
+            doubt,
+            credit,
+            figures,
+            quiet_until_ms,
+            told,
+            // The stream has them: its record of the connection, with what is in the assembler and in the queue.
+            domid: _,
+            port: _,
+            assembler: _,
+            queue: _,
+            // Its token is written ahead of these fields.
+            ring: _,
+            // These follow from who it is.
+            privileged: _,
+            is_local: _,
+            // A successor finds them out: it looks at every ring, and signals every peer.
+            must_notify: _,
+            links: _,
+            waits: _,
+            suspension: _,
+            wake_at_ms: _,
+            timer: _,
+            // A hand-over finishes what was begun.
+            busy: _,
+            // A line on the console, at most.
+            lost: _,
+        } = self;
+        fields.flag(*state == State::Connected)?;
+        fields.u32(*features)?;
+        fields.flag(doubt.is_some())?;
+        if let Some(Doubt { tries, until_ms }) = doubt {
+            fields.u32(*tries)?;
+            fields.u64(*until_ms)?;
         }
-        let (credit, since_ms) = self.credit.numbers();
+        let (credit, since_ms) = credit.numbers();
         fields.i64(credit)?;
         fields.u64(since_ms)?;
-        self.figures.write(fields)?;
-        for quiet_until_ms in log::kept(&self.quiet_until_ms, handover) {
+        figures.write(fields)?;
+        for quiet_until_ms in log::kept(quiet_until_ms, handover) {
             fields.u64(*quiet_until_ms)?;
         }
         if handover >= 3 {
-            self.told.write(fields)?;
+            told.write(fields)?;
         }
         Ok(())
     }

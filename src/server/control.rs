@@ -7,6 +7,7 @@ use super::Server;
 use super::dispatch::{Answer, Asker, Reply};
 use super::figures::{self, Limit};
 use super::log;
+use super::operations::Appetite;
 use super::platform::Platform;
 use crate::mem::{NoMemory, TryVec, room_bytes, try_with_capacity};
 use crate::proto::error::XsError;
@@ -23,19 +24,87 @@ const ARGUMENTS_MAX: usize = 8;
 /// The longest line that is not formatted: two dozen numbers.
 const LINE_MAX: usize = 512;
 
-/// Name and parameters of each command.
-const COMMANDS: [(&str, &str); 10] = [
-    ("check", ""),
-    ("dump", "[begin [<version>]|<number> <offset>|end [<number>]]"),
-    ("help", ""),
-    ("live-update", "[-c <cmdline>] [-F] [-t <timeout>] [-v <version>] <file>"),
-    ("log", "[on|off|+<switch>|-<switch>]"),
-    ("memreport", "[--values]"),
-    ("print", "<string>"),
-    ("quota", "[set <name> <val>|<domid>|max [-r]]"),
-    ("quota-soft", "[set memory <val>]"),
-    ("stats", "[--values] [<first domid>]"),
-];
+/// What can be asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Command {
+    Check,
+    Dump,
+    Fail,
+    Help,
+    LiveUpdate,
+    Log,
+    Memreport,
+    Print,
+    Quota,
+    QuotaSoft,
+    Replace,
+    Stats,
+}
+
+/// What there is to say of a command, one row each.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    name: &'static str,
+    /// As `help` shows them; `None` for a command that no administrator uses.
+    parameters: Option<&'static str>,
+    /// Only a server under test knows it.
+    is_test: bool,
+    /// What it does to memory. An update and what `dump begin` writes down are no part of that: they ask
+    /// for their memory themselves, and are refused if there is none.
+    memory: Appetite,
+}
+
+impl Command {
+    /// All of them, in the order of `help`.
+    const ALL: [Self; 12] = [
+        Self::Check,
+        Self::Dump,
+        Self::Fail,
+        Self::Help,
+        Self::LiveUpdate,
+        Self::Log,
+        Self::Memreport,
+        Self::Print,
+        Self::Quota,
+        Self::QuotaSoft,
+        Self::Replace,
+        Self::Stats,
+    ];
+
+    #[rustfmt::skip]
+    const fn row(self) -> Row {
+        use Appetite::Looks;
+        let (name, memory, is_test, parameters) = match self {
+            Self::Check      => ("check",       Looks, false, Some("")),
+            Self::Dump       => ("dump",        Looks, false, Some("[begin [<version>]|<number> <offset>|end [<number>]]")),
+            Self::Fail       => ("fail",        Looks, true,  None),
+            Self::Help       => ("help",        Looks, false, Some("")),
+            Self::LiveUpdate => ("live-update", Looks, false, Some("[-c <cmdline>] [-F] [-t <timeout>] [-v <version>] <file>")),
+            Self::Log        => ("log",         Looks, false, Some("[on|off|+<switch>|-<switch>]")),
+            Self::Memreport  => ("memreport",   Looks, false, Some("[--values]")),
+            Self::Print      => ("print",       Looks, false, Some("<string>")),
+            Self::Quota      => ("quota",       Looks, false, Some("[set <name> <val>|<domid>|max [-r]]")),
+            Self::QuotaSoft  => ("quota-soft",  Looks, false, Some("[set memory <val>]")),
+            // A program asks for it (src/guard/replace.rs), since the server stops until dom0 has it go on.
+            Self::Replace    => ("replace",     Looks, false, None),
+            Self::Stats      => ("stats",       Looks, false, Some("[--values] [<first domid>]")),
+        };
+        Row { name, parameters, is_test, memory }
+    }
+
+    /// The command of this name; `None` if there is none, or only for servers under test.
+    fn named(name: &[u8], is_test: bool) -> Option<Self> {
+        Self::ALL.into_iter().find(|command| {
+            let row = command.row();
+            row.name.as_bytes() == name && (is_test || !row.is_test)
+        })
+    }
+
+    /// What a command does to memory. One that there is not is refused, so it only looks.
+    pub(super) fn appetite(name: &[u8]) -> Appetite {
+        Self::named(name, true).map_or(Appetite::Looks, |command| command.row().memory)
+    }
+}
 
 /// The text of a reply: lines, as many as fit into a message.
 #[derive(Debug)]
@@ -180,44 +249,60 @@ impl<P: Platform> Server<P> {
     pub(super) fn control(&mut self, asker: Asker, command: &[u8], arguments: &[u8]) -> Answer {
         // Whatever it is, people compare it with their own clock.
         self.read_clock();
-        if command == b"live-update" {
-            // Part of it is raw data.
-            return self.control_update(asker, arguments);
-        }
+        let command = Command::named(command, self.options.is_test).ok_or(XsError::EINVAL)?;
         let mut words = [&[][..]; ARGUMENTS_MAX];
         let mut count = 0_usize;
         for (word, argument) in words.iter_mut().zip(text::strings(arguments)) {
             *word = argument;
             count = count.saturating_add(1);
         }
-        match (command, words.get(..count).unwrap_or(&words)) {
-            (b"check", []) => self.control_check(asker),
-            (b"dump", arguments) => self.control_dump(arguments),
-            (b"fail", [what]) if self.options.is_test && self.platform.fail(what) => {
-                Ok(Reply::Done)
-            }
-            (b"help", []) => help(),
-            (b"log", arguments) => self.control_log(arguments),
-            (b"memreport", []) => self.control_memreport(),
-            (b"memreport", [figures::VALUES]) => self.control_memory_values(),
-            (b"print", [line]) => {
-                self.platform.log(format_args!("{}", line.escape_ascii()));
-                Ok(Reply::Done)
-            }
-            (b"quota", arguments) => self.control_quota(asker, arguments),
-            (b"quota-soft", []) => self.list_limits(|quota| quota == Quota::SoftMemory),
-            (b"quota-soft", [b"set", b"memory", value]) => {
-                self.store.set_quota(None, Quota::SoftMemory, positive(value)?);
-                Ok(Reply::Done)
-            }
-            (b"replace", [handover]) => self.control_replace(asker, handover),
-            (b"stats", []) => self.control_stats(DomId(0)),
-            (b"stats", [figures::VALUES]) => self.control_values(None),
-            (b"stats", [figures::VALUES, domid]) => {
-                self.control_values(Some(text::domid(domid).ok_or(XsError::EINVAL)?))
-            }
-            (b"stats", [domid]) => self.control_stats(text::domid(domid).ok_or(XsError::EINVAL)?),
-            _ => Err(XsError::EINVAL),
+        let words = words.get(..count).unwrap_or(&words);
+        match command {
+            Command::Check if words.is_empty() => self.control_check(asker),
+            Command::Dump => self.control_dump(words),
+            Command::Fail => match words {
+                [what] if self.platform.fail(what) => Ok(Reply::Done),
+                _ => Err(XsError::EINVAL),
+            },
+            Command::Help if words.is_empty() => help(),
+            // Part of it is raw data.
+            Command::LiveUpdate => self.control_update(asker, arguments),
+            Command::Log => self.control_log(words),
+            Command::Memreport => match words {
+                [] => self.control_memreport(),
+                [figures::VALUES] => self.control_memory_values(),
+                _ => Err(XsError::EINVAL),
+            },
+            Command::Print => match words {
+                [line] => {
+                    self.platform.log(format_args!("{}", line.escape_ascii()));
+                    Ok(Reply::Done)
+                }
+                _ => Err(XsError::EINVAL),
+            },
+            Command::Quota => self.control_quota(asker, words),
+            Command::QuotaSoft => match words {
+                [] => self.list_limits(|quota| quota == Quota::SoftMemory),
+                [b"set", b"memory", value] => {
+                    self.store.set_quota(None, Quota::SoftMemory, positive(value)?);
+                    Ok(Reply::Done)
+                }
+                _ => Err(XsError::EINVAL),
+            },
+            Command::Replace => match words {
+                [handover] => self.control_replace(asker, handover),
+                _ => Err(XsError::EINVAL),
+            },
+            Command::Stats => match words {
+                [] => self.control_stats(DomId(0)),
+                [figures::VALUES] => self.control_values(None),
+                [figures::VALUES, domid] => {
+                    self.control_values(Some(text::domid(domid).ok_or(XsError::EINVAL)?))
+                }
+                [domid] => self.control_stats(text::domid(domid).ok_or(XsError::EINVAL)?),
+                _ => Err(XsError::EINVAL),
+            },
+            Command::Check | Command::Help => Err(XsError::EINVAL),
         }
     }
 
@@ -318,8 +403,10 @@ impl<P: Platform> Server<P> {
 /// `help`: every command with its parameters.
 fn help() -> Answer {
     let mut text = Text::new()?;
-    for (name, parameters) in COMMANDS {
-        text.line(format_args!("{name:<15} {parameters}"));
+    for Row { name, parameters, .. } in Command::ALL.map(Command::row) {
+        if let Some(parameters) = parameters {
+            text.line(format_args!("{name:<15} {parameters}"));
+        }
     }
     text.reply()
 }

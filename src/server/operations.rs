@@ -7,6 +7,7 @@
 //! Source: `docs/misc/xenstore.txt`; for who may send what, and what names a transaction, "C xenstored 4.22 behaviour"
 //! (`docs/protocol.md`).
 
+use super::control::Command;
 use crate::proto::request::Request;
 use crate::proto::wire::Kind;
 
@@ -52,6 +53,8 @@ pub(super) enum Memory {
     Makes,
     /// It begins a transaction, or commits one. For the privileged domain that is a way to remove.
     Transaction,
+    /// What the command that it names does (`src/server/control.rs`).
+    Command,
 }
 
 /// Whether a request that succeeds can make others' transactions fail. A guest pays for that with its write rate.
@@ -106,7 +109,7 @@ impl Rules {
             Kind::Release            => (Privileged, Transaction, FREES,               Nobody),
             Kind::Resume             => (Privileged, Transaction, FREES,               Nobody),
             Kind::SetTarget          => (Privileged, Transaction, Memory::Makes,       Nobody),
-            Kind::Control            => (Privileged, Transaction, LOOKS,               Nobody),
+            Kind::Control            => (Privileged, Transaction, Memory::Command,     Nobody),
             Kind::WatchEvent | Kind::Error => return None,
         };
         Some(Self { who, within, memory, disturbs })
@@ -133,6 +136,10 @@ impl Rules {
                 Appetite::Frees
             }
             Memory::Transaction => Appetite::Grows,
+            Memory::Command => {
+                let Request::Control { command, .. } = request else { return Appetite::Looks };
+                Command::appetite(command)
+            }
         }
     }
 

@@ -199,51 +199,104 @@ impl<P: Platform> Server<P> {
     }
 
     /// The hand-over itself, and the server's own fields.
+    #[expect(clippy::too_many_lines, reason = "half of it says what becomes of each field")]
     fn write_head<S: Sink>(
         &self,
         handover: u32,
         fields: &mut FieldWriter<'_, S>,
     ) -> Result<(), OutOfRoom> {
-        let passage = self.passage.as_ref();
-        fields.u64(passage.map_or(0, |passage| passage.stopped_us))?;
-        let requester = passage.and_then(|passage: &Passage| passage.requester);
+        // A field that is added does not compile until it is said here what becomes of it.
+        let Self {
+            passage,
+            privileged,
+            store,
+            next_connection,
+            next_cause,
+            started_ms,
+            next_rescan_ms,
+            reserve,
+            latency,
+            unmeasured,
+            history,
+            failures,
+            past,
+            warned_of_unknown_states,
+            dropped_before,
+            next_drop_line_ms,
+            line_budgets,
+            switches,
+            // They have parts of their own, here or in the stream; ports are those of the connections.
+            connections: _,
+            messages: _,
+            ports: _,
+            domains: _,
+            causes: _,
+            said: _,
+            // The successor's own, or told to it in another way.
+            platform: _,
+            options: _,
+            own_domid: _,
+            command_line: _,
+            now_ms: _,
+            timers: _,
+            existing: _,
+            // Of the turn, and of work that a hand-over finishes or does without.
+            trash: _,
+            budget: _,
+            stage: _,
+            scan: _,
+            asked: _,
+            reply: _,
+            short_left: _,
+            slept: _,
+            rescanned: _,
+            doing: _,
+            // An administrator begins them anew.
+            upload: _,
+            dump: _,
+            last_dump: _,
+            checking: _,
+            maxima: _,
+        } = self;
+        fields.u64(passage.as_ref().map_or(0, |passage| passage.stopped_us))?;
+        let requester = passage.as_ref().and_then(|passage: &Passage| passage.requester);
         fields.flag(requester.is_some())?;
         if let Some(requester) = requester {
             fields.u32(requester.conn.0)?;
             fields.u32(requester.req_id)?;
             fields.u32(requester.tx.0)?;
         }
-        fields.u16(self.privileged.0)?;
-        write_quotas(self.store.initial_quotas(), fields)?;
-        fields.u32(self.next_connection)?;
-        fields.u64(self.next_cause)?;
-        fields.u64(self.started_ms)?;
-        fields.u64(self.next_rescan_ms)?;
-        fields.i64(self.reserve.number())?;
-        fields.count(self.latency.0.len())?;
-        self.latency.0.into_iter().try_for_each(|count| fields.u64(count))?;
+        fields.u16(privileged.0)?;
+        write_quotas(store.initial_quotas(), fields)?;
+        fields.u32(*next_connection)?;
+        fields.u64(*next_cause)?;
+        fields.u64(*started_ms)?;
+        fields.u64(*next_rescan_ms)?;
+        fields.i64(reserve.number())?;
+        fields.count(latency.0.len())?;
+        latency.0.into_iter().try_for_each(|count| fields.u64(count))?;
         if handover >= 2 {
-            fields.u32(self.unmeasured)?;
+            fields.u32(*unmeasured)?;
         }
         if handover >= 3 {
-            self.history.write(fields)?;
+            history.write(fields)?;
         }
         if handover >= FAILURES_SINCE {
-            self.failures.write(fields)?;
+            failures.write(fields)?;
         }
-        self.past.write(fields)?;
-        fields.flag(self.warned_of_unknown_states)?;
-        fields.u64(self.store.generation())?;
-        fields.u64(self.store.dropped_events())?;
-        fields.u64(self.dropped_before)?;
-        fields.u64(self.next_drop_line_ms)?;
-        for LineBudget { since_ms, used, left_out } in log::kept(&self.line_budgets, handover) {
+        past.write(fields)?;
+        fields.flag(*warned_of_unknown_states)?;
+        fields.u64(store.generation())?;
+        fields.u64(store.dropped_events())?;
+        fields.u64(*dropped_before)?;
+        fields.u64(*next_drop_line_ms)?;
+        for LineBudget { since_ms, used, left_out } in log::kept(line_budgets, handover) {
             fields.u64(*since_ms)?;
             fields.u32(*used)?;
             fields.u32(*left_out)?;
         }
-        fields.flag(self.switches.on)?;
-        self.switches.each.into_iter().try_for_each(|(_, wanted)| fields.flag(wanted))
+        fields.flag(switches.on)?;
+        switches.each.into_iter().try_for_each(|(_, wanted)| fields.flag(wanted))
     }
 
     fn write_domains<S: Sink>(&self, fields: &mut FieldWriter<'_, S>) -> Result<(), OutOfRoom> {
@@ -328,8 +381,9 @@ fn write_domain<S: Sink>(
     domain: &Domain,
     fields: &mut FieldWriter<'_, S>,
 ) -> Result<(), OutOfRoom> {
+    let Domain { identity, features, connection, shutdown_reported } = *domain;
     fields.u16(domid.0)?;
-    match domain.identity {
+    match identity {
         Identity::Unknown => fields.u8(0)?,
         Identity::Unique(id) => {
             fields.u8(1)?;
@@ -341,7 +395,7 @@ fn write_domain<S: Sink>(
             fields.u64(cpu_time)?;
         }
     }
-    fields.u32(domain.features)?;
-    fields.maybe_u32(domain.connection.map(|id| id.0))?;
-    fields.flag(domain.shutdown_reported)
+    fields.u32(features)?;
+    fields.maybe_u32(connection.map(|id| id.0))?;
+    fields.flag(shutdown_reported)
 }

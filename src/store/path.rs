@@ -96,10 +96,9 @@ impl Path {
 
     /// Whether it has so many levels that walking it, or making something for each, takes a turn of its own.
     pub(super) fn is_deep(&self) -> bool {
-        let slashes = || count(&self.bytes, b'/');
         self.bytes.len() > DEEP.saturating_mul(2)
             && self.bytes.first() == Some(&b'/')
-            && slashes() > DEEP
+            && count(&self.bytes, b'/') > DEEP
     }
 
     /// How many bytes of it the client left out; 0 for an absolute path.
