@@ -159,7 +159,7 @@ mod image {
             "overflow-in-heap" => memory::fail_in_growth(Fault::StackOverflow),
             "panic-in-log" => console::fail_in_line(Fault::Panic),
             // Its text fails while it is written.
-            "panic-in-reason" => panic!("{}", Unspeakable),
+            "panic-in-reason" => panic!("{}", PanickingDisplay),
             "memory" => {
                 hint::black_box(alloc::vec![0_u8; usize::MAX / 4]);
             }
@@ -168,9 +168,9 @@ mod image {
     }
 
     /// What cannot be told without failing.
-    struct Unspeakable;
+    struct PanickingDisplay;
 
-    impl core::fmt::Display for Unspeakable {
+    impl core::fmt::Display for PanickingDisplay {
         fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
             f.write_str("as far as this")?;
             panic!("while the reason is written")

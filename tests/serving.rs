@@ -306,7 +306,7 @@ fn release_waits_without_holding_up_others_and_through_live_updates_and_failures
         let (bytes, _) = dom0.request(Kind::Release.number(), 0, b"7\0");
         assert_eq!(dom0.write(&bytes), bytes.len());
         assert_eq!(simulation.pass(), Pass::More);
-        assert!(simulation.server.is_burying(), "a turn is enough for this death");
+        assert!(simulation.server.is_cleaning_up(), "a turn is enough for this death");
         let (bytes, _) = other.request(GET_DOMAIN_PATH, 0, b"1\0");
         assert_eq!(other.write(&bytes), bytes.len());
         let mut passes = 0;
@@ -314,7 +314,7 @@ fn release_waits_without_holding_up_others_and_through_live_updates_and_failures
             assert_eq!(simulation.pass(), Pass::More);
             passes += 1;
         }
-        assert!(passes <= 2 && simulation.server.is_burying(), "{passes} passes");
+        assert!(passes <= 2 && simulation.server.is_cleaning_up(), "{passes} passes");
         assert_eq!(dom0.read(usize::MAX), 0, "it was answered before all is over");
         match disturbance {
             0 => {}

@@ -15,7 +15,7 @@ pub struct Oversize(pub u32);
 
 /// Why no more was taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Obstacle {
+pub enum AssembleError {
     /// See [`Oversize`].
     Oversize(u32),
     /// There is no memory for the payload. What came before is kept, and nothing is lost: the same call may
@@ -23,7 +23,7 @@ pub enum Obstacle {
     NoMemory,
 }
 
-impl From<Oversize> for Obstacle {
+impl From<Oversize> for AssembleError {
     fn from(Oversize(len): Oversize) -> Self {
         Self::Oversize(len)
     }
@@ -70,13 +70,13 @@ impl Assembler {
     /// Returns whether the request is complete.
     ///
     /// # Errors
-    /// [`Obstacle::Oversize`] as for [`wanted`](Self::wanted), also after a header has been completed by these bytes;
-    /// [`Obstacle::NoMemory`].
+    /// [`AssembleError::Oversize`] as for [`wanted`](Self::wanted), also after a header has been completed by these bytes;
+    /// [`AssembleError::NoMemory`].
     pub fn fill(
         &mut self,
         available: usize,
         mut copy: impl FnMut(&mut [u8]),
-    ) -> Result<bool, Obstacle> {
+    ) -> Result<bool, AssembleError> {
         let mut left = available;
         loop {
             let wanted = self.wanted()?;
@@ -92,9 +92,9 @@ impl Assembler {
             } else {
                 let start = self.payload.len();
                 // For all of it at once, so that it is moved at most once.
-                self.payload.try_reserve_exact(wanted).map_err(|_| Obstacle::NoMemory)?;
+                self.payload.try_reserve_exact(wanted).map_err(|_| AssembleError::NoMemory)?;
                 let resized = self.payload.try_resize(start.saturating_add(len), 0);
-                resized.map_err(|NoMemory| Obstacle::NoMemory)?;
+                resized.map_err(|NoMemory| AssembleError::NoMemory)?;
                 copy(self.payload.get_mut(start..).unwrap_or(&mut []));
             }
         }
@@ -104,7 +104,7 @@ impl Assembler {
     ///
     /// # Errors
     /// As for [`fill`](Self::fill).
-    pub fn push(&mut self, bytes: &[u8]) -> Result<(), Obstacle> {
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), AssembleError> {
         let wanted = self.wanted()?;
         let bytes = bytes.get(..wanted).unwrap_or(bytes);
         self.fill(bytes.len(), |room| room.copy_from_slice(bytes)).map(drop)
@@ -141,7 +141,7 @@ impl Assembler {
     ///
     /// # Errors
     /// As for [`fill`](Self::fill).
-    pub fn restore(received: &[u8]) -> Result<Option<Self>, Obstacle> {
+    pub fn restore(received: &[u8]) -> Result<Option<Self>, AssembleError> {
         let mut new = Self::new();
         let (header, payload) = received.split_at_checked(HEADER_SIZE).unwrap_or((received, &[]));
         new.push(header)?;
@@ -209,7 +209,7 @@ mod tests {
         for (len, legal) in [(4096, true), (4097, false), (0x8000_0000, false), (u32::MAX, false)] {
             let header = Header { kind: 2, req_id: 0, tx_id: 0, len };
             let result = Assembler::new().push(&header.to_bytes());
-            assert_eq!(result, if legal { Ok(()) } else { Err(Obstacle::Oversize(len)) });
+            assert_eq!(result, if legal { Ok(()) } else { Err(AssembleError::Oversize(len)) });
         }
     }
 }

@@ -5,7 +5,7 @@ use super::Server;
 use super::connection::Busy;
 use super::control::{Text, text};
 use super::dispatch::{Answer, Asker, Reply};
-use super::failure::Doing;
+use super::failure::InProgress;
 use super::platform::Platform;
 use super::update::Requester;
 use crate::mem::Budget;
@@ -54,9 +54,10 @@ impl<P: Platform> Server<P> {
     pub(super) fn check_on(&mut self) {
         let Some(checking) = self.checking.take() else { return };
         let requester = checking.requester;
-        self.doing = Doing { conn: Some(requester.conn), header: Some(requester.header()) };
+        self.in_progress =
+            InProgress { conn: Some(requester.conn), header: Some(requester.header()) };
         self.check_part(checking);
-        self.doing = Doing::default();
+        self.in_progress = InProgress::default();
     }
 
     /// A turn of it, and if that was the last one, the answer.
@@ -131,9 +132,10 @@ impl<P: Platform> Server<P> {
     pub(super) fn maxima_on(&mut self) {
         let Some(maxima) = self.maxima.take() else { return };
         let requester = maxima.requester;
-        self.doing = Doing { conn: Some(requester.conn), header: Some(requester.header()) };
+        self.in_progress =
+            InProgress { conn: Some(requester.conn), header: Some(requester.header()) };
         self.maxima_part(maxima);
-        self.doing = Doing::default();
+        self.in_progress = InProgress::default();
     }
 
     /// A turn of it, and if that was the last one, the answer.

@@ -10,7 +10,7 @@ use super::queue::{Done, Messages, Queue};
 use super::rate::WriteCredit;
 use super::refusals::Told;
 use crate::mem::NIL;
-use crate::proto::assemble::{Assembler, Obstacle};
+use crate::proto::assemble::{AssembleError, Assembler};
 use crate::proto::error::XsError;
 use crate::proto::handover::{FieldReader, FieldWriter, Short};
 use crate::proto::id::{DomId, EvtchnPort};
@@ -262,12 +262,12 @@ impl<R: RingPage> Connection<R> {
                 Ok(is_complete)
             }
             // What cannot be followed is not taken from the ring either.
-            Err(Obstacle::Oversize(u32::MAX)) if was_empty => {
+            Err(AssembleError::Oversize(u32::MAX)) if was_empty => {
                 self.assembler.clear();
                 Err(Fault::Ones)
             }
-            Err(Obstacle::Oversize(len)) => Err(Fault::Oversize(len)),
-            Err(Obstacle::NoMemory) => {
+            Err(AssembleError::Oversize(len)) => Err(Fault::Oversize(len)),
+            Err(AssembleError::NoMemory) => {
                 self.must_notify |= pass.close(&mut self.ring);
                 Err(Fault::NoMemory)
             }

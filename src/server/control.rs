@@ -7,7 +7,7 @@ use super::Server;
 use super::dispatch::{Answer, Asker, Reply};
 use super::figures::{self, Limit};
 use super::log;
-use super::operations::Appetite;
+use super::operations::MemoryUse;
 use super::platform::Platform;
 use crate::mem::{NoMemory, TryVec, room_bytes, try_with_capacity};
 use crate::proto::error::XsError;
@@ -51,7 +51,7 @@ struct Row {
     is_test: bool,
     /// What it does to memory. An update and what `dump begin` writes down are no part of that: they ask
     /// for their memory themselves, and are refused if there is none.
-    memory: Appetite,
+    memory: MemoryUse,
 }
 
 impl Command {
@@ -73,7 +73,7 @@ impl Command {
 
     #[rustfmt::skip]
     const fn row(self) -> Row {
-        use Appetite::Looks;
+        use MemoryUse::Looks;
         let (name, memory, is_test, parameters) = match self {
             Self::Check      => ("check",       Looks, false, Some("")),
             Self::Dump       => ("dump",        Looks, false, Some("[begin [<version>]|<number> <offset>|end [<number>]]")),
@@ -101,8 +101,8 @@ impl Command {
     }
 
     /// What a command does to memory. One that there is not is refused, so it only looks.
-    pub(super) fn appetite(name: &[u8]) -> Appetite {
-        Self::named(name, true).map_or(Appetite::Looks, |command| command.row().memory)
+    pub(super) fn memory_use(name: &[u8]) -> MemoryUse {
+        Self::named(name, true).map_or(MemoryUse::Looks, |command| command.row().memory)
     }
 }
 

@@ -42,7 +42,7 @@ const REQUEST_WORK: u64 = 1200;
 
 /// Puts the events of the store into the queues of their receivers, as far as those may have them.
 #[derive(Debug)]
-pub(super) struct Mail<'a, P: Platform> {
+pub(super) struct Delivery<'a, P: Platform> {
     platform: &'a mut P,
     connections: &'a mut Connections<P::Ring>,
     messages: &'a mut Messages,
@@ -51,7 +51,7 @@ pub(super) struct Mail<'a, P: Platform> {
     asked: Option<Asked>,
 }
 
-impl<P: Platform> Post for Mail<'_, P> {
+impl<P: Platform> Post for Delivery<'_, P> {
     fn event(&mut self, accounts: &mut Accounts, id: ConnId, path: &[u8], token: &[u8]) {
         let Some(connection) = self.connections.get(id) else { return };
         if !connection.is_connected() {
@@ -66,7 +66,7 @@ impl<P: Platform> Post for Mail<'_, P> {
     }
 }
 
-impl<P: Platform> Mail<'_, P> {
+impl<P: Platform> Delivery<'_, P> {
     /// Queues one event, unless the same one waits.
     fn deliver(
         &mut self,
@@ -232,9 +232,12 @@ pub(super) fn error_payload(error: XsError) -> &'static [u8] {
 
 impl<P: Platform> Server<P> {
     /// The store, the work that this turn may do, and who takes the events of a request.
-    pub(super) fn mail(&mut self, asked: Option<Asked>) -> (&mut Store, &mut Budget, Mail<'_, P>) {
+    pub(super) fn mail(
+        &mut self,
+        asked: Option<Asked>,
+    ) -> (&mut Store, &mut Budget, Delivery<'_, P>) {
         let Self { store, budget, platform, connections, messages, causes, .. } = self;
-        (store, budget, Mail { platform, connections, messages, causes, asked })
+        (store, budget, Delivery { platform, connections, messages, causes, asked })
     }
 
     /// Handles the complete request of a connection.
@@ -245,7 +248,7 @@ impl<P: Platform> Server<P> {
         let is_again = core::mem::take(&mut connection.waits);
         let mut waits = false;
         if let Some((header, payload)) = assembler.complete() {
-            self.doing.header = Some(header);
+            self.in_progress.header = Some(header);
             if !is_again {
                 connection.figures.received(payload.len());
             }
@@ -271,7 +274,7 @@ impl<P: Platform> Server<P> {
                 self.trace_answer(id, header, &answer);
                 self.queue_answer(id, header, answer, asked);
             }
-            self.doing.header = None;
+            self.in_progress.header = None;
         }
         if !waits {
             assembler.clear();
@@ -309,8 +312,8 @@ impl<P: Platform> Server<P> {
         }
         let grammar = Grammar { features: asker.features, privileged: asker.privileged };
         let request = Request::parse(kind, payload, grammar)?;
-        let appetite = rules.appetite(&request, in_transaction, asker.privileged);
-        if !self.admits(asker, &request, appetite, payload.len()) {
+        let memory_use = rules.memory_use(&request, in_transaction, asker.privileged);
+        if !self.admits(asker, &request, memory_use, payload.len()) {
             return Err(XsError::ENOMEM);
         }
         if asker.privileged && self.has_to_wait(&request) {
@@ -321,7 +324,7 @@ impl<P: Platform> Server<P> {
         let is_refused = matches!(answer, Err(_) | Ok(Reply::Working(Err(_))));
         if !is_refused
             && self.store.generation() != before
-            && rules.has_disturbed(&request, in_transaction, open)
+            && rules.has_conflicted(&request, in_transaction, open)
         {
             self.pay_for_write(asker);
         }
@@ -390,12 +393,12 @@ impl<P: Platform> Server<P> {
         let header = Header { kind, len, ..header };
         if first_event.is_none() && connection.put_whole(header, &payload) {
             // From here on it needs no other reply.
-            self.doing.header = None;
+            self.in_progress.header = None;
             self.keep_reply_room(payload);
             return;
         }
         self.queue_reply(id, header, payload, asked);
-        self.doing.header = None;
+        self.in_progress.header = None;
         if let Some(Some(event)) = first_event {
             self.append_event(id, event);
         }

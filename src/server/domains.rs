@@ -211,7 +211,7 @@ impl<P: Platform> Server<P> {
             self.store.will_announce(Special::IntroduceDomain, domid, true);
         }
         self.start_over(id);
-        self.bury();
+        self.clean_up();
         Ok(self.when_told(domid))
     }
 
@@ -579,7 +579,7 @@ impl<P: Platform> Server<P> {
     }
 
     /// Goes on with clearing away what dead domains had, and what waited for connections that are gone.
-    pub(super) fn bury(&mut self) {
+    pub(super) fn clean_up(&mut self) {
         let (store, budget, mut mail) = self.mail(None);
         let _goes_on = store.go_on_deaths(budget, &mut mail);
         self.report_drops();
@@ -617,7 +617,7 @@ impl<P: Platform> Server<P> {
             self.announce(Special::ReleaseDomain, domid, true);
         }
         // What is little is gone at once.
-        self.bury();
+        self.clean_up();
         if let Some(port) = connection.as_ref().and_then(|connection| connection.port) {
             self.close(port);
         }

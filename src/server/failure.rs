@@ -37,7 +37,7 @@ const DOUBTFUL: usize = 3;
 
 /// What the server is doing, in case it fails.
 #[derive(Clone, Copy, Default, Debug)]
-pub(super) struct Doing {
+pub(super) struct InProgress {
     /// The connection that is served.
     pub(super) conn: Option<ConnId>,
     /// The request of that connection that is handled.
@@ -108,9 +108,9 @@ impl<P: Platform> Server<P> {
     /// # Errors
     /// Why it cannot go on, as a sentence; then the domain has to end.
     pub fn leave_failed(&mut self) -> Result<Offer<P::Region>, Sentence> {
-        let doing = core::mem::take(&mut self.doing);
+        let in_progress = core::mem::take(&mut self.in_progress);
         let now_ms = self.platform.now_ms();
-        if !self.failures.add(now_ms, doing.conn) && !self.options.is_test {
+        if !self.failures.add(now_ms, in_progress.conn) && !self.options.is_test {
             return Err(sentence!(
                 "{} failures within {} seconds",
                 FAILURES_MAX.saturating_add(1),
@@ -124,8 +124,8 @@ impl<P: Platform> Server<P> {
         if let Some(requester) = self.passage.take().and_then(|passage| passage.requester) {
             self.answer_failed(requester.conn, Some(requester.header()));
         }
-        if let Some(id) = doing.conn {
-            self.answer_failed(id, doing.header);
+        if let Some(id) = in_progress.conn {
+            self.answer_failed(id, in_progress.header);
         }
         self.mend();
         if in_doubt {

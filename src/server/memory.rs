@@ -19,7 +19,7 @@
 
 use super::Server;
 use super::dispatch::Asker;
-use super::operations::Appetite;
+use super::operations::MemoryUse;
 use super::platform::{HeapStats, Platform};
 use crate::proto::id::DomId;
 use crate::proto::request::Request;
@@ -76,35 +76,35 @@ impl Share {
     }
 
     /// How much has to be left after it has got `bytes` more.
-    fn floor(self, appetite: Appetite, bytes: usize) -> usize {
-        match (self, appetite) {
-            (Self::Privileged, Appetite::Frees | Appetite::Looks) => 0,
-            (Self::Privileged, Appetite::Grows) => CLEANUP,
-            (Self::Guest { .. }, Appetite::Frees) => CLEANUP / 2,
-            (Self::Guest { .. }, Appetite::Looks) => CLEANUP,
-            (Self::Guest { held, .. }, Appetite::Grows) if after(held, bytes) <= FIRST => {
+    fn floor(self, memory_use: MemoryUse, bytes: usize) -> usize {
+        match (self, memory_use) {
+            (Self::Privileged, MemoryUse::Frees | MemoryUse::Looks) => 0,
+            (Self::Privileged, MemoryUse::Grows) => CLEANUP,
+            (Self::Guest { .. }, MemoryUse::Frees) => CLEANUP / 2,
+            (Self::Guest { .. }, MemoryUse::Looks) => CLEANUP,
+            (Self::Guest { held, .. }, MemoryUse::Grows) if after(held, bytes) <= FIRST => {
                 CLEANUP + LEFT_OF_GROW
             }
-            (Self::Guest { .. }, Appetite::Grows) => CLEANUP + GROW,
+            (Self::Guest { .. }, MemoryUse::Grows) => CLEANUP + GROW,
         }
     }
 
     /// Whether it may have `bytes` more. What has to be left is asked of Xen first, so that it is there.
-    fn allows<P: Platform>(self, platform: &mut P, appetite: Appetite, bytes: usize) -> bool {
-        if !platform.reserve(self.floor(appetite, bytes).saturating_add(bytes)) {
+    fn allows<P: Platform>(self, platform: &mut P, memory_use: MemoryUse, bytes: usize) -> bool {
+        if !platform.reserve(self.floor(memory_use, bytes).saturating_add(bytes)) {
             return false;
         }
-        let grows = appetite == Appetite::Grows && self != Self::Privileged;
-        !grows || self.is_within(platform.heap(), appetite, bytes)
+        let grows = memory_use == MemoryUse::Grows && self != Self::Privileged;
+        !grows || self.is_within(platform.heap(), memory_use, bytes)
     }
 
     /// The part of this that needs only numbers.
-    fn is_within(self, heap: HeapStats, appetite: Appetite, bytes: usize) -> bool {
-        let floor = self.floor(appetite, bytes);
+    fn is_within(self, heap: HeapStats, memory_use: MemoryUse, bytes: usize) -> bool {
+        let floor = self.floor(memory_use, bytes);
         if heap.free < floor.saturating_add(bytes) {
             return false;
         }
-        let (Self::Guest { held, connections }, Appetite::Grows) = (self, appetite) else {
+        let (Self::Guest { held, connections }, MemoryUse::Grows) = (self, memory_use) else {
             return true;
         };
         let minimum = minimum(heap.limit, connections);
@@ -141,17 +141,17 @@ impl<P: Platform> Server<P> {
         &mut self,
         asker: Asker,
         request: &Request<'_>,
-        appetite: Appetite,
+        memory_use: MemoryUse,
         payload_len: usize,
     ) -> bool {
         let guest = (!asker.privileged).then(|| held(&self.store, asker.domid));
         let share = Share::of(guest, self.connections.len());
-        let bytes = match appetite {
-            Appetite::Frees | Appetite::Looks => READ,
-            Appetite::Grows => need(request, payload_len),
+        let bytes = match memory_use {
+            MemoryUse::Frees | MemoryUse::Looks => READ,
+            MemoryUse::Grows => need(request, payload_len),
         };
-        let admitted = share.allows(&mut self.platform, appetite, bytes);
-        self.limit_store(share.floor(appetite, bytes));
+        let admitted = share.allows(&mut self.platform, memory_use, bytes);
+        self.limit_store(share.floor(memory_use, bytes));
         admitted
     }
 
@@ -174,22 +174,26 @@ pub(super) fn held(store: &Store, domid: DomId) -> usize {
 /// Whether there is memory to read a request from a ring at all.
 pub(super) fn can_read<P: Platform>(platform: &mut P, privileged: bool) -> bool {
     let share = Share::of((!privileged).then_some(0), 0);
-    share.allows(platform, Appetite::Frees, READ)
+    share.allows(platform, MemoryUse::Frees, READ)
 }
 
 /// Whether a message of so many bytes may wait.
 pub(super) fn can_queue<P: Platform>(platform: &mut P, share: Share, bytes: usize) -> bool {
-    share.allows(platform, Appetite::Grows, bytes)
+    share.allows(platform, MemoryUse::Grows, bytes)
 }
 
 /// Whether there is memory for the image of a successor, or for a dump.
 pub(super) fn can_upload<P: Platform>(platform: &mut P, size: usize) -> bool {
-    Share::Privileged.allows(platform, Appetite::Grows, size)
+    Share::Privileged.allows(platform, MemoryUse::Grows, size)
 }
 
 /// Whether there is memory to write the state down, which sorts so many ids.
 pub(super) fn can_save<P: Platform>(platform: &mut P, ids: usize) -> bool {
-    Share::Privileged.allows(platform, Appetite::Looks, ids.saturating_mul(16).saturating_add(READ))
+    Share::Privileged.allows(
+        platform,
+        MemoryUse::Looks,
+        ids.saturating_mul(16).saturating_add(READ),
+    )
 }
 
 #[cfg(test)]
@@ -214,7 +218,7 @@ mod tests {
         fn takes(&mut self, guest: usize, bytes: usize) -> bool {
             let heap = HeapStats { free: self.free(), limit: self.memory, ..HeapStats::default() };
             let share = Share::of(Some(self.held[guest]), self.held.len());
-            let fine = share.is_within(heap, Appetite::Grows, bytes);
+            let fine = share.is_within(heap, MemoryUse::Grows, bytes);
             if fine {
                 self.held[guest] += bytes;
             }
@@ -262,24 +266,30 @@ mod tests {
     #[test]
     fn the_reserves_are_the_privileged_domains_alone() {
         let guest = Share::of(Some(FIRST + 1), 3);
-        let may = |free: usize, share: Share, appetite| {
+        let may = |free: usize, share: Share, memory_use| {
             let heap = HeapStats { free, limit: 60 * MIB, ..HeapStats::default() };
-            share.is_within(heap, appetite, 1000)
+            share.is_within(heap, memory_use, 1000)
         };
-        let all = [Appetite::Frees, Appetite::Looks, Appetite::Grows];
-        assert_eq!(all.map(|appetite| may(MIB, guest, appetite)), [true; 3]);
-        assert_eq!(all.map(|appetite| may(CLEANUP + GROW, guest, appetite)), [true, true, false]);
-        assert_eq!(all.map(|appetite| may(CLEANUP, guest, appetite)), [true, false, false]);
-        assert_eq!(all.map(|appetite| may(CLEANUP / 2, guest, appetite)), [false; 3]);
+        let all = [MemoryUse::Frees, MemoryUse::Looks, MemoryUse::Grows];
+        assert_eq!(all.map(|memory_use| may(MIB, guest, memory_use)), [true; 3]);
+        assert_eq!(
+            all.map(|memory_use| may(CLEANUP + GROW, guest, memory_use)),
+            [true, true, false]
+        );
+        assert_eq!(all.map(|memory_use| may(CLEANUP, guest, memory_use)), [true, false, false]);
+        assert_eq!(all.map(|memory_use| may(CLEANUP / 2, guest, memory_use)), [false; 3]);
         // A domain that was just made has its first request out of what is kept for making one, but not all of that.
         let newcomer = Share::of(Some(0), 3);
         let enough = CLEANUP + LEFT_OF_GROW + 1000;
-        assert_eq!(all.map(|appetite| may(enough, newcomer, appetite)), [true; 3]);
-        assert_eq!(all.map(|appetite| may(enough - 1, newcomer, appetite)), [true, true, false]);
+        assert_eq!(all.map(|memory_use| may(enough, newcomer, memory_use)), [true; 3]);
+        assert_eq!(
+            all.map(|memory_use| may(enough - 1, newcomer, memory_use)),
+            [true, true, false]
+        );
         let privileged = Share::Privileged;
-        assert_eq!(all.map(|appetite| may(CLEANUP + 1000, privileged, appetite)), [true; 3]);
-        assert_eq!(all.map(|appetite| may(CLEANUP, privileged, appetite)), [true, true, false]);
-        assert_eq!(all.map(|appetite| may(1000, privileged, appetite)), [true, true, false]);
+        assert_eq!(all.map(|memory_use| may(CLEANUP + 1000, privileged, memory_use)), [true; 3]);
+        assert_eq!(all.map(|memory_use| may(CLEANUP, privileged, memory_use)), [true, true, false]);
+        assert_eq!(all.map(|memory_use| may(1000, privileged, memory_use)), [true, true, false]);
     }
 
     #[test]

@@ -74,7 +74,7 @@ use connections::Connections;
 use core::fmt::{self, Write};
 use domains::{Domain, Scan};
 use dump::Dump;
-use failure::{Doing, Failures};
+use failure::{Failures, InProgress};
 use figures::History;
 use log::{LineBudget, Repeated, Switches};
 use options::Options;
@@ -152,7 +152,7 @@ pub struct Server<P: Platform> {
     /// What became of the server itself.
     history: History,
     /// What it is doing, and when it has failed.
-    doing: Doing,
+    in_progress: InProgress,
     failures: Failures,
     warned_of_unknown_states: bool,
     /// Events that the store had dropped when that was last reported.
@@ -248,7 +248,7 @@ impl<P: Platform> Server<P> {
             unmeasured: 0,
             past: Figures::default(),
             history: History::default(),
-            doing: Doing::default(),
+            in_progress: InProgress::default(),
             failures: Failures::default(),
             warned_of_unknown_states: false,
             dropped_before: 0,

@@ -30,7 +30,7 @@ pub(super) enum Within {
 
 /// What a request does to memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Appetite {
+pub(super) enum MemoryUse {
     /// Afterwards there is more free memory, or as much.
     Frees,
     /// It takes some for its reply.
@@ -43,7 +43,7 @@ pub(super) enum Appetite {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Memory {
     /// The same for everybody and everywhere.
-    Always(Appetite),
+    Always(MemoryUse),
     /// It looks at a node. A guest's transaction remembers that.
     Looks,
     /// It removes a node. A guest's transaction remembers that, too. The privileged domain removes out of the
@@ -59,7 +59,7 @@ pub(super) enum Memory {
 
 /// Whether a request that succeeds can make others' transactions fail. A guest pays for that with its write rate.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Disturbs {
+pub(super) enum Conflicts {
     Nobody,
     /// Whoever has a transaction open, if it is sent outside of one.
     AtOnce,
@@ -73,19 +73,19 @@ pub(super) struct Rules {
     pub(super) who: Who,
     pub(super) within: Within,
     pub(super) memory: Memory,
-    pub(super) disturbs: Disturbs,
+    pub(super) conflicts: Conflicts,
 }
 
 impl Rules {
     /// The row of a type; `None` for the two that only a server sends.
     #[rustfmt::skip]
     pub(super) const fn of(kind: Kind) -> Option<Self> {
-        use Disturbs::{AtCommit, AtOnce, Nobody};
+        use Conflicts::{AtCommit, AtOnce, Nobody};
         use Who::{Everybody, Privileged};
         use Within::{Nothing, Transaction};
         const LOOKS: Memory = Memory::Looks;
-        const FREES: Memory = Memory::Always(Appetite::Frees);
-        let (who, within, memory, disturbs) = match kind {
+        const FREES: Memory = Memory::Always(MemoryUse::Frees);
+        let (who, within, memory, conflicts) = match kind {
             Kind::Directory          => (Everybody,  Transaction, LOOKS,               Nobody),
             Kind::DirectoryPart      => (Everybody,  Transaction, LOOKS,               Nobody),
             Kind::Read               => (Everybody,  Transaction, LOOKS,               Nobody),
@@ -112,50 +112,50 @@ impl Rules {
             Kind::Control            => (Privileged, Transaction, Memory::Command,     Nobody),
             Kind::WatchEvent | Kind::Error => return None,
         };
-        Some(Self { who, within, memory, disturbs })
+        Some(Self { who, within, memory, conflicts })
     }
 
     /// What a request of this type does to memory.
-    pub(super) fn appetite(
+    pub(super) fn memory_use(
         self,
         request: &Request<'_>,
         in_transaction: bool,
         privileged: bool,
-    ) -> Appetite {
+    ) -> MemoryUse {
         let remembers = in_transaction && !privileged;
         match self.memory {
-            Memory::Always(appetite) => appetite,
-            Memory::Looks if remembers => Appetite::Grows,
-            Memory::Looks => Appetite::Looks,
-            Memory::Removes if remembers => Appetite::Grows,
-            Memory::Removes => Appetite::Frees,
-            Memory::Makes => Appetite::Grows,
+            Memory::Always(memory_use) => memory_use,
+            Memory::Looks if remembers => MemoryUse::Grows,
+            Memory::Looks => MemoryUse::Looks,
+            Memory::Removes if remembers => MemoryUse::Grows,
+            Memory::Removes => MemoryUse::Frees,
+            Memory::Makes => MemoryUse::Grows,
             Memory::Transaction
                 if privileged || *request == (Request::TransactionEnd { commit: false }) =>
             {
-                Appetite::Frees
+                MemoryUse::Frees
             }
-            Memory::Transaction => Appetite::Grows,
+            Memory::Transaction => MemoryUse::Grows,
             Memory::Command => {
-                let Request::Control { command, .. } = request else { return Appetite::Looks };
-                Command::appetite(command)
+                let Request::Control { command, .. } = request else { return MemoryUse::Looks };
+                Command::memory_use(command)
             }
         }
     }
 
     /// Whether a request of this type, which has changed the store, can have made others' transactions fail; `open` is
     /// how many were open when it was sent.
-    pub(super) fn has_disturbed(
+    pub(super) fn has_conflicted(
         self,
         request: &Request<'_>,
         in_transaction: bool,
         open: usize,
     ) -> bool {
-        match self.disturbs {
-            Disturbs::Nobody => false,
-            Disturbs::AtOnce => !in_transaction && open > 0,
+        match self.conflicts {
+            Conflicts::Nobody => false,
+            Conflicts::AtOnce => !in_transaction && open > 0,
             // One of them is its own.
-            Disturbs::AtCommit => {
+            Conflicts::AtCommit => {
                 *request == (Request::TransactionEnd { commit: true }) && open > 1
             }
         }
@@ -166,34 +166,34 @@ impl Rules {
 mod tests {
     use super::*;
 
-    fn appetite(
+    fn memory_use(
         request: &Request<'_>,
         kind: Kind,
         in_transaction: bool,
         privileged: bool,
-    ) -> Appetite {
-        Rules::of(kind).unwrap().appetite(request, in_transaction, privileged)
+    ) -> MemoryUse {
+        Rules::of(kind).unwrap().memory_use(request, in_transaction, privileged)
     }
 
     #[test]
     fn inside_a_transaction_only_what_ends_it_is_free() {
         let rm = Request::Rm { path: b"/a" };
-        assert_eq!(appetite(&rm, Kind::Rm, false, false), Appetite::Frees);
-        assert_eq!(appetite(&rm, Kind::Rm, true, false), Appetite::Grows);
-        assert_eq!(appetite(&rm, Kind::Rm, true, true), Appetite::Frees);
+        assert_eq!(memory_use(&rm, Kind::Rm, false, false), MemoryUse::Frees);
+        assert_eq!(memory_use(&rm, Kind::Rm, true, false), MemoryUse::Grows);
+        assert_eq!(memory_use(&rm, Kind::Rm, true, true), MemoryUse::Frees);
         let read = Request::Read { path: b"/a" };
-        assert_eq!(appetite(&read, Kind::Read, false, false), Appetite::Looks);
-        assert_eq!(appetite(&read, Kind::Read, true, false), Appetite::Grows);
-        assert_eq!(appetite(&read, Kind::Read, true, true), Appetite::Looks);
+        assert_eq!(memory_use(&read, Kind::Read, false, false), MemoryUse::Looks);
+        assert_eq!(memory_use(&read, Kind::Read, true, false), MemoryUse::Grows);
+        assert_eq!(memory_use(&read, Kind::Read, true, true), MemoryUse::Looks);
         let write = Request::Write { path: b"/a", value: b"" };
-        assert_eq!(appetite(&write, Kind::Write, true, true), Appetite::Grows);
+        assert_eq!(memory_use(&write, Kind::Write, true, true), MemoryUse::Grows);
         let end = |commit, privileged| {
             let request = Request::TransactionEnd { commit };
-            appetite(&request, Kind::TransactionEnd, true, privileged)
+            memory_use(&request, Kind::TransactionEnd, true, privileged)
         };
-        assert_eq!(end(false, false), Appetite::Frees);
-        assert_eq!(end(true, false), Appetite::Grows);
-        assert_eq!(end(true, true), Appetite::Frees);
+        assert_eq!(end(false, false), MemoryUse::Frees);
+        assert_eq!(end(true, false), MemoryUse::Grows);
+        assert_eq!(end(true, true), MemoryUse::Frees);
     }
 
     #[test]
@@ -225,12 +225,12 @@ mod tests {
     fn a_commit_disturbs_others_and_not_itself() {
         let rules = Rules::of(Kind::TransactionEnd).unwrap();
         let commit =
-            |open| rules.has_disturbed(&Request::TransactionEnd { commit: true }, true, open);
+            |open| rules.has_conflicted(&Request::TransactionEnd { commit: true }, true, open);
         assert!(!commit(1) && commit(2));
-        assert!(!rules.has_disturbed(&Request::TransactionEnd { commit: false }, true, 2));
+        assert!(!rules.has_conflicted(&Request::TransactionEnd { commit: false }, true, 2));
         let rules = Rules::of(Kind::Mkdir).unwrap();
         let mkdir = Request::Mkdir { path: b"/a" };
-        assert!(rules.has_disturbed(&mkdir, false, 1));
-        assert!(!rules.has_disturbed(&mkdir, true, 1) && !rules.has_disturbed(&mkdir, false, 0));
+        assert!(rules.has_conflicted(&mkdir, false, 1));
+        assert!(!rules.has_conflicted(&mkdir, true, 1) && !rules.has_conflicted(&mkdir, false, 0));
     }
 }

@@ -17,7 +17,7 @@ use super::queue::CauseId;
 use super::rate::Reserve;
 use super::update::{Passage, Requester};
 use crate::mem::{Map, NoMemory, TryVec, try_with_capacity};
-use crate::proto::assemble::{Assembler, Obstacle};
+use crate::proto::assemble::{AssembleError, Assembler};
 use crate::proto::handover::{
     FAILURES_SINCE, FieldReader, HANDOVER, PRICES_SINCE, Short, Source, TAIL_SINCE, Tail,
 };
@@ -414,9 +414,9 @@ impl<P: Platform> Server<P> {
         let handover = self.passage.as_ref().map_or(0, |passage| passage.handover);
         made.read_fields(handover, fields)?;
         let assembler = match Assembler::restore(record.input) {
-            Err(Obstacle::NoMemory) => return Err(Sentence::from(NO_MEMORY)),
+            Err(AssembleError::NoMemory) => return Err(Sentence::from(NO_MEMORY)),
             Ok(assembler) => assembler,
-            Err(Obstacle::Oversize(_)) => None,
+            Err(AssembleError::Oversize(_)) => None,
         };
         made.assembler = assembler
             .ok_or_else(|| sentence!("the request that domain {domid} has begun is damaged"))?;

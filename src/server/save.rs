@@ -250,7 +250,7 @@ impl<P: Platform> Server<P> {
             short_left: _,
             slept: _,
             rescanned: _,
-            doing: _,
+            in_progress: _,
             // An administrator begins them anew.
             upload: _,
             dump: _,

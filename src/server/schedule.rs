@@ -17,7 +17,7 @@ use super::Server;
 use super::connection::{Busy, Connection, Fault, Suspension, Verdict};
 use super::connections::{List, Sums};
 use super::dispatch::Reply;
-use super::failure::Doing;
+use super::failure::InProgress;
 use super::memory::{self, Share};
 use super::platform::{Event, Platform};
 use super::queue::Done;
@@ -86,7 +86,7 @@ pub(super) enum Stage {
     /// Finding out what became of domains: before any request, which may come from a new domain with an old domid.
     Scan,
     /// Clearing away what dead domains had, and then going on with a check.
-    Bury,
+    CleanUp,
     /// The privileged domain.
     Privileged,
     /// The others, one after the other.
@@ -96,8 +96,8 @@ pub(super) enum Stage {
 impl Stage {
     fn next(self) -> Self {
         match self {
-            Self::Scan => Self::Bury,
-            Self::Bury => Self::Privileged,
+            Self::Scan => Self::CleanUp,
+            Self::CleanUp => Self::Privileged,
             Self::Privileged => Self::Others,
             Self::Others => Self::Scan,
         }
@@ -156,28 +156,28 @@ impl<P: Platform> Server<P> {
     fn has_more(&self) -> bool {
         !self.connections.is_empty(List::Ready)
             || !self.connections.is_empty(List::Served)
-            || self.has_work_of_nobody()
+            || self.has_background_work()
             || self.rescanned.is_some()
             || self.short_left > 0
             || self.timers.first().is_some_and(|timer| timer.at_ms <= self.now_ms)
     }
 
-    fn has_work_of_nobody(&self) -> bool {
+    fn has_background_work(&self) -> bool {
         self.scan.is_some() || self.has_clearing()
     }
 
     /// Whether something is left of what dead domains had, or not everybody has been told what became of domains.
     #[must_use]
-    pub fn is_burying(&self) -> bool {
+    pub fn is_cleaning_up(&self) -> bool {
         self.store.has_deaths()
     }
 
-    fn has_burials(&self) -> bool {
+    fn has_cleanup(&self) -> bool {
         self.store.has_deaths() || !self.trash.is_empty()
     }
 
     fn has_clearing(&self) -> bool {
-        self.has_burials() || self.is_checking()
+        self.has_cleanup() || self.is_checking()
     }
 
     /// Gives turns until about one turn's work is done.
@@ -191,9 +191,9 @@ impl<P: Platform> Server<P> {
             self.budget = Budget::new(units);
             match stage {
                 Stage::Scan => self.scan_on(),
-                Stage::Bury if self.has_burials() => self.bury(),
-                Stage::Bury if self.checking.is_some() => self.check_on(),
-                Stage::Bury => self.maxima_on(),
+                Stage::CleanUp if self.has_cleanup() => self.clean_up(),
+                Stage::CleanUp if self.checking.is_some() => self.check_on(),
+                Stage::CleanUp => self.maxima_on(),
                 Stage::Privileged => {
                     if let Some(id) = self.connection_of(self.privileged) {
                         self.connections.leave(List::Ready, id);
@@ -222,7 +222,7 @@ impl<P: Platform> Server<P> {
         for _ in 0..4 {
             let has_work = match stage {
                 Stage::Scan => self.scan.is_some(),
-                Stage::Bury => self.has_clearing(),
+                Stage::CleanUp => self.has_clearing(),
                 Stage::Privileged => self.privileged_has_work(others),
                 Stage::Others => others,
             };
@@ -242,7 +242,7 @@ impl<P: Platform> Server<P> {
         if connection.is_ready() {
             return true;
         }
-        (others || self.has_work_of_nobody())
+        (others || self.has_background_work())
             && connection.is_connected()
             && !connection.is_in_doubt()
             && connection.has_requests()
@@ -344,7 +344,7 @@ impl<P: Platform> Server<P> {
     /// Serves one connection within its budget.
     fn serve(&mut self, id: ConnId) {
         self.budget.spend(SERVE_WORK);
-        self.doing = Doing { conn: Some(id), header: None };
+        self.in_progress = InProgress { conn: Some(id), header: None };
         let now_ms = self.now_ms;
         let Some(connection) = self.connections.get_mut(id) else { return };
         let mut is_fine = false;
@@ -358,7 +358,7 @@ impl<P: Platform> Server<P> {
             }
         }
         self.conclude(id, is_fine);
-        self.doing = Doing::default();
+        self.in_progress = InProgress::default();
     }
 
     /// Drops events that nobody has read in time.
@@ -478,7 +478,7 @@ impl<P: Platform> Server<P> {
                 self.scan_on();
             }
             while self.store.has_deaths() || !self.trash.is_empty() {
-                self.bury();
+                self.clean_up();
             }
             self.finish_check();
             let mut next = self.connections.first(List::All);
@@ -490,7 +490,7 @@ impl<P: Platform> Server<P> {
                 }
             }
             // A request that waited may have been about a domain that is replaced.
-            if !self.has_work_of_nobody() {
+            if !self.has_background_work() {
                 break;
             }
         }

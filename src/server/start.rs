@@ -71,7 +71,7 @@ impl<P: Platform> Server<P> {
         if let Some(domain) = self.domains.get_mut(domid) {
             domain.identity = identity;
         }
-        self.greet(domid, page, port, identity);
+        self.connect_existing(domid, page, port, identity);
     }
 
     /// Serves the domains that were there before the server and whose builder left a port in their page. The
@@ -86,7 +86,7 @@ impl<P: Platform> Server<P> {
             let port = page.load(Word::EvtchnPort);
             if port != 0 {
                 let identity = self.identity(domid);
-                self.greet(domid, page, port, identity);
+                self.connect_existing(domid, page, port, identity);
             }
             if self.connection_of(domid).is_some() {
                 self.platform.log(format_args!("domain {domid} was there before, and is served"));
@@ -95,7 +95,7 @@ impl<P: Platform> Server<P> {
     }
 
     /// Connects a domain that may have written requests already.
-    fn greet(&mut self, domid: DomId, page: P::Ring, port: u32, identity: Identity) {
+    fn connect_existing(&mut self, domid: DomId, page: P::Ring, port: u32, identity: Identity) {
         let Ok(id) = self.open(domid, page, port, identity) else { return };
         let Some(connection) = self.connections.get_mut(id) else { return };
         connection.ring.store(Word::Connection, 0);

@@ -285,7 +285,7 @@ impl Simulation {
     /// Tells the judge that no death is under way any more. Until then the order of its events is the server's
     /// business.
     fn note_settled(&self) {
-        if !self.server.is_burying() {
+        if !self.server.is_cleaning_up() {
             outside(|| self.world.journal().note(|| Seen::Settled));
         }
     }

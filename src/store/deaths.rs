@@ -20,7 +20,7 @@ const CONN_WORK: u64 = 40;
 
 /// How far the domain has come whose turn it is.
 #[derive(Debug, Default)]
-pub(super) struct Burial {
+pub(super) struct Cleanup {
     /// The subtree of its that is being removed.
     pub(super) removal: Option<Removal>,
     /// What is being announced, as far as not everybody knows yet.
@@ -128,18 +128,18 @@ impl Store {
         post: &mut impl Post,
     ) -> Progress {
         let forget = self.is_dying(domid);
-        if forget && self.bury(domid, budget, post) == Progress::More {
+        if forget && self.clean_up(domid, budget, post) == Progress::More {
             return Progress::More;
         }
         loop {
             // It stays where it is meanwhile, for a failure of the server in between.
-            let (tree, mut bell, burial) = self.parts(budget, post);
-            if let Some(news) = &mut burial.news
-                && bell.go_on(tree, news) == Progress::More
+            let (tree, mut notifier, cleanup) = self.parts(budget, post);
+            if let Some(news) = &mut cleanup.news
+                && notifier.go_on(tree, news) == Progress::More
             {
                 return Progress::More;
             }
-            self.burial.news = None;
+            self.cleanup.news = None;
             if budget.is_over() {
                 return Progress::More;
             }
@@ -165,7 +165,7 @@ impl Store {
         if forget {
             self.tree.domains.remove(domid);
         }
-        self.burial = Burial::default();
+        self.cleanup = Cleanup::default();
         Progress::Done
     }
 
@@ -186,20 +186,20 @@ impl Store {
         let mut path = [0; SPECIAL_MAX];
         let len = special_path(special, (audience == Audience::Domids).then_some(domid), &mut path);
         let path = path.get(..len).unwrap_or(&[]);
-        let (tree, mut bell) = self.tree_and_bell(budget, post);
-        bell.ring_special(tree, path, audience, &[list, above]);
-        self.burial.news = self.rest.take();
+        let (tree, mut notifier) = self.tree_and_notifier(budget, post);
+        notifier.ring_special(tree, path, audience, &[list, above]);
+        self.cleanup.news = self.rest.take();
     }
 
     /// Takes away what a domain has.
-    fn bury(&mut self, domid: DomId, budget: &mut Budget, post: &mut impl Post) -> Progress {
+    fn clean_up(&mut self, domid: DomId, budget: &mut Budget, post: &mut impl Post) -> Progress {
         loop {
-            let (tree, mut bell, burial) = self.parts(budget, post);
-            if let Some(removal) = &mut burial.removal {
-                if removal.go_on(tree, &mut bell) == Progress::More {
+            let (tree, mut notifier, cleanup) = self.parts(budget, post);
+            if let Some(removal) = &mut cleanup.removal {
+                if removal.go_on(tree, &mut notifier) == Progress::More {
                     return Progress::More;
                 }
-                self.burial.removal = None;
+                self.cleanup.removal = None;
                 if budget.is_over() {
                     return Progress::More;
                 }
@@ -213,8 +213,8 @@ impl Store {
         if self.tree.strip_some(domid, budget) == Progress::More {
             return Progress::More;
         }
-        while let Some((handle, conn)) = self.conns.next_from(self.burial.targets) {
-            self.burial.targets = handle.saturating_add(1);
+        while let Some((handle, conn)) = self.conns.next_from(self.cleanup.targets) {
+            self.cleanup.targets = handle.saturating_add(1);
             if let Some(conn) = self.conns.get_mut(&conn) {
                 conn.party.target = conn.party.target.filter(|target| *target != domid);
             }
@@ -242,7 +242,7 @@ impl Store {
                 self.dropped = self.dropped.saturating_add(1);
             }
             let removal = Removal::new(&mut self.tree, top);
-            self.burial.removal = Some(removal.with_path(known.then_some(path)));
+            self.cleanup.removal = Some(removal.with_path(known.then_some(path)));
         }
     }
 
@@ -296,11 +296,11 @@ impl Store {
             }
             work @ (Work::Nothing | Work::Announce(_) | Work::Remove(_) | Work::Make(_)) => work,
         };
-        let (tree, mut bell) = self.tree_and_bell(budget, post);
+        let (tree, mut notifier) = self.tree_and_notifier(budget, post);
         let progress = match &mut work {
             Work::Nothing | Work::Make(_) | Work::Fill(_) => Progress::Done,
-            Work::Announce(news) => bell.go_on(tree, news),
-            Work::Remove(removal) => removal.go_on(tree, &mut bell),
+            Work::Announce(news) => notifier.go_on(tree, news),
+            Work::Remove(removal) => removal.go_on(tree, &mut notifier),
         };
         let Some(state) = self.conns.get_mut(&conn) else { return progress };
         if progress == Progress::More {
@@ -329,7 +329,7 @@ impl Store {
     /// Drops a connection's watches and transactions, if that is to be.
     fn go_on_reset(&mut self, conn: ConnId, budget: &mut Budget, post: &mut impl Post) -> Progress {
         if self.conns.get(&conn).is_some_and(|conn| conn.reset) {
-            self.turn_back(conn);
+            self.abandon_request(conn);
         }
         while let Some(state) = self.conns.get(&conn).filter(|conn| conn.reset) {
             let first = state.watches.0;

@@ -298,7 +298,7 @@ impl Announcement {
 
 /// Tells watches.
 #[derive(Debug)]
-pub(super) struct Bell<'a, P> {
+pub(super) struct Notifier<'a, P> {
     pub(super) watches: &'a mut Watches,
     pub(super) conns: &'a Conns,
     pub(super) post: &'a mut P,
@@ -311,7 +311,7 @@ pub(super) struct Bell<'a, P> {
     pub(super) dropped: &'a mut u64,
 }
 
-impl<P: Post> Bell<'_, P> {
+impl<P: Post> Notifier<'_, P> {
     /// Takes bytes out of the headroom, or none if they are more than it has.
     pub(super) fn spend(&mut self, bytes: usize) -> bool {
         let left = self.headroom.checked_sub(bytes);

@@ -56,8 +56,8 @@ use crate::mem::{Budget, NIL, NoMemory, Progress};
 use crate::proto::error::XsError;
 use crate::proto::id::{ConnId, DomId, TxId};
 use alloc::vec::Vec;
-use deaths::Burial;
-use events::{Announcement, Bell, Conn, Conns, Nobody, Work};
+use deaths::Cleanup;
+use events::{Announcement, Conn, Conns, Nobody, Notifier, Work};
 use path::{Names, Path};
 use perms::Entry;
 use quota::{Quota, Quotas};
@@ -142,7 +142,7 @@ pub struct Store {
     rest: Option<Announcement>,
     /// The first and the last connection that is gone and has something left.
     gone: Option<(ConnId, ConnId)>,
-    burial: Burial,
+    cleanup: Cleanup,
 }
 
 impl Store {
@@ -175,7 +175,7 @@ impl Store {
             dropped: 0,
             rest: None,
             gone: None,
-            burial: Burial::default(),
+            cleanup: Cleanup::default(),
         })
     }
 
@@ -523,7 +523,7 @@ impl Store {
         let watches = self.allows(domid, Quota::Watches, 1);
         let is_allowed = watches && self.allows(domid, Quota::Memory, bytes);
         if !is_long || !is_allowed {
-            self.turn_back(conn);
+            self.abandon_request(conn);
             if self.watches.find(&self.tree, conn, path.bytes(), token).is_some() {
                 return Err(XsError::EEXIST);
             }
@@ -556,7 +556,7 @@ impl Store {
     }
 
     /// The place that a connection was to have a watch at is not wanted any more.
-    fn turn_back(&mut self, conn: ConnId) {
+    fn abandon_request(&mut self, conn: ConnId) {
         let ahead = self.conns.get_mut(&conn).and_then(|state| state.ahead.take());
         if let Some(ahead) = ahead {
             self.watches.give_up(&mut self.tree, ahead);
@@ -739,7 +739,7 @@ impl Store {
         } else {
             None
         };
-        let bell = Bell {
+        let notifier = Notifier {
             watches: &mut self.watches,
             conns: &self.conns,
             post,
@@ -750,7 +750,7 @@ impl Store {
         };
         let (conn, tree, mut work) = (caller.conn, &mut self.tree, Work::Nothing);
         let mut session =
-            Session { conn, tree, bell, party, tx, work: &mut work, way, again: false };
+            Session { conn, tree, notifier, party, tx, work: &mut work, way, again: false };
         let result = act(&mut session, &path);
         let way = session.way.filter(|_| session.again);
         self.spelling = path.into_room();
@@ -782,7 +782,7 @@ impl Store {
     ) -> Option<T> {
         let party = self.conns.get(&conn)?.party;
         let tx = self.transactions.at(handle);
-        let bell = Bell {
+        let notifier = Notifier {
             watches: &mut self.watches,
             conns: &self.conns,
             post,
@@ -793,17 +793,17 @@ impl Store {
         };
         let (tree, mut work) = (&mut self.tree, Work::Nothing);
         let mut session =
-            Session { conn, tree, bell, party, tx, work: &mut work, way: None, again: false };
+            Session { conn, tree, notifier, party, tx, work: &mut work, way: None, again: false };
         Some(act(&mut session))
     }
 
-    fn tree_and_bell<'a, P: Post>(
+    fn tree_and_notifier<'a, P: Post>(
         &'a mut self,
         budget: &'a mut Budget,
         post: &'a mut P,
-    ) -> (&'a mut Tree, Bell<'a, P>) {
-        let (tree, bell, _) = self.parts(budget, post);
-        (tree, bell)
+    ) -> (&'a mut Tree, Notifier<'a, P>) {
+        let (tree, notifier, _) = self.parts(budget, post);
+        (tree, notifier)
     }
 
     /// The same, and what is being cleared away.
@@ -811,8 +811,8 @@ impl Store {
         &'a mut self,
         budget: &'a mut Budget,
         post: &'a mut P,
-    ) -> (&'a mut Tree, Bell<'a, P>, &'a mut Burial) {
-        let bell = Bell {
+    ) -> (&'a mut Tree, Notifier<'a, P>, &'a mut Cleanup) {
+        let notifier = Notifier {
             watches: &mut self.watches,
             conns: &self.conns,
             post,
@@ -821,7 +821,7 @@ impl Store {
             headroom: &mut self.headroom,
             dropped: &mut self.dropped,
         };
-        (&mut self.tree, bell, &mut self.burial)
+        (&mut self.tree, notifier, &mut self.cleanup)
     }
 }
 

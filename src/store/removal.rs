@@ -1,7 +1,7 @@
 //! The removal of a subtree: at once it is out of everybody's sight, then it is freed in slices, children first, and the
 //! watches are told: those at a node below of that node, and last those at or above the top of the top.
 
-use super::events::{Announcement, Bell, Post};
+use super::events::{Announcement, Notifier, Post};
 use super::path;
 use super::tree::Tree;
 use super::watch::Class;
@@ -56,32 +56,36 @@ impl Removal {
     pub(super) fn start<P: Post>(
         &mut self,
         tree: &mut Tree,
-        bell: &mut Bell<'_, P>,
+        notifier: &mut Notifier<'_, P>,
         path: &[u8],
     ) -> Progress {
-        let progress = self.rest.work(tree, bell, Some(path));
+        let progress = self.rest.work(tree, notifier, Some(path));
         if progress == Progress::More {
             self.path = try_bytes(path).ok();
             if self.path.is_none() {
-                *bell.dropped = bell.dropped.saturating_add(1);
+                *notifier.dropped = notifier.dropped.saturating_add(1);
             }
         }
         progress
     }
 
     /// Goes on, as far as the budget reaches.
-    pub(super) fn go_on<P: Post>(&mut self, tree: &mut Tree, bell: &mut Bell<'_, P>) -> Progress {
+    pub(super) fn go_on<P: Post>(
+        &mut self,
+        tree: &mut Tree,
+        notifier: &mut Notifier<'_, P>,
+    ) -> Progress {
         let Self { path, rest } = self;
         if let Some(news) = &mut rest.news {
-            if bell.go_on(tree, news) == Progress::More {
+            if notifier.go_on(tree, news) == Progress::More {
                 return Progress::More;
             }
             rest.news = None;
-            if bell.budget.is_over() {
+            if notifier.budget.is_over() {
                 return Progress::More;
             }
         }
-        rest.work(tree, bell, path.as_deref())
+        rest.work(tree, notifier, path.as_deref())
     }
 }
 
@@ -89,33 +93,33 @@ impl Rest {
     fn work<P: Post>(
         &mut self,
         tree: &mut Tree,
-        bell: &mut Bell<'_, P>,
+        notifier: &mut Notifier<'_, P>,
         path: Option<&[u8]>,
     ) -> Progress {
         let has_children = tree.node(self.top).is_some_and(|node| node.has_children());
         if has_children
             && let Some(path) = path
-            && bell.any_below(tree, path)
-            && self.tell_below(tree, bell, path) == Progress::More
+            && notifier.any_below(tree, path)
+            && self.tell_below(tree, notifier, path) == Progress::More
         {
             return Progress::More;
         }
-        if tree.free_below(self.top, bell.budget) == Progress::More {
+        if tree.free_below(self.top, notifier.budget) == Progress::More {
             return Progress::More;
         }
         if !self.is_told
             && let Some(path) = path
         {
             let list = tree.node(self.top).map_or(NIL, |node| node.list);
-            bell.ring(tree, path, Class::Subtree, &[list, self.above]);
+            notifier.ring(tree, path, Class::Subtree, &[list, self.above]);
             self.is_told = true;
             // Moved only if there is one, since it is large.
-            if bell.rest.is_some() {
-                self.news = bell.rest.take();
+            if notifier.rest.is_some() {
+                self.news = notifier.rest.take();
                 return Progress::More;
             }
         }
-        let _done = tree.free_some(self.top, bell.budget);
+        let _done = tree.free_some(self.top, notifier.budget);
         tree.release_list(core::mem::replace(&mut self.above, NIL));
         Progress::Done
     }
@@ -124,14 +128,14 @@ impl Rest {
     fn tell_below<P: Post>(
         &mut self,
         tree: &mut Tree,
-        bell: &mut Bell<'_, P>,
+        notifier: &mut Notifier<'_, P>,
         path: &[u8],
     ) -> Progress {
         let mut here = Vec::new();
-        let told = here.try_extend(path).and_then(|()| self.walk(tree, bell, &mut here));
+        let told = here.try_extend(path).and_then(|()| self.walk(tree, notifier, &mut here));
         told.unwrap_or_else(|NoMemory| {
             // Without its path nobody can be told of a node.
-            *bell.dropped = bell.dropped.saturating_add(1);
+            *notifier.dropped = notifier.dropped.saturating_add(1);
             Progress::Done
         })
     }
@@ -139,7 +143,7 @@ impl Rest {
     fn walk<P: Post>(
         &mut self,
         tree: &mut Tree,
-        bell: &mut Bell<'_, P>,
+        notifier: &mut Notifier<'_, P>,
         here: &mut Vec<u8>,
     ) -> Result<Progress, NoMemory> {
         let mut at = self.top;
@@ -148,7 +152,7 @@ impl Rest {
                 at = child;
                 here.try_push(b'/')?;
                 here.try_extend(tree.name_of(name))?;
-                bell.budget.spend(LEVEL_WORK);
+                notifier.budget.spend(LEVEL_WORK);
             }
             if at == self.top {
                 return Ok(Progress::Done);
@@ -156,14 +160,14 @@ impl Rest {
             let Some(node) = tree.node(at) else { return Ok(Progress::Done) };
             let (parent, list) = (node.parent, node.list);
             let above = tree.node(parent).map_or(NIL, |node| node.list);
-            bell.ring(tree, here, Class::Exact, &[list, above]);
-            self.news = bell.rest.take();
+            notifier.ring(tree, here, Class::Exact, &[list, above]);
+            self.news = notifier.rest.take();
             let up = path::parent(here).map_or(0, <[u8]>::len);
             here.truncate(up);
             tree.take_leaf(at);
-            bell.budget.spend(LEAF_WORK);
+            notifier.budget.spend(LEAF_WORK);
             at = parent;
-            if self.news.is_some() || bell.budget.is_over() {
+            if self.news.is_some() || notifier.budget.is_over() {
                 return Ok(Progress::More);
             }
         }

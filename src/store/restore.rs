@@ -11,7 +11,7 @@ use super::path::{Names, Path, split_name};
 use super::perms::{Entry, Party};
 use super::quota::{Quota, Quotas};
 use super::save::special;
-use super::transaction::{TOUCH_COST, Unfilled};
+use super::transaction::{TOUCH_COST, TransactionHead};
 use super::tree::{Found, Place, ROOT, Tree, node_bytes};
 use super::watch::{Watches, watch_bytes};
 use crate::mem::{NIL, NoMemory, TryVec};
@@ -108,7 +108,7 @@ pub struct Restoring<'a> {
     pub(super) newest: u64,
     run: Run,
     /// Transactions, of which so many have all that they touched.
-    pub(super) unfilled: Vec<Unfilled>,
+    pub(super) unfilled: Vec<TransactionHead>,
     pub(super) filled: usize,
 }
 

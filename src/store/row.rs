@@ -5,7 +5,7 @@
 //! If it is not what the nodes were made for, they are freed and the request begins anew.
 
 use super::Store;
-use super::events::{Bell, Post, Work};
+use super::events::{Notifier, Post, Work};
 use super::path;
 use super::perms::{Access, Party};
 use super::quota::Quota;
@@ -86,17 +86,17 @@ impl Row {
     fn go_on<P: Post>(
         &mut self,
         tree: &mut Tree,
-        bell: &mut Bell<'_, P>,
+        notifier: &mut Notifier<'_, P>,
         party: Option<&Party>,
     ) -> Came {
         if self.end.is_none() {
-            match self.make(tree, bell, party) {
+            match self.make(tree, notifier, party) {
                 Ok(Progress::More) => return Came::More,
                 Ok(Progress::Done) => return Came::Done,
                 Err(end) => self.give_up(tree, end),
             }
         }
-        if self.top != NIL && tree.free_some(self.top, bell.budget) == Progress::More {
+        if self.top != NIL && tree.free_some(self.top, notifier.budget) == Progress::More {
             return Came::More;
         }
         self.top = NIL;
@@ -113,7 +113,7 @@ impl Row {
     fn make<P: Post>(
         &mut self,
         tree: &mut Tree,
-        bell: &mut Bell<'_, P>,
+        notifier: &mut Notifier<'_, P>,
         party: Option<&Party>,
     ) -> Result<Progress, End> {
         let party = party.ok_or(End::Refuse(XsError::EIO))?;
@@ -122,7 +122,7 @@ impl Row {
             return Err(End::Again);
         }
         while let Some(name) = path::components(self.path.get(self.made..).unwrap_or(&[])).next() {
-            if bell.budget.is_over() {
+            if notifier.budget.is_over() {
                 return Ok(Progress::More);
             }
             let made = self.made.saturating_add(name.len()).saturating_add(1);
@@ -135,18 +135,18 @@ impl Row {
                 last => tree.attach(last, node),
             }
             (self.last, self.made) = (node, made);
-            bell.budget.spend(MAKE_WORK);
+            notifier.budget.spend(MAKE_WORK);
         }
-        if bell.budget.is_over() {
+        if notifier.budget.is_over() {
             return Ok(Progress::More);
         }
         let above = self.above(tree, party)?;
         tree.attach(above, self.top);
         let levels = (self.there as u64).wrapping_div(2);
-        bell.budget.spend(FIND_WORK.saturating_mul(levels));
+        notifier.budget.spend(FIND_WORK.saturating_mul(levels));
         let list = core::mem::replace(&mut self.list, NIL);
         // All but the first are below one that was made just now.
-        bell.ring(tree, &self.path, Class::Subtree, &[list]);
+        notifier.ring(tree, &self.path, Class::Subtree, &[list]);
         tree.release_list(list);
         Ok(Progress::Done)
     }
@@ -224,8 +224,8 @@ impl Store {
                     return Progress::Done;
                 }
             };
-            let (tree, mut bell) = self.tree_and_bell(budget, post);
-            let again = match row.go_on(tree, &mut bell, party.as_ref()) {
+            let (tree, mut notifier) = self.tree_and_notifier(budget, post);
+            let again = match row.go_on(tree, &mut notifier, party.as_ref()) {
                 Came::Done => return Progress::Done,
                 Came::More => {
                     if let Some(state) = self.conns.get_mut(&conn) {

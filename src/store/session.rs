@@ -3,7 +3,7 @@
 //! Every operation is written once for both cases, the live tree and a transaction's view of it: the
 //! difference is inside [`Session::look`] and the few places that change something.
 
-use super::events::{Bell, Post, Work};
+use super::events::{Notifier, Post, Work};
 use super::generation::{ListOf, Mixed};
 use super::path::{self, Path, Text};
 use super::perms::{Access, Entry, Party, Rights};
@@ -83,7 +83,7 @@ pub(super) struct View<'a> {
 pub(super) struct Session<'a, P> {
     pub(super) conn: ConnId,
     pub(super) tree: &'a mut Tree,
-    pub(super) bell: Bell<'a, P>,
+    pub(super) notifier: Notifier<'a, P>,
     pub(super) party: Party,
     pub(super) tx: Option<Open<'a>>,
     /// What is left for later turns.
@@ -204,7 +204,7 @@ impl<P: Post> Session<'_, P> {
         match sight {
             Sight::Live(handle) => {
                 let mut removal = Removal::new(self.tree, handle);
-                if removal.start(self.tree, &mut self.bell, path) == Progress::More {
+                if removal.start(self.tree, &mut self.notifier, path) == Progress::More {
                     *self.work = Work::Remove(removal);
                 }
                 Ok(())
@@ -253,7 +253,7 @@ impl<P: Post> Session<'_, P> {
                     return Err(error.into());
                 }
                 let above = parent_list(self.tree, handle, path);
-                self.bell.ring(self.tree, path, Class::Subtree, &[old, list, above]);
+                self.notifier.ring(self.tree, path, Class::Subtree, &[old, list, above]);
                 self.tree.release_list(old);
             }
         }
@@ -404,7 +404,7 @@ impl<P: Post> Session<'_, P> {
                 self.tree.set_value(handle, value)?;
                 let above = self.tree.node(handle).and_then(|node| self.tree.node(node.parent));
                 let above = above.map_or(NIL, |above| above.list);
-                self.bell.ring(self.tree, path.bytes(), Class::Subtree, &[list, above]);
+                self.notifier.ring(self.tree, path.bytes(), Class::Subtree, &[list, above]);
             }
         }
         Ok(())
@@ -437,7 +437,7 @@ impl<P: Post> Session<'_, P> {
         if made.is_ok() && self.tx.is_none() {
             // All but the first are below a node that was made just now.
             let parent_list = if count == 1 { above_list } else { list };
-            self.bell.ring(self.tree, gap.path, Class::Subtree, &[list, parent_list]);
+            self.notifier.ring(self.tree, gap.path, Class::Subtree, &[list, parent_list]);
         }
         self.tree.release_list(list);
         made

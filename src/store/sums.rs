@@ -1,7 +1,7 @@
 //! Where the bytes are: what the store takes of the allocator, what of it is charged, and what the accounts say.
 
 use super::Store;
-use super::deaths::Burial;
+use super::deaths::Cleanup;
 use super::events::{Announcement, Work};
 use super::removal::Removal;
 use super::row::Row;
@@ -33,7 +33,7 @@ impl Store {
             self.transactions.taken(),
             room_bytes(&self.spelling),
             self.rest.as_ref().map_or(0, Announcement::taken),
-            self.burial.taken(),
+            self.cleanup.taken(),
         ];
         let taken = taken.into_iter().chain(works).fold(0, usize::saturating_add);
         let (nodes, tree) = self.tree.charged(self.watches.name_blocks());
@@ -83,7 +83,7 @@ impl Row {
     }
 }
 
-impl Burial {
+impl Cleanup {
     fn taken(&self) -> usize {
         let news = self.news.as_ref().map_or(0, Announcement::taken);
         self.removal.as_ref().map_or(0, Removal::taken).saturating_add(news)

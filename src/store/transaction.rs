@@ -47,7 +47,7 @@ pub(super) mod steps;
 pub(super) use deep::WayAhead;
 pub(super) use fill::Fill;
 pub(super) use overlay::Open;
-pub(super) use restore::Unfilled;
+pub(super) use restore::TransactionHead;
 
 use super::tree::{Tree, Value};
 use super::watch::Class;

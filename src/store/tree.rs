@@ -196,14 +196,14 @@ pub(super) enum Found {
 }
 
 /// Clients whose last look is remembered: those whose ids are the same in their lowest bits share it.
-const GLANCES: usize = 32;
+const RECENT: usize = 32;
 
 /// The longest path of a directory that is remembered.
 const GLANCE_MAX: usize = 51;
 
 /// Where a client looked last: its next request is mostly about the same directory.
 #[derive(Debug)]
-struct Glance {
+struct RecentDirectory {
     /// How many removals there had been. Nodes never move, so it holds until the next one.
     removals: u64,
     node: u32,
@@ -212,7 +212,7 @@ struct Glance {
     bytes: [u8; GLANCE_MAX],
 }
 
-impl Glance {
+impl RecentDirectory {
     const NONE: Self = Self { removals: 0, node: NIL, len: 0, bytes: [0; GLANCE_MAX] };
 
     fn directory(&self) -> &[u8] {
@@ -238,7 +238,7 @@ pub(super) struct Tree {
     /// The permissions of nodes that only the privileged domain may look at, with a use of its own.
     pub(super) private: u32,
     generation: u64,
-    glances: [Glance; GLANCES],
+    recent: [RecentDirectory; RECENT],
     removals: u64,
     /// Nodes that were taken out of the tree with what is below, and are not yet freed.
     leaving: u32,
@@ -294,7 +294,7 @@ impl Tree {
             special: [NIL; 2],
             private: NIL,
             generation: 0,
-            glances: [const { Glance::NONE }; GLANCES],
+            recent: [const { RecentDirectory::NONE }; RECENT],
             removals: 0,
             leaving: 0,
             aside: 0,
@@ -430,10 +430,10 @@ impl Tree {
             return self.find(path);
         };
         let name = path.get(directory.len().saturating_add(1)..).unwrap_or(&[]);
-        let glance = self.glances.get(conn.0 as usize % GLANCES);
-        let known = glance
-            .filter(|glance| glance.removals == self.removals && glance.directory() == directory)
-            .map(|glance| glance.node);
+        let known = self.recent.get(conn.0 as usize % RECENT);
+        let known = known
+            .filter(|known| known.removals == self.removals && known.directory() == directory)
+            .map(|known| known.node);
         let node = match known.map_or_else(|| self.find(directory), Found::Node) {
             Found::Node(node) => node,
             above @ Found::Above { .. } => return above,
@@ -449,11 +449,11 @@ impl Tree {
 
     /// Remembers where a client looked, unless the path is too long for that.
     fn remember(&mut self, conn: ConnId, directory: &[u8], node: u32) {
-        let Some(glance) = self.glances.get_mut(conn.0 as usize % GLANCES) else { return };
-        let room = glance.bytes.get_mut(..directory.len());
+        let Some(known) = self.recent.get_mut(conn.0 as usize % RECENT) else { return };
+        let room = known.bytes.get_mut(..directory.len());
         let (Some(room), Ok(len)) = (room, u8::try_from(directory.len())) else { return };
         room.copy_from_slice(directory);
-        (glance.len, glance.node, glance.removals) = (len, node, self.removals);
+        (known.len, known.node, known.removals) = (len, node, self.removals);
     }
 
     /// The children of a node, in the order of their creation.

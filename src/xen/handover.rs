@@ -112,7 +112,7 @@ pub(super) struct Bridge {
     gdt_limit: u64,
     gdt_base: u64,
     gdt: [u64; 3],
-    facts: Facts,
+    facts: BridgeFields,
     /// Digest of `facts`. In layout 1 it is where `absent` is now.
     checksum: u64,
 }
@@ -125,7 +125,7 @@ unsafe impl Plain for Bridge {}
 /// What the new image has to know before it can read the region.
 #[derive(Clone, Copy, Default, Debug)]
 #[repr(C)]
-pub(super) struct Facts {
+pub(super) struct BridgeFields {
     /// What the old image knows of the domain's memory.
     pub(super) memory: Inherited,
     /// Frame of the first page of the region's list.
@@ -147,9 +147,9 @@ pub(super) struct Facts {
     built: u64,
 }
 
-impl Facts {
+impl BridgeFields {
     /// All of it as words.
-    fn words(self) -> [u64; size_of::<Facts>() / 8] {
+    fn words(self) -> [u64; size_of::<BridgeFields>() / 8] {
         let m = self.memory;
         [
             m.populated,
@@ -502,10 +502,10 @@ pub(super) fn cross(request: &Request<'_>, timer: u32) -> Sentence {
 }
 
 /// What the new image has to know, in the words of a layout, and the digest of it.
-fn facts(request: &Request<'_>, timer: u32, layout: u64) -> (Facts, u64) {
+fn facts(request: &Request<'_>, timer: u32, layout: u64) -> (BridgeFields, u64) {
     let Request { region, stream_len, .. } = request;
     let old = memory::inheritance();
-    let mut facts = Facts {
+    let mut facts = BridgeFields {
         memory: old.memory,
         region: region.first_list as u64,
         stream_len: *stream_len as u64,
@@ -676,7 +676,7 @@ pub(super) static TRIAL: AtomicU64 = AtomicU64::new(0);
 /// A hand-over that was found at boot.
 #[derive(Clone, Copy, Debug)]
 pub struct Handover {
-    facts: Facts,
+    facts: BridgeFields,
     /// The region, mapped in one piece.
     region: &'static [u8],
 }
@@ -685,7 +685,7 @@ pub struct Handover {
 ///
 /// # Safety
 /// Runs once, after `memory::find` and before anything else takes memory.
-pub(super) unsafe fn find(module: &Occupied) -> Option<Facts> {
+pub(super) unsafe fn find(module: &Occupied) -> Option<BridgeFields> {
     let (module, size) = (module.start as u64, module.size);
     if size != PAGE_SIZE || module % PAGE_SIZE as u64 != 0 {
         return None;
@@ -776,7 +776,7 @@ pub fn abandon(reason: core::fmt::Arguments<'_>) -> ! {
 
 impl Handover {
     /// Maps the region.
-    pub(super) fn open(facts: Facts) -> Self {
+    pub(super) fn open(facts: BridgeFields) -> Self {
         let small = |word: u64| usize::try_from(word).unwrap_or(usize::MAX);
         let len = small(facts.stream_len).saturating_add(small(facts.private_len));
         let Some(bytes) = memory::map_region(small(facts.region), len, |frame| {

@@ -9,7 +9,7 @@ use super::abi::start_info::{HvmModlistEntry, HvmStartInfo, MAGIC};
 use super::abi::version::ExtraVersion;
 use super::abi::xen::{SharedInfo, VIRQ_TIMER};
 use super::evtchn::{self, Scan};
-use super::handover::{self, Facts, Handover, Request};
+use super::handover::{self, BridgeFields, Handover, Request};
 use super::layout::PAGE_SIZE;
 use super::memory::{self, Occupied};
 use super::shared_page::SharedPage;
@@ -116,7 +116,7 @@ fn begin(info: &StartInfo) -> Machine {
 
 /// The machine of an image that takes over from another one, on trial. Nothing here may have an effect
 /// beyond memory that the old image does not use.
-fn succeed(facts: Facts, info: &StartInfo) -> Machine {
+fn succeed(facts: BridgeFields, info: &StartInfo) -> Machine {
     let old = facts.predecessor();
     expect(memory::inherit(&old));
     // SAFETY: follows `find`; all memory of the old image counts as occupied.

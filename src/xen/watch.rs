@@ -35,7 +35,7 @@ const TICK_NS: u64 = 1_000 * NS_PER_MS;
 
 /// The time that Xen's watchdog allows for a restart or the loading of an image, in seconds: more than a trial may
 /// take.
-const DEAF_S: u32 = 20;
+const WATCHDOG_S: u32 = 20;
 
 /// Watchdogs that a domain has (`NR_DOMAIN_WATCHDOG_TIMERS`, `xen/include/xen/sched.h`).
 const WATCHDOGS: u32 = 2;
@@ -156,7 +156,7 @@ pub(super) extern "C" fn tick() -> bool {
 
 /// Sets Xen's watchdog, since interrupts are off for a while: if that does not end in time, Xen ends the domain.
 pub(super) fn limit() {
-    let mut watchdog = Watchdog { id: WATCHDOG.load(Ordering::Relaxed), timeout: DEAF_S };
+    let mut watchdog = Watchdog { id: WATCHDOG.load(Ordering::Relaxed), timeout: WATCHDOG_S };
     // Without one it goes as well.
     if let Ok(id) = hypercall::perform(&mut watchdog)
         && watchdog.id == 0

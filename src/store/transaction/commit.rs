@@ -319,7 +319,7 @@ impl Store {
         }
         budget.spend(LEVEL_WORK.saturating_mul(path.len() as u64 / 8));
         if let Some(class) = event.filter(|_| is_known) {
-            let (tree, mut bell) = self.tree_and_bell(budget, post);
+            let (tree, mut notifier) = self.tree_and_notifier(budget, post);
             let (now, above) = match tree.find(&path) {
                 Found::Node(node) if !gone => tree.node(node).map_or((list, NIL), |node| {
                     // Above special names is the root, as far as rights go.
@@ -330,7 +330,7 @@ impl Store {
                 Found::Above { .. } if !gone => (list, NIL),
                 Found::Node(_) | Found::Above { .. } => (NIL, NIL),
             };
-            bell.ring(tree, &path, class, &[old_list, now, above]);
+            notifier.ring(tree, &path, class, &[old_list, now, above]);
         }
         let mut left = None;
         if let Some(top) = top.filter(|_| self.rest.is_some()) {
@@ -386,8 +386,8 @@ impl Store {
             }
             at = next;
             budget.spend(LEVEL_WORK);
-            let (tree, mut bell) = self.tree_and_bell(budget, post);
-            bell.ring(tree, path, Class::Exact, &[list]);
+            let (tree, mut notifier) = self.tree_and_notifier(budget, post);
+            notifier.ring(tree, path, Class::Exact, &[list]);
             if budget.is_over() || self.rest.is_some() {
                 return Some(at);
             }

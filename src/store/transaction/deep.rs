@@ -86,7 +86,7 @@ impl<P: Post> Session<'_, P> {
                     let Some(open) = self.tx.as_ref() else { return Err(XsError::EIO) };
                     let holds = open.places.still_holds(self.tree, way);
                     let levels = u64::from(way.levels);
-                    self.bell.budget.spend(levels.saturating_mul(HOLDS_WORK));
+                    self.notifier.budget.spend(levels.saturating_mul(HOLDS_WORK));
                     let Some(nearest) = holds else {
                         ahead.tries = ahead.tries.saturating_add(1);
                         ahead.stage = Stage::Begin;
@@ -110,7 +110,7 @@ impl<P: Post> Session<'_, P> {
                     return spot.inspect_err(|_| self.prune(way.at));
                 }
             }
-            if self.bell.budget.is_over() && ahead.tries < TRIES {
+            if self.notifier.budget.is_over() && ahead.tries < TRIES {
                 return Ok(None);
             }
         }
@@ -125,7 +125,7 @@ impl<P: Post> Session<'_, P> {
     ) -> Result<Progress, XsError> {
         let rest = path.get(*there..).unwrap_or(&[]);
         for name in path::components(rest) {
-            if self.bell.budget.is_over() && !at_once {
+            if self.notifier.budget.is_over() && !at_once {
                 return Ok(Progress::More);
             }
             let Some(tx) = self.tx.as_ref() else { return Err(XsError::EIO) };
@@ -140,7 +140,7 @@ impl<P: Post> Session<'_, P> {
             };
             let known =
                 handle.filter(|_| *is_known).and_then(|handle| tx.places.child(way.at, handle));
-            self.bell.budget.spend(if known.is_some() { KNOWN_WORK } else { STEP_WORK });
+            self.notifier.budget.spend(if known.is_some() { KNOWN_WORK } else { STEP_WORK });
             way.at = match known {
                 Some(known) => known,
                 None => {
@@ -166,7 +166,7 @@ impl<P: Post> Session<'_, P> {
     ) -> Result<Option<Spot<'a>>, XsError> {
         loop {
             let exists = self.access(*at, *level > way.open)?;
-            self.bell.budget.spend(ACCESS_WORK);
+            self.notifier.budget.spend(ACCESS_WORK);
             if exists {
                 let found = Sight::Copied(*at);
                 return Ok(Some(if *at == way.at {
@@ -181,7 +181,7 @@ impl<P: Post> Session<'_, P> {
             *at = touched.above().ok_or(XsError::EIO)?;
             *there = there.saturating_sub(name.saturating_add(1));
             *level = level.saturating_sub(1);
-            if self.bell.budget.is_over() {
+            if self.notifier.budget.is_over() {
                 return Ok(None);
             }
         }

@@ -75,7 +75,7 @@ impl Fill {
             else {
                 return Progress::Done;
             };
-            if session.bell.budget.is_over() {
+            if session.notifier.budget.is_over() {
                 return Progress::More;
             }
             let there = self.made.saturating_add(name.len()).saturating_add(1);
@@ -85,17 +85,17 @@ impl Fill {
                 Ok(at) => (self.at, self.made) = (at, there),
                 Err(error) => self.failed = session.spoiled::<()>(Err(error)).err(),
             }
-            session.bell.budget.spend(MAKE_WORK);
+            session.notifier.budget.spend(MAKE_WORK);
         }
         if let Some(error) = self.failed {
             let _spoiled = session.spoiled::<()>(Err(error));
         }
         while self.at != self.above {
-            if session.bell.budget.is_over() {
+            if session.notifier.budget.is_over() {
                 return Progress::More;
             }
             self.at = session.unmake_level(self.at).unwrap_or(self.above);
-            session.bell.budget.spend(UNMAKE_WORK);
+            session.notifier.budget.spend(UNMAKE_WORK);
         }
         Progress::Done
     }

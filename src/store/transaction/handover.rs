@@ -176,7 +176,7 @@ impl Store {
                 next = open.tx.next;
                 open.tx.empty();
                 // Without memory for that it ends in ENOMEM.
-                open.tx.poisoned |= open.doom(tree).is_err();
+                open.tx.poisoned |= open.mark_conflicting(tree).is_err();
             }
         }
     }
@@ -184,7 +184,7 @@ impl Store {
 
 impl Open<'_> {
     /// Makes a transaction of which nothing is known one that must not commit: it ends in EAGAIN.
-    pub(super) fn doom(&mut self, tree: &mut Tree) -> Result<(), Refusal> {
+    pub(super) fn mark_conflicting(&mut self, tree: &mut Tree) -> Result<(), Refusal> {
         let at = self.root()?;
         self.enlist(at);
         let node = tree.node(ROOT).map(|root| Now {

@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 
 /// A transaction whose touched paths are still to come.
 #[derive(Debug)]
-pub(in crate::store) struct Unfilled {
+pub(in crate::store) struct TransactionHead {
     conn: ConnId,
     tx: TxId,
     handle: u32,
@@ -49,7 +49,7 @@ impl<'a> Restoring<'a> {
             _ => state.last_tx = state.last_tx.max(tx.0),
         }
         tree.domains.take(domid, Quota::Transactions, 1);
-        let new = Unfilled { conn, tx, handle, left, pieces: Pieces::default() };
+        let new = TransactionHead { conn, tx, handle, left, pieces: Pieces::default() };
         self.unfilled.try_push(new).map_err(|error| sentence!("{error}"))?;
         Ok(())
     }
@@ -102,7 +102,7 @@ impl<'a> Restoring<'a> {
 
     /// Closes the transactions that have all they touched.
     pub(in crate::store) fn complete(&mut self) -> Result<(), Refusal> {
-        while let Some(Unfilled { conn, handle, left: 0, pieces, .. }) =
+        while let Some(TransactionHead { conn, handle, left: 0, pieces, .. }) =
             self.unfilled.get(self.filled)
         {
             let Store { tree, transactions, conns, .. } = &mut self.store;
@@ -110,7 +110,7 @@ impl<'a> Restoring<'a> {
                 if self.closed {
                     done.complete(pieces)?;
                 } else {
-                    done.doom(tree)?;
+                    done.mark_conflicting(tree)?;
                 }
                 let bytes = done.tx.bytes;
                 if let Some(conn) = conns.get(conn) {

@@ -287,7 +287,7 @@ impl<P: Post> Session<'_, P> {
         let checked = if !self.within(Quota::TransactionNodes, count) {
             Err(XsError::ENOSPC)
         } else if !self.tree.domains.allows(self.party.domid, Quota::Memory, bytes)
-            || !self.bell.spend(bytes)
+            || !self.notifier.spend(bytes)
         {
             Err(XsError::ENOMEM)
         } else {
