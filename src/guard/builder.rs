@@ -104,6 +104,13 @@ pub fn contents(
     // The image copies the module before it gives its pages back.
     let needed = IMAGE.saturating_add(end).saturating_add(module.len());
     let needed = (needed as u64).div_ceil(1 << 20).saturating_add(LEAST);
+    let most = SPECIAL.start / MIB;
+    if sizes.maxmem > most {
+        return Err(format!(
+            "{} MiB of memory cannot be: it may have {most} at most",
+            sizes.maxmem
+        ));
+    }
     if sizes.memory < needed || sizes.maxmem < sizes.memory {
         return Err(format!(
             "{} MiB of memory, and at most {}, cannot be: image and state alone need {needed} MiB at once",
@@ -226,6 +233,9 @@ pub(crate) mod tests {
         };
         assert!(refused(3, 64, 100).contains("need 4 MiB"));
         assert!(refused(8, 7, 100).contains("cannot be"));
+        // Up to the special pages, and not over them.
+        assert!(refused(8, 4080, 100).contains("4079 at most"));
+        assert!(contents(&image, b"", b"", Sizes { memory: 8, maxmem: 4079 }).is_ok());
         assert!(refused(8, 64, 3 << 20).contains("need 10 MiB"));
     }
 

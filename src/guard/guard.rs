@@ -33,6 +33,8 @@ const PAUSES: [Duration; 5] = [
 
 /// How often a domain is looked at.
 const LOOK: Duration = Duration::from_millis(25);
+/// After so long it is tried again to go on with a replacement that was broken off: what was in the way may be gone.
+const FINISH_AGAIN: Duration = Duration::from_secs(30);
 /// How often it is looked whether there is one, and whether what could not be done can be done now.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// A revived domain serves long before that.
@@ -128,13 +130,13 @@ pub struct Guard {
     phase: Phase,
     /// What was said last: the same is not said twice in a row.
     said: String,
-    /// A replacement that was broken off could not be gone on with.
-    has_failed_to_finish: bool,
+    /// A replacement that was broken off could not be gone on with: when that is tried again.
+    finish_at: Duration,
 }
 
 impl Default for Guard {
     fn default() -> Self {
-        Self { domain: None, phase: Phase::Well, said: String::new(), has_failed_to_finish: false }
+        Self { domain: None, phase: Phase::Well, said: String::new(), finish_at: Duration::ZERO }
     }
 }
 
@@ -157,10 +159,10 @@ impl Guard {
             self.leave(host, "there is no xenstore domain any more");
             return LOOK_AGAIN;
         };
-        if !self.has_failed_to_finish
+        if host.now() >= self.finish_at
             && let Some(finished) = host.finish_replacement()
         {
-            self.has_failed_to_finish = finished.is_err();
+            self.finish_at = host.now().saturating_add(FINISH_AGAIN);
             let line = match finished {
                 Ok(()) => "is over now".to_owned(),
                 Err(why) => format!("cannot be gone on with: {why}"),
@@ -265,7 +267,8 @@ impl Guard {
             self.say_once(host, format!("domain {domid} is being replaced: it is left alone"));
             return LOOK;
         }
-        if reason == u64::from(SHUTDOWN_SUSPEND) {
+        // Only a store says how it is revived: somebody else may have its domid in a file that is out of date.
+        if reason == u64::from(SHUTDOWN_SUSPEND) && matches!(host.record(domid), Ok(Ok(_))) {
             // Nothing has failed: it goes on where it stopped.
             let line = match host.resume(domid) {
                 Ok(()) => format!(
@@ -622,6 +625,18 @@ mod tests {
         (host.info, host.broken_off) = (None, Some(Err("why".to_owned())));
         host.run(&mut guard, 50);
         assert_eq!(host.told("cannot be gone on with: why"), 1);
+        // What was in the way is gone.
+        host.broken_off = Some(Ok(()));
+        host.run(&mut guard, 60);
+        assert_eq!((host.told("is over now"), host.info.is_some()), (2, true));
+    }
+
+    #[test]
+    fn a_guest_that_is_suspended_is_none_of_the_guards_business() {
+        let (mut guard, mut host) = (Guard::default(), host(SUSPENDED));
+        host.record = Err(Unusable::Nothing);
+        host.run(&mut guard, 30);
+        assert_eq!((host.resumed, host.is_set), (0, false));
     }
 
     #[test]

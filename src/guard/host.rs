@@ -144,8 +144,16 @@ impl Host for Dom0 {
         if !Path::new(SAVED).exists() {
             return None;
         }
+        let store = self.store();
         match Claim::make() {
-            Ok(_claim) => Some(saved().and_then(|saved| again(&mut Mover::open(None)?, &saved))),
+            // Whoever had the claim may have come to its end just before.
+            Ok(_claim) if !Path::new(SAVED).exists() => None,
+            Ok(_claim) => Some(saved().and_then(|saved| {
+                if store != Some(saved.domid) {
+                    return Err(format!("{SAVED} is about domain {}", saved.domid));
+                }
+                again(&mut Mover::open(None)?, &saved)
+            })),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
             Err(error) => Some(Err(error.to_string())),
         }

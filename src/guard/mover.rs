@@ -9,13 +9,15 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
-use xenstore_stubdom::dom0::privcmd::{Command, PAGE_SIZE, Privcmd, lock_memory, terminate};
+use xenstore_stubdom::dom0::privcmd::{
+    Command, PAGE_SIZE, Privcmd, ignore_signals, lock_memory, terminate,
+};
 use xenstore_stubdom::proto::handover::Digest;
 use xenstore_stubdom::proto::replacement::{OFFSET, Offer, SIZE, WANTED};
 use xenstore_stubdom::proto::revival;
@@ -236,6 +238,13 @@ impl Host for Mover {
         Ok(())
     }
 
+    fn take_back(&mut self, domid: u16) {
+        let frame = self.xen.hvm_param(domid, PARAM_CONSOLE_PFN);
+        if let Ok(mut page) = frame.and_then(|frame| self.xen.map(domid, frame)) {
+            page.write(OFFSET, 0);
+        }
+    }
+
     fn answer(&mut self) -> Option<Result<String, String>> {
         let answer = self.answer.as_ref()?.try_recv().ok()?;
         self.answer = None;
@@ -330,10 +339,14 @@ impl Host for Mover {
         self.domctl(domid, hear).map(|_| ()).map_err(said("VIRQ_DOM_EXC"))
     }
 
-    fn serves(&mut self, domid: u16) -> bool {
-        let page = self.console_page(domid).unwrap_or_default();
+    fn serves(&mut self, domid: u16) -> Result<bool, String> {
+        let page = self.console_page(domid).map_err(said("the page of its console"))?;
         let bytes = page.get(revival::OFFSET..).and_then(|rest| rest.first_chunk());
-        bytes.is_some_and(|bytes| revival::Record::from_bytes(bytes, domid).is_ok())
+        Ok(bytes.is_some_and(|bytes| revival::Record::from_bytes(bytes, domid).is_ok()))
+    }
+
+    fn ignore_signals(&mut self) {
+        ignore_signals();
     }
 
     fn last_words(&mut self, domid: u16) -> String {
@@ -350,14 +363,14 @@ impl Host for Mover {
         let words = words.filter(|word| !word.is_empty());
         let words = words.map(|word| OsString::from_vec(word.to_vec())).collect();
         terminate(process).map_err(said("xenconsoled cannot be ended"))?;
+        self.console = Some((program, words));
         let begun = Instant::now();
-        while folder.exists() {
+        while is_alive(&folder) {
             if begun.elapsed() > PATIENCE {
                 return Err("xenconsoled does not end".to_owned());
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        self.console = Some((program, words));
         Ok(())
     }
 
@@ -369,8 +382,12 @@ impl Host for Mover {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
-        if let Err(error) = started {
-            self.say(format!("{} cannot be started again: {error}", program.display()));
+        match started {
+            // It leaves a child behind and ends, and somebody has to take notice of that.
+            Ok(mut started) => drop(std::thread::spawn(move || started.wait())),
+            Err(error) => {
+                self.say(format!("{} cannot be started again: {error}", program.display()));
+            }
         }
     }
 
@@ -415,7 +432,8 @@ impl Host for Mover {
         if line.contains("no way back") {
             self.done(Step::Destroyed);
         }
-        eprintln!("xenstore-stubdom replace: {line}");
+        // Whether anybody reads it does not matter.
+        let _ = writeln!(io::stderr(), "xenstore-stubdom replace: {line}");
     }
 }
 
@@ -438,13 +456,21 @@ fn last_words(page: &[u8]) -> Option<String> {
     (!last.is_empty()).then_some(last)
 }
 
-/// A process of that name, if there is one.
+/// A process of root's of that name, if there is one: anybody can give a process that name.
 fn find_process(name: &str) -> Option<u32> {
     std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
         let process = entry.file_name().to_str()?.parse().ok()?;
         let comm = std::fs::read_to_string(entry.path().join("comm")).ok()?;
-        (comm.trim_end() == name).then_some(process)
+        let is_it = comm.trim_end() == name && entry.metadata().ok()?.uid() == 0;
+        (is_it && is_alive(&entry.path())).then_some(process)
     })
+}
+
+/// Whether the process behind this folder of `/proc` still has memory: one that has ended may be there until somebody takes
+/// notice of it.
+fn is_alive(folder: &Path) -> bool {
+    let status = std::fs::read_to_string(folder.join("status")).unwrap_or_default();
+    status.lines().any(|line| line.starts_with("VmSize:"))
 }
 
 /// A file that only its owner can read, whole or not at all.
@@ -592,6 +618,20 @@ mod tests {
         assert_eq!(last_words(&page).as_deref(), Some("two; three"));
         assert_eq!(last_words(&vec![0; PAGE_SIZE]), None);
         assert_eq!(last_words(&[]), None);
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_not_alive() {
+        assert!(is_alive(Path::new("/proc/self")));
+        let mut child = Process::new("true").spawn().unwrap();
+        let folder = PathBuf::from(format!("/proc/{}", child.id()));
+        let begun = Instant::now();
+        while is_alive(&folder) && begun.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(folder.exists() && !is_alive(&folder), "not yet taken notice of");
+        child.wait().unwrap();
+        assert!(!is_alive(&folder));
     }
 
     #[test]

@@ -28,8 +28,10 @@ use xenstore_stubdom::xen::abi::sched::{SHUTDOWN_NAMES, SHUTDOWN_POWEROFF, SHUTD
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(1);
-/// How often the new domain is built before it is left to the administrator.
-const TRIES: u32 = 3;
+/// How often the new domain is built before it is left to the guard and the administrator. Each pause is four times as long
+/// as the one before: what takes memory away for a moment must not take the host away for good.
+const TRIES: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// What Xen says of a domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,6 +64,8 @@ pub trait Host {
     fn info(&mut self, domid: u16) -> Result<Option<Details>, String>;
     /// Asks the server to stop, for an image that understands this version; the answer comes later.
     fn ask(&mut self, domid: u16, handover: u32) -> Result<(), String>;
+    /// Takes that back: a server that has not stopped yet does not stop any more.
+    fn take_back(&mut self, domid: u16);
     /// Its answer, if that has come.
     fn answer(&mut self) -> Option<Result<String, String>>;
     /// What a domain that has stopped offers, and the bytes of its region.
@@ -84,8 +88,10 @@ pub trait Host {
     fn unpause(&mut self, domid: u16) -> Result<(), String>;
     /// Has it hear of the end of others.
     fn hear(&mut self, domid: u16) -> Result<(), String>;
-    /// Whether its image has published that it serves.
-    fn serves(&mut self, domid: u16) -> bool;
+    /// Whether its image has published that it serves. Not to know it is no reason to destroy a domain.
+    fn serves(&mut self, domid: u16) -> Result<bool, String>;
+    /// From here on no signal of a terminal or of a session ends or stops this program.
+    fn ignore_signals(&mut self);
     /// What it has last said on its console.
     fn last_words(&mut self, domid: u16) -> String;
     /// Ends the console daemon, which maps a page of the domain, and starts it again.
@@ -179,6 +185,7 @@ pub fn replace(host: &mut impl Host, domid: u16, plan: &Plan) -> Result<(), Stri
         host.say(format!("domain {domid} could be replaced: the rehearsal went well"));
         return Ok(());
     }
+    host.ignore_signals();
     host.stop_console()?;
     let result = begin(host, domid, handover, |state| Saved {
         domid,
@@ -204,24 +211,42 @@ pub fn again(host: &mut impl Host, saved: &Saved) -> Result<(), String> {
     let domid = saved.domid;
     let found = host.info(domid)?.filter(|found| found.flags & info::DYING == 0);
     if let Some(found) = found {
-        if host.serves(domid) {
+        if found.new != saved.new {
+            return Err(format!(
+                "domain {domid} is another one now, which nobody has put in the place of the xenstore: the state that was \
+                 kept is of no use any more"
+            ));
+        }
+        if host.serves(domid)? {
             if found.shutdown() == Some(SHUTDOWN_SUSPEND) {
                 host.resume(domid)?;
                 host.say(format!("domain {domid} was not destroyed yet, and goes on"));
-            } else {
-                host.say(format!("domain {domid} serves"));
-                host.note(domid, saved.sizes)?;
+                return host.keep(None);
             }
-            return host.keep(None);
+            host.say(format!("domain {domid} serves"));
+            return conclude(host, saved);
         }
         // The new one, before it served.
         host.destroy(domid)?;
     }
-    // It may map a page of what is left of the old one.
-    host.stop_console()?;
+    // It may map a page of what is left of the old one. If it cannot be ended, it may as well map nothing.
+    if let Err(why) = host.stop_console() {
+        host.say(why);
+    }
     let result = finish(host, saved, None);
     host.start_console();
     result
+}
+
+/// The new domain serves: there is nothing to go on with any more. What the store says of it is a smaller thing.
+fn conclude(host: &mut impl Host, saved: &Saved) -> Result<(), String> {
+    host.keep(None)?;
+    if let Err(why) = host.note(saved.domid, saved.sizes) {
+        host.say(format!(
+            "it serves, but what has changed could not be written into the store: {why}"
+        ));
+    }
+    Ok(())
 }
 
 fn check(domid: u16, old: &Details) -> Result<(), String> {
@@ -309,12 +334,24 @@ fn go_on(host: &mut impl Host, domid: u16) -> Result<(), String> {
 
 /// Has the server stop, and takes its state. If that fails, it goes on.
 fn take(host: &mut impl Host, domid: u16, handover: u32) -> Result<State, String> {
-    host.ask(domid, handover)?;
+    let stopped = host.ask(domid, handover).and_then(|()| wait_stopped(host, domid));
+    if let Err(why) = stopped {
+        host.take_back(domid);
+        // It may have stopped just before.
+        let found = host.info(domid).ok().flatten();
+        let waits = found.is_some_and(|found| found.shutdown() == Some(SHUTDOWN_SUSPEND));
+        return Err(if waits { back(host, domid, &why) } else { why });
+    }
+    read(host, domid).map_err(|why| back(host, domid, &why))
+}
+
+/// Until the server has stopped.
+fn wait_stopped(host: &mut impl Host, domid: u16) -> Result<(), String> {
     let end = host.now().saturating_add(PATIENCE);
     loop {
         let found = host.info(domid)?.ok_or_else(|| format!("domain {domid} is gone"))?;
         match found.shutdown() {
-            Some(SHUTDOWN_SUSPEND) => break,
+            Some(SHUTDOWN_SUSPEND) => return Ok(()),
             Some(reason) => {
                 let name = usize::try_from(reason).ok().and_then(|n| SHUTDOWN_NAMES.get(n));
                 return Err(format!("domain {domid} was shut down: {}", name.unwrap_or(&"?")));
@@ -331,7 +368,6 @@ fn take(host: &mut impl Host, domid: u16, handover: u32) -> Result<State, String
         }
         host.sleep(LOOK);
     }
-    read(host, domid).map_err(|why| back(host, domid, &why))
 }
 
 /// The way back. Says why it was taken.
@@ -389,10 +425,26 @@ fn begin(
     let kept = fits.and_then(|()| host.keep(Some(&saved)));
     kept.map_err(|why| back(host, domid, &why))?;
     let times = Times { stopped: asked, taken: host.now() };
+    // Somebody may have had it go on, and then what was taken is old.
+    let waits =
+        |found: Details| found.new == saved.new && found.shutdown() == Some(SHUTDOWN_SUSPEND);
+    let why = match host.info(domid) {
+        Ok(found) if found.is_some_and(waits) => None,
+        Ok(_) => Some(format!("somebody else has had domain {domid} go on, or has destroyed it")),
+        Err(why) => Some(back(host, domid, &why)),
+    };
+    if let Some(why) = why {
+        host.keep(None)?;
+        return Err(why);
+    }
     if let Err(why) = host.destroy(domid) {
-        // Refused, it is what it was.
-        let _forgotten = host.keep(None);
-        return Err(back(host, domid, &format!("it cannot be destroyed: {why}")));
+        let found = host.info(domid)?;
+        if found.is_some_and(|found| found.flags & info::DYING == 0) {
+            // Refused, it is what it was. What is kept is forgotten only when it goes on.
+            let why = back(host, domid, &format!("it cannot be destroyed: {why}"));
+            host.keep(None)?;
+            return Err(why);
+        }
     }
     Ok((saved, times))
 }
@@ -418,7 +470,7 @@ fn finish(host: &mut impl Host, saved: &Saved, times: Option<Times>) -> Result<(
     let Saved { domid, sizes, .. } = *saved;
     let image = Image::parse(&saved.image).map_err(|why| why.to_string())?;
     let made = contents(&image, &saved.line, &saved.module, sizes)?;
-    let mut why = String::new();
+    let (mut why, mut pause) = (String::new(), FIRST_PAUSE);
     for n in 1..=TRIES {
         let begun = host.now();
         wait_gone(host, domid)?;
@@ -439,17 +491,16 @@ fn finish(host: &mut impl Host, saved: &Saved, times: Option<Times>) -> Result<(
                     ),
                     None => format!("domain {domid} serves, {} ms after this began", ms(begun, served)),
                 });
-                host.note(domid, sizes).map_err(|why| {
-                    format!(
-                        "it serves, but what has changed could not be written into the store: {why}"
-                    )
-                })?;
-                return host.keep(None);
+                return conclude(host, saved);
             }
             Err(error) => {
                 host.say(format!("try {n} of {TRIES}: {error}"));
                 why = error;
             }
+        }
+        if n < TRIES {
+            host.sleep(pause);
+            pause = pause.saturating_mul(4);
         }
     }
     Err(format!(
@@ -475,7 +526,8 @@ fn start(host: &mut impl Host, domid: u16) -> Result<(), String> {
     host.hear(domid)?;
     host.unpause(domid)?;
     let end = host.now().saturating_add(PATIENCE);
-    while !host.serves(domid) {
+    // What cannot be found out now may be found out later.
+    while !host.serves(domid).unwrap_or(false) {
         let found = host.info(domid)?.ok_or("somebody has destroyed it")?;
         if found.shutdown().is_some() {
             return Err(host.last_words(domid));

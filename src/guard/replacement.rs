@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use xenstore_guard::host::{PID_FILE, domid_in};
 use xenstore_guard::mover::{Claim, Mover, Step, saved};
-use xenstore_guard::replace::{Plan, again, replace};
+use xenstore_guard::replace::{Host, Plan, again, replace};
 
 const USAGE: &str = "\
 usage: xenstore-stubdom replace [--memory MB] [--maxmem MB] [--image FILE] [--config FILE] [--rehearse]
-       xenstore-stubdom replace --again
+       xenstore-stubdom replace --again [--memory MB] [--maxmem MB] [--image FILE]
 
 Puts another domain in the place of the one that is this host's xenstore: under the same domid, with all that it knows.
 Guests go on; nobody is served for some tens of milliseconds. It is rehearsed first, and if anything is wrong then,
@@ -19,7 +19,8 @@ nothing has happened.
   --image FILE     its image, an ELF file (/usr/lib/xenstore-stubdom/xenstore-stubdom)
   --config FILE    takes memory, maxmem and kernel from a configuration of xl, where the options above say nothing
   --rehearse       only the rehearsal
-  --again          goes on where another one has ended behind the point of no return
+  --again          goes on where another one has ended behind the point of no return; with other memory or another image
+                   than it was begun with, if that is what was wrong
   --pid-file FILE  where the toolstack has written down which domain it is (/run/xen/xenstored.pid)
 
 Status: 0 if the new domain serves; 1 if the old one goes on; 3 if nobody serves.
@@ -93,7 +94,15 @@ fn run(options: &Options) -> Result<(), String> {
     let _claim = Claim::take().map_err(|error| format!("somebody else replaces it: {error}"))?;
     let mut host = Mover::open(options.ends_behind)?;
     if options.again {
-        return again(&mut host, &saved()?);
+        let mut saved = saved()?;
+        saved.sizes.memory = options.memory.unwrap_or(saved.sizes.memory);
+        saved.sizes.maxmem = options.maxmem.unwrap_or(saved.sizes.maxmem);
+        if let Some(image) = &options.image {
+            saved.image =
+                std::fs::read(image).map_err(|error| format!("{}: {error}", image.display()))?;
+        }
+        host.ignore_signals();
+        return again(&mut host, &saved);
     }
     if let Ok(saved) = saved() {
         return Err(format!(

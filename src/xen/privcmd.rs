@@ -75,6 +75,8 @@ unsafe extern "C" {
     pub(super) fn munmap(address: *mut c_void, length: usize) -> c_int;
     safe fn mlockall(flags: c_int) -> c_int;
     safe fn kill(process: c_int, signal: c_int) -> c_int;
+    /// `handler` is an address, or a small number that is none.
+    fn signal(signal: c_int, handler: usize) -> usize;
 }
 
 /// Opens a device for reading and writing; an error names it.
@@ -116,6 +118,16 @@ pub fn terminate(process: u32) -> io::Result<()> {
     let process = c_int::try_from(process).ok().filter(|process| *process > 0);
     let process = process.ok_or(io::ErrorKind::InvalidInput)?;
     if kill(process, SIGTERM) < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Has this process ignore the signals by which a terminal or a session ends or stops it.
+pub fn ignore_signals() {
+    const SIG_IGN: usize = 1;
+    // SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTOU.
+    for number in [1, 2, 3, 15, 20, 22] {
+        // SAFETY: no handler is set, so none has to be fit for a signal.
+        let _before = unsafe { signal(number, SIG_IGN) };
+    }
 }
 
 /// Domctls that are made.

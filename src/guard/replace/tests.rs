@@ -31,6 +31,8 @@ struct Fake {
     built: u32,
     /// The console daemon runs.
     console: bool,
+    /// The wish was taken back so often.
+    taken_back: u32,
     /// Nodes were written.
     noted: Option<Sizes>,
     /// What fails, and how often.
@@ -94,6 +96,11 @@ impl Host for Fake {
         }
         Ok(())
     }
+    fn take_back(&mut self, domid: u16) {
+        assert_eq!(domid, 1);
+        self.taken_back += 1;
+    }
+    fn ignore_signals(&mut self) {}
     fn answer(&mut self) -> Option<Result<String, String>> {
         self.answer.take()
     }
@@ -165,8 +172,9 @@ impl Host for Fake {
         assert_eq!(domid, 1);
         Ok(())
     }
-    fn serves(&mut self, domid: u16) -> bool {
-        self.domain(domid).serves
+    fn serves(&mut self, domid: u16) -> Result<bool, String> {
+        self.try_to("look")?;
+        Ok(self.domain(domid).serves)
     }
     fn last_words(&mut self, _: u16) -> String {
         "panic: it cannot take over".to_owned()
@@ -186,6 +194,7 @@ impl Host for Fake {
     }
     fn note(&mut self, domid: u16, sizes: Sizes) -> Result<(), String> {
         assert!(self.domain(domid).serves);
+        self.try_to("note")?;
         self.noted = Some(sizes);
         Ok(())
     }
@@ -274,10 +283,12 @@ fn a_new_one_that_fails_is_built_again() {
         let mut host = fake();
         host.fails = Some((part, 2));
         replace(&mut host, 1, &plan()).unwrap();
-        assert!(host.domains[&1].serves && host.told("try 2 of 3"));
+        assert!(host.domains[&1].serves && host.told("try 2 of 5"));
+        // What is in the way for a while is waited for.
+        assert!(host.now >= Duration::from_millis(500));
         // For good, and then by hand.
         let mut host = fake();
-        host.fails = Some((part, 3));
+        host.fails = Some((part, 5));
         assert!(replace(&mut host, 1, &plan()).unwrap_err().contains("--again"));
         assert!(!host.domains.get(&1).is_some_and(|domain| domain.serves));
         let saved = host.kept.clone().unwrap();
@@ -304,7 +315,7 @@ fn a_domid_that_is_not_free_yet_is_waited_for() {
 #[test]
 fn again_knows_what_it_finds() {
     let mut host = fake();
-    host.fails = Some(("domain", 3));
+    host.fails = Some(("domain", 5));
     replace(&mut host, 1, &plan()).unwrap_err();
     let saved = host.kept.clone().unwrap();
     let with = |flags, serves| {
@@ -327,4 +338,35 @@ fn again_knows_what_it_finds() {
         again(&mut host, &saved).unwrap();
         assert_eq!((host.built, host.domains[&1].serves), (1, true));
     }
+    // One of which nothing can be found out: it may serve.
+    let mut host = with(RUNS, true);
+    host.fails = Some(("look", 1));
+    again(&mut host, &saved).unwrap_err();
+    assert_eq!((host.built, host.domains[&1].serial, host.kept.is_some()), (0, 0, true));
+    // Somebody else, who has got the domid meanwhile.
+    let mut host = with(RUNS, false);
+    let other = Saved { new: NewDomain { label: 7, handle: [8; 16] }, ..saved.clone() };
+    assert!(again(&mut host, &other).unwrap_err().contains("another one"));
+    assert_eq!((host.built, host.domains[&1].flags), (0, RUNS));
+    // A console daemon that does not end is not in the way.
+    let mut host = with(RUNS | info::PAUSED, false);
+    host.fails = Some(("console", 1));
+    again(&mut host, &saved).unwrap();
+    assert!(host.domains[&1].serves);
+}
+
+#[test]
+fn a_store_that_did_not_stop_is_not_left_with_the_wish() {
+    let mut host = fake();
+    host.fails = Some(("ask", 1));
+    replace(&mut host, 1, &plan()).unwrap_err();
+    assert_eq!(host.taken_back, 1);
+}
+
+#[test]
+fn a_new_domain_that_serves_is_not_forgotten_for_what_the_store_says_of_it() {
+    let mut host = fake();
+    host.fails = Some(("note", 1));
+    replace(&mut host, 1, &plan()).unwrap();
+    assert!(host.domains[&1].serves && host.kept.is_none() && host.told("could not be written"));
 }
