@@ -101,6 +101,9 @@ pub(super) fn adopt_window(end: usize) -> Result<(), PlatformError> {
 /// The handle of a page that is our own. Xen counts its handles up from 0, and has far fewer.
 const OWN: u32 = u32::MAX;
 
+const NO_PAGE: PlatformError =
+    PlatformError { call: "a page for a ring", code: super::abi::xen::errno::ENOMEM };
+
 /// A page of another domain; unmapped when dropped.
 #[derive(Debug)]
 pub struct GrantedPage {
@@ -159,8 +162,12 @@ impl GrantedPage {
         let place = window.free.binary_search(&slot).map_err(|_| unknown)?;
         window.free.remove(place);
         drop(window);
-        let (base, frame) = memory::map_foreign(slot)?;
         let [handle, _] = super::cpu::halves(token);
+        if handle == OWN {
+            // Nobody else knows that page, so nothing of it is missed.
+            return Self::of_own_memory(slot);
+        }
+        let (base, frame) = memory::map_foreign(slot)?;
         // SAFETY: (1) page-aligned and mapped until `drop`; (2) the slot is this page's alone.
         let page = unsafe { SharedPage::new(base) };
         Ok(Self { page, slot, address: frame * PAGE_SIZE as u64, handle })
@@ -171,8 +178,6 @@ impl GrantedPage {
     /// # Errors
     /// The lack of memory.
     pub fn blank() -> Result<Self, PlatformError> {
-        let no_memory =
-            PlatformError { call: "a page for a ring", code: super::abi::xen::errno::ENOMEM };
         let mut window = WINDOW.lock();
         // Only for its number.
         let slot = window.free.pop().unwrap_or(window.next);
@@ -180,11 +185,15 @@ impl GrantedPage {
         let missing = window.next - window.free.len();
         let room = window.free.try_reserve(missing);
         drop(window);
-        let frame = room.ok().and_then(|()| memory::take_frame());
-        let Some(frame) = frame else {
+        let made = if room.is_ok() { Self::of_own_memory(slot) } else { Err(NO_PAGE) };
+        if made.is_err() {
             give_back(slot);
-            return Err(no_memory);
-        };
+        }
+        made
+    }
+
+    fn of_own_memory(slot: usize) -> Result<Self, PlatformError> {
+        let frame = memory::take_frame().ok_or(NO_PAGE)?;
         memory::write_frame(frame, 0, &[0; PAGE_SIZE]);
         // SAFETY: (1) a populated frame, which is this page's until `drop`; (2) it was free, so nobody else has it.
         let page = unsafe { SharedPage::new(memory::frame_address(frame)) };
