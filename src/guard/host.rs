@@ -154,7 +154,7 @@ impl Host for Dom0 {
                 }
                 again(&mut Mover::open(None)?, &saved)
             })),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
             Err(error) => Some(Err(error.to_string())),
         }
     }

@@ -7,16 +7,14 @@ use crate::replace::{Details, Host, Saved};
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 use xenstore_stubdom::dom0::privcmd::{
-    Command, PAGE_SIZE, Privcmd, ignore_signals, lock_memory, terminate,
+    Command, PAGE_SIZE, Privcmd, ignore_signals, lock_file, lock_memory, terminate,
 };
 use xenstore_stubdom::proto::handover::Digest;
 use xenstore_stubdom::proto::replacement::{OFFSET, Offer, SIZE, WANTED};
@@ -34,8 +32,9 @@ use xenstore_stubdom::xen::abi::xen::{VIRQ_DOM_EXC, errno};
 pub const SAVED: &str = "/run/xen/xenstore-replacement";
 /// Where the kernel lets its own clients in.
 const STORE_DEVICE: &str = "/dev/xen/xenbus";
-/// Whoever has this name replaces a domain. The kernel takes it away from a process that dies.
-const NAME: &[u8] = b"xenstore-stubdom-replace";
+/// Whoever has locked this file replaces a domain. The kernel unlocks it when the process dies. Only root may open it: a name
+/// that everybody can have would let everybody stop the guard.
+const LOCK: &str = "/run/xen/xenstore-replacement.lock";
 /// How long the store may take for a request, and a program to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A page of a region's list: the next one, the number of frames that it names, those frames.
@@ -44,21 +43,23 @@ const LIST_WORDS: usize = PAGE_SIZE / 8;
 /// The sign that a replacement is under way.
 #[derive(Debug)]
 pub struct Claim {
-    _listener: UnixListener,
+    _file: File,
 }
 
 impl Claim {
     /// Makes it, unless somebody else has.
     ///
     /// # Errors
-    /// The kernel's refusal; [`io::ErrorKind::AddrInUse`] if somebody has.
+    /// The kernel's refusal; [`io::ErrorKind::WouldBlock`] if somebody has.
     pub fn make() -> io::Result<Self> {
-        Self::named(NAME)
+        Self::of(Path::new(LOCK))
     }
 
-    fn named(name: &[u8]) -> io::Result<Self> {
-        let address = SocketAddr::from_abstract_name(name)?;
-        UnixListener::bind_addr(&address).map(|listener| Self { _listener: listener })
+    fn of(path: &Path) -> io::Result<Self> {
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        lock_file(&file)?;
+        Ok(Self { _file: file })
     }
 
     /// As [`make`](Self::make); the guard may have looked just now, so that is tried more than once.
@@ -68,7 +69,7 @@ impl Claim {
     pub fn take() -> io::Result<Self> {
         for _ in 0..50 {
             match Self::make() {
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return result,
             }
             std::thread::sleep(Duration::from_millis(7));
@@ -79,7 +80,7 @@ impl Claim {
     /// Whether somebody else has.
     #[must_use]
     pub fn is_made() -> bool {
-        matches!(Self::make(), Err(error) if error.kind() == io::ErrorKind::AddrInUse)
+        matches!(Self::make(), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 
@@ -636,11 +637,16 @@ mod tests {
 
     #[test]
     fn one_claim_at_a_time() {
-        let name = format!("xenstore-stubdom-test-{}", std::process::id());
-        let claim = Claim::named(name.as_bytes()).unwrap();
-        let second = Claim::named(name.as_bytes()).map_err(|error| error.kind());
-        assert_eq!(second.unwrap_err(), io::ErrorKind::AddrInUse);
+        let path = std::env::temp_dir().join(format!("xenstore-test-{}", std::process::id()));
+        let claim = Claim::of(&path).unwrap();
+        let second = Claim::of(&path).map_err(|error| error.kind());
+        assert_eq!(second.unwrap_err(), io::ErrorKind::WouldBlock);
         drop(claim);
-        assert!(Claim::named(name.as_bytes()).is_ok());
+        // A program that another test starts may have it for the moment between fork and exec.
+        let begun = Instant::now();
+        while Claim::of(&path).is_err() {
+            assert!(begun.elapsed() < PATIENCE);
+        }
+        std::fs::remove_file(path).unwrap();
     }
 }

@@ -75,6 +75,7 @@ unsafe extern "C" {
     pub(super) fn munmap(address: *mut c_void, length: usize) -> c_int;
     safe fn mlockall(flags: c_int) -> c_int;
     safe fn kill(process: c_int, signal: c_int) -> c_int;
+    safe fn flock(file: c_int, operation: c_int) -> c_int;
     /// `handler` is an address, or a small number that is none.
     fn signal(signal: c_int, handler: usize) -> usize;
 }
@@ -118,6 +119,15 @@ pub fn terminate(process: u32) -> io::Result<()> {
     let process = c_int::try_from(process).ok().filter(|process| *process > 0);
     let process = process.ok_or(io::ErrorKind::InvalidInput)?;
     if kill(process, SIGTERM) < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Locks a file for this process alone, until it is closed or the process dies.
+///
+/// # Errors
+/// The kernel's refusal; [`io::ErrorKind::WouldBlock`] if somebody else has locked it.
+pub fn lock_file(file: &File) -> io::Result<()> {
+    // LOCK_EX, and LOCK_NB: without waiting.
+    if flock(file.as_raw_fd(), 2 | 4) < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Has this process ignore the signals by which a terminal or a session ends or stops it.
