@@ -347,7 +347,7 @@ impl Host for Mover {
     }
 
     fn ignore_signals(&mut self) {
-        ignore_signals();
+        ignore_signals(true);
     }
 
     fn last_words(&mut self, domid: u16) -> String {
@@ -377,6 +377,8 @@ impl Host for Mover {
 
     fn start_console(&mut self) {
         let Some((program, words)) = self.console.take() else { return };
+        // It would ignore them as well, and nobody could end it.
+        ignore_signals(false);
         let started = Process::new(&program)
             .args(&words)
             .stdin(Stdio::null())

@@ -130,13 +130,15 @@ pub fn lock_file(file: &File) -> io::Result<()> {
     if flock(file.as_raw_fd(), 2 | 4) < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Has this process ignore the signals by which a terminal or a session ends or stops it.
-pub fn ignore_signals() {
+/// Has this process, and what it starts, ignore the signals by which a terminal or a session ends or stops it, or heed them
+/// again.
+pub fn ignore_signals(ignore: bool) {
+    const SIG_DFL: usize = 0;
     const SIG_IGN: usize = 1;
     // SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTOU.
     for number in [1, 2, 3, 15, 20, 22] {
         // SAFETY: no handler is set, so none has to be fit for a signal.
-        let _before = unsafe { signal(number, SIG_IGN) };
+        let _before = unsafe { signal(number, if ignore { SIG_IGN } else { SIG_DFL }) };
     }
 }
 
