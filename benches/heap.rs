@@ -10,7 +10,7 @@
 //! had two of three blocks freed. The figures include the lock and the search for the arena, some 50 instructions.
 
 use core::hint::black_box;
-use xenstore_stubdom::xen::bounded::{Arena, Bounded};
+use xen_kernel_rt::memory::bounded::{Arena, Bounded};
 
 #[global_allocator]
 static ALLOCATOR: Bounded = Bounded;

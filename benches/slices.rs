@@ -27,11 +27,11 @@ extern crate alloc;
 
 use core::hint::black_box;
 use std::process::ExitCode;
+use xen_kernel_rt::memory::bounded::Bounded;
 use xenstore_stubdom::proto::id::DomId;
 use xenstore_stubdom::proto::wire::Kind;
 use xenstore_stubdom::server::Pass;
 use xenstore_stubdom::sim::{Client, Memory, Simulation};
-use xenstore_stubdom::xen::bounded::Bounded;
 
 /// The server runs on the image's own allocator: what the system's does at times is no matter here.
 #[global_allocator]

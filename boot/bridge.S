@@ -1,6 +1,6 @@
 // The way from one image to another and back.
 //
-// This code is copied to a page of its own, the bridge (src/xen/handover.rs), which both images' page tables map
+// This code is copied to a page of its own, the bridge (src/xen-kernel-rt/handover), which both images' page tables map
 // at its physical address: it runs wherever it is put, with paging on and off. Both directions are
 // taken with interrupts off.
 //

@@ -1,13 +1,13 @@
 // Where the processor goes on an exception or an event.
 //
-// An exception is the end: each stub brings the stack into the form of `Frame` (src/xen/traps.rs)
+// An exception is the end: each stub brings the stack into the form of `Frame` (src/xen-kernel-rt/traps.rs)
 // and calls Rust, which reports and shuts the domain down. Nothing returns.
 //
 // An event needs no work here: the main loop looks at the event words itself. It ends `sleep_until_event`, and that is all,
-// but for the timer of the watch (src/xen/watch.rs), which Rust looks at if it interrupts something else. Xen repeats the
+// but for the timer of the watch (src/xen-kernel-rt/watch.rs), which Rust looks at if it interrupts something else. Xen repeats the
 // interrupt as long as its word says that events are pending and interrupts are on, so the handler clears that. And
 // Xen interrupts for no event whose bit of the selector word is set already: so that the timer always does, the handler takes
-// that word away and keeps it for the main loop (src/xen/evtchn.rs). Before the watch has begun, and in programs
+// that word away and keeps it for the main loop (src/xen-kernel-rt/events/two_level.rs). Before the watch has begun, and in programs
 // without one, the handler returns with interrupts off instead.
 
 // Bit n is set if exception n has no error code: all but 8, 10 to 14, 17, 21, 29 and 30.
@@ -95,7 +95,7 @@ timer_upcall:
     jmp     exception
 .size event_upcall, . - event_upcall
 
-// On trial (src/xen/handover.rs) interrupts are on, and the timer's ends the trial. Rust says so by not returning.
+// On trial (src/xen-kernel-rt/handover) interrupts are on, and the timer's ends the trial. Rust says so by not returning.
 // Nine registers and the processor's five words leave the stack aligned for the call.
 .type trial_upcall, @function
 trial_upcall:

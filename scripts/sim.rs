@@ -15,8 +15,8 @@ use std::panic;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Instant;
+use xen_kernel_rt::memory::bounded::Bounded;
 use xenstore_stubdom::sim::swarm;
-use xenstore_stubdom::xen::bounded::Bounded;
 
 /// The servers run on the image's own allocator.
 #[global_allocator]

@@ -4,9 +4,9 @@
 //! Layers, in order of dependency; an arrow points at what a layer may name:
 //!
 //! ```text
-//!     main.rs ──► xen ──┐
-//!                       ├──► server ──► store ──► proto ──► mem
-//!     tests ───► sim ───┘
+//!     main.rs ──► platform ──┐
+//!                            ├──► server ──► store ──► proto ──► mem
+//!     tests ───────► sim ────┘
 //! ```
 //!
 //! * [`mem`]: containers and accounts of memory that may be refused; budgets of work.
@@ -16,9 +16,12 @@
 //!   through [`server::platform::Platform`] and [`proto::ring::RingPage`] only.
 //! * [`transcript`]: conversations as text, and their player, for tests on every level. It needs [`proto`] only,
 //!   and is beside the server, not in it.
-//! * `xen`: the real world; the one place with `unsafe`. It is on the bare target only, but for its allocator.
+//! * [`platform`]: the real world, on the bare target only.
 //! * `sim`: the simulated world, on the host only.
-//! * `dom0`: what programs in dom0 ask of Xen, on the host only; a file of `xen`.
+//! * `dom0`: what programs in dom0 ask of Xen, on the host only.
+//!
+//! Beneath `platform` is the runtime, `xen_kernel_rt`, a package of its own. All `unsafe` of the image is in there. The
+//! lower layers use only what of it touches no hardware: domids, a digest, the sizes of blocks.
 
 #![no_std]
 
@@ -42,12 +45,7 @@ pub mod store;
 pub mod transcript;
 
 #[cfg(not(target_os = "none"))]
-#[path = "xen/dom0.rs"]
-#[expect(unsafe_code, reason = "hypercalls and devices; the file is part of src/xen")]
+#[expect(unsafe_code, reason = "system calls and devices of dom0's kernel")]
 pub mod dom0;
 
-#[expect(
-    unsafe_code,
-    reason = "the real world: hypercalls, page tables, memory shared with others"
-)]
-pub mod xen;
+pub mod platform;

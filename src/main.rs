@@ -9,18 +9,20 @@ mod image {
     use alloc::borrow::Cow;
     use alloc::vec::Vec;
     use core::hint;
+    use xen_kernel_rt::handover::{Handover, abandon};
+    use xen_kernel_rt::start::{Machine, power_off};
+    use xen_kernel_rt::traps::{Fault, provoke};
+    use xen_kernel_rt::{console, memory, restart};
+    use xenstore_stubdom::platform::XenPlatform;
     use xenstore_stubdom::proto::handover::Digest;
+    use xenstore_stubdom::proto::image::HandoverNote;
     use xenstore_stubdom::proto::replacement::Module;
     use xenstore_stubdom::proto::sentence::Sentence;
     use xenstore_stubdom::server::Server;
-    use xenstore_stubdom::xen::handover::{Handover, abandon};
-    use xenstore_stubdom::xen::platform::XenPlatform;
-    use xenstore_stubdom::xen::start::{Machine, power_off};
-    use xenstore_stubdom::xen::traps::{Fault, provoke};
-    use xenstore_stubdom::xen::{console, memory, restart};
 
-    xenstore_stubdom::xen_entry!(main);
-    xenstore_stubdom::handover_note!();
+    xen_kernel_rt::xen_entry!(main);
+    // Only an image with this note is accepted as the replacement of a running one.
+    xen_kernel_rt::image_note!(".note.xenstore-stubdom", HandoverNote, HandoverNote::OURS);
 
     /// Serves the host, for good.
     fn main(mut machine: Machine, command_line: &'static str) -> ! {

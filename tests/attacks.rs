@@ -4,11 +4,11 @@
 //! The server runs on the image's own allocator, in a domain of the size that the row names. The host holds if the
 //! request is answered or refused, the first domain goes on, and the server's accounts balance.
 
+use xen_kernel_rt::memory::bounded::{Bounded, Growth};
 use xenstore_stubdom::proto::id::DomId;
 use xenstore_stubdom::proto::wire::Kind;
 use xenstore_stubdom::sim::host::{Answer, Host};
 use xenstore_stubdom::sim::{Client, Memory};
-use xenstore_stubdom::xen::bounded::{Bounded, Growth};
 
 #[global_allocator]
 static ALLOCATOR: Bounded = Bounded;

@@ -14,6 +14,7 @@ use core::fmt::Write as _;
 use core::hash::{Hash, Hasher};
 use std::hash::DefaultHasher;
 use std::path::Path;
+use xen_kernel_rt::memory::bounded::Bounded;
 use xenstore_stubdom::proto::ring::Word;
 use xenstore_stubdom::proto::stream::{DepthLayout, Endpoint, Reader, Record, Version};
 use xenstore_stubdom::proto::wire::{Header, Kind};
@@ -21,7 +22,6 @@ use xenstore_stubdom::sim::host::Host;
 use xenstore_stubdom::sim::stage::Stage;
 use xenstore_stubdom::sim::{Memory, swarm};
 use xenstore_stubdom::transcript::{self, Conversation, Message, Patience, Stop};
-use xenstore_stubdom::xen::bounded::Bounded;
 
 #[global_allocator]
 static ALLOCATOR: Bounded = Bounded;

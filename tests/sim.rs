@@ -2,8 +2,8 @@
 //!
 //! For more seeds: `scripts/sim --seeds N`. For one seed: `scripts/sim --seed N`.
 
+use xen_kernel_rt::memory::bounded::Bounded;
 use xenstore_stubdom::sim::swarm;
-use xenstore_stubdom::xen::bounded::Bounded;
 
 /// The servers run on the image's own allocator.
 #[global_allocator]

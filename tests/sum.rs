@@ -1,10 +1,10 @@
 //! The sum in `docs/administration.md`, "Memory": how much guests at their default quotas take of the image's own
 //! allocator.
 
+use xen_kernel_rt::memory::bounded::Bounded;
 use xenstore_stubdom::proto::wire::Kind;
 use xenstore_stubdom::sim::host::Host;
 use xenstore_stubdom::sim::{Client, Memory};
-use xenstore_stubdom::xen::bounded::Bounded;
 
 #[global_allocator]
 static ALLOCATOR: Bounded = Bounded;

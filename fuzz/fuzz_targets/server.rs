@@ -10,7 +10,7 @@ use xenstore_stubdom::proto::id::DomId;
 use xenstore_stubdom::proto::ring::Word;
 use xenstore_stubdom::proto::wire::Kind;
 use xenstore_stubdom::sim::{Client, Memory, Simulation};
-use xenstore_stubdom::xen::bounded::{Bounded, Growth};
+use xen_kernel_rt::memory::bounded::{Bounded, Growth};
 
 #[global_allocator]
 static ALLOCATOR: Bounded = Bounded;

@@ -10,10 +10,10 @@
 //! It is what the toolstack makes of a PVH domain (`tools/libs/guest/xg_dom_x86.c`). The
 //! structures are those of the public headers.
 
+use xen_kernel_rt::abi::memory::{E820_RAM, E820_RESERVED, E820Entry};
+use xen_kernel_rt::abi::start_info::{HvmModlistEntry, HvmStartInfo, MAGIC};
 use xenstore_stubdom::dom0::privcmd::PAGE_SIZE;
 use xenstore_stubdom::proto::image::{Image, SLOT_SIZE};
-use xenstore_stubdom::xen::abi::memory::{E820_RAM, E820_RESERVED, E820Entry};
-use xenstore_stubdom::xen::abi::start_info::{HvmModlistEntry, HvmStartInfo, MAGIC};
 
 /// Pages of a MiB.
 pub const MIB: u64 = (1 << 20) / PAGE_SIZE as u64;

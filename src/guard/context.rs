@@ -4,7 +4,7 @@
 //! It is a row of records, each behind a descriptor of 8 bytes: type, instance, length. Xen loads what it is given, as long as the
 //! header comes first and the end last: this is how every PVH domain gets its first state.
 
-use xenstore_stubdom::proto::revival::{Record, Table};
+use xen_kernel_rt::revival::record::{Record, Table};
 
 const DESCRIPTOR: usize = 8;
 /// Types of records.

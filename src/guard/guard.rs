@@ -17,9 +17,9 @@
 
 use std::fmt::{Display, Formatter};
 use std::time::Duration;
-use xenstore_stubdom::proto::revival::{Record, Unusable};
-use xenstore_stubdom::xen::abi::domctl::info;
-use xenstore_stubdom::xen::abi::sched::{SHUTDOWN_NAMES, SHUTDOWN_SUSPEND};
+use xen_kernel_rt::abi::domctl::info;
+use xen_kernel_rt::abi::sched::{SHUTDOWN_NAMES, SHUTDOWN_SUSPEND};
+use xen_kernel_rt::revival::record::{Record, Unusable};
 
 /// How long the guard waits before each try to revive one instance. The last pause is longer than the minute after which
 /// the server has forgotten its failures (`server/failure`). There are no more tries than these.
@@ -353,7 +353,7 @@ fn revive(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use xenstore_stubdom::proto::revival::NO_DOMID;
+    use xen_kernel_rt::revival::record::NO_DOMID;
 
     const CRASH: u64 = 3;
     const STORE: u64 = info::HVM_GUEST | info::XS_DOMAIN;

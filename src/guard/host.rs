@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::exit;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
+use xen_kernel_rt::abi::hvm::PARAM_CONSOLE_PFN;
+use xen_kernel_rt::abi::xen::errno;
+use xen_kernel_rt::revival::record::{OFFSET, Record, SIZE, TRIES, Unusable};
 use xenstore_stubdom::dom0::privcmd::{Command, ForeignPage, Privcmd, lock_memory};
-use xenstore_stubdom::proto::revival::{OFFSET, Record, SIZE, TRIES, Unusable};
-use xenstore_stubdom::xen::abi::hvm::PARAM_CONSOLE_PFN;
-use xenstore_stubdom::xen::abi::xen::errno;
 
 /// Where init-xenstore-domain and start-with-xl write down which domain is the xenstore: `domid:N`.
 pub const PID_FILE: &str = "/run/xen/xenstored.pid";

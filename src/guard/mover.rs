@@ -13,20 +13,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
+use xen_kernel_rt::abi::console;
+use xen_kernel_rt::abi::domctl::{Domctl, NewDomain};
+use xen_kernel_rt::abi::event_channel::STATUS_INTERDOMAIN;
+use xen_kernel_rt::abi::hvm::{
+    PARAM_CONSOLE_EVTCHN, PARAM_CONSOLE_PFN, PARAM_IDENT_PT, PARAM_STORE_EVTCHN, PARAM_STORE_PFN,
+};
+use xen_kernel_rt::abi::xen::{VIRQ_DOM_EXC, errno};
+use xen_kernel_rt::revival::record;
 use xenstore_stubdom::dom0::privcmd::{
     Command, PAGE_SIZE, Privcmd, ignore_signals, lock_file, lock_memory, terminate,
 };
 use xenstore_stubdom::proto::handover::Digest;
 use xenstore_stubdom::proto::replacement::{OFFSET, Offer, SIZE, WANTED};
-use xenstore_stubdom::proto::revival;
 use xenstore_stubdom::proto::wire::{HEADER_SIZE, Kind, PAYLOAD_MAX};
-use xenstore_stubdom::xen::abi::console;
-use xenstore_stubdom::xen::abi::domctl::{Domctl, NewDomain};
-use xenstore_stubdom::xen::abi::event_channel::STATUS_INTERDOMAIN;
-use xenstore_stubdom::xen::abi::hvm::{
-    PARAM_CONSOLE_EVTCHN, PARAM_CONSOLE_PFN, PARAM_IDENT_PT, PARAM_STORE_EVTCHN, PARAM_STORE_PFN,
-};
-use xenstore_stubdom::xen::abi::xen::{VIRQ_DOM_EXC, errno};
 
 /// What is needed to go on behind the point of no return. Gone with a reboot, as the guests are.
 pub const SAVED: &str = "/run/xen/xenstore-replacement";
@@ -342,8 +342,8 @@ impl Host for Mover {
 
     fn serves(&mut self, domid: u16) -> Result<bool, String> {
         let page = self.console_page(domid).map_err(said("the page of its console"))?;
-        let bytes = page.get(revival::OFFSET..).and_then(|rest| rest.first_chunk());
-        Ok(bytes.is_some_and(|bytes| revival::Record::from_bytes(bytes, domid).is_ok()))
+        let bytes = page.get(record::OFFSET..).and_then(|rest| rest.first_chunk());
+        Ok(bytes.is_some_and(|bytes| record::Record::from_bytes(bytes, domid).is_ok()))
     }
 
     fn ignore_signals(&mut self) {

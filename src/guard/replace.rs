@@ -17,12 +17,12 @@
 
 use crate::builder::{Contents, MIB, SPECIAL, Sizes, contents};
 use std::time::Duration;
+use xen_kernel_rt::abi::domctl::{NewDomain, info};
+use xen_kernel_rt::abi::sched::{SHUTDOWN_NAMES, SHUTDOWN_POWEROFF, SHUTDOWN_SUSPEND};
 use xenstore_stubdom::proto::handover::{Digest, HANDOVER};
 use xenstore_stubdom::proto::image::Image;
 use xenstore_stubdom::proto::replacement::{Head, Offer, Port};
 use xenstore_stubdom::proto::stream::{Endpoint, Reader, Record};
-use xenstore_stubdom::xen::abi::domctl::{NewDomain, info};
-use xenstore_stubdom::xen::abi::sched::{SHUTDOWN_NAMES, SHUTDOWN_POWEROFF, SHUTDOWN_SUSPEND};
 
 /// How long the server may take to stop, a domain to rehearse and to serve, and an old one to be gone.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -3,7 +3,6 @@
 //!
 //! | file | has |
 //! |---|---|
-//! | `classes` | what the allocator takes for a block of some length |
 //! | `alloc` | the calls that allocate, each with an answer for "there is none" |
 //! | `arena`, `table`, `map` | records with 32-bit handles, found by a hash, kept by a key |
 //! | `bytes` | short byte strings in place |
@@ -31,11 +30,6 @@ mod alloc;
 mod arena;
 mod budget;
 mod bytes;
-#[expect(
-    clippy::indexing_slicing,
-    reason = "tables that the compiler evaluates, and places in them"
-)]
-pub mod classes;
 mod map;
 mod table;
 
@@ -46,9 +40,10 @@ pub use alloc::{
 pub use arena::Arena;
 pub use budget::{Budget, Progress};
 pub use bytes::Bytes;
-pub use classes::block_bytes;
 pub use map::{Key, Map};
 pub use table::{Record, Table};
+/// What the allocator takes for a block of some length.
+pub use xen_kernel_rt::memory::block_bytes;
 
 /// "No record": the handle that no record has.
 pub const NIL: u32 = u32::MAX;

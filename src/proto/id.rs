@@ -1,34 +1,7 @@
 //! Identifiers shared by all layers, each a type of its own so that they cannot be confused.
 
 use crate::mem::Key;
-use core::fmt;
-
-/// A Xen domain identifier (`domid_t`, `xen/include/public/xen.h`).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct DomId(pub u16);
-
-impl DomId {
-    /// The first domid that no ordinary domain can have (`DOMID_FIRST_RESERVED`).
-    pub const FIRST_RESERVED: Self = Self(0x7ff0);
-    /// "The calling domain" in hypercalls (`DOMID_SELF`).
-    pub const SELF: Self = Self(0x7ff0);
-    /// "No domain" (`DOMID_INVALID`).
-    pub const INVALID: Self = Self(0x7ff4);
-    /// "Every domain" in permission lists (`DOMID_ANY`, 32757 on the wire).
-    pub const ANY: Self = Self(0x7ff5);
-
-    /// Whether a real domain can have this identifier.
-    #[must_use]
-    pub fn is_ordinary(self) -> bool {
-        self < Self::FIRST_RESERVED
-    }
-}
-
-impl fmt::Display for DomId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
+pub use xen_kernel_rt::id::{DomId, EvtchnPort};
 
 /// A connection of the server; never re-used while the server runs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -42,10 +15,6 @@ impl TxId {
     /// The header's value for "not in a transaction".
     pub const NONE: Self = Self(0);
 }
-
-/// An event channel port of the server's own domain (`evtchn_port_t`).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct EvtchnPort(pub u32);
 
 impl Key for DomId {
     fn bits(self) -> u64 {

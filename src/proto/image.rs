@@ -7,9 +7,8 @@
 
 use core::fmt;
 use core::ops::{Range, RangeInclusive};
-
-/// Bytes of physical memory that an image may take. It starts at a multiple of this.
-pub const SLOT_SIZE: usize = 2 << 20;
+use xen_kernel_rt::slot::BRIDGE_LAYOUT;
+pub use xen_kernel_rt::slot::{SLOT_SIZE, Segment};
 
 const SLOT_MASK: u64 = SLOT_SIZE as u64 - 1;
 
@@ -32,9 +31,6 @@ pub struct HandoverNote {
     /// The highest layout of the bridge. Images from the time of layout 1 do not have the word.
     bridge_layout: u32,
 }
-
-/// The highest layout of the bridge (`docs/live-update.md`) that this program knows.
-pub const BRIDGE_LAYOUT: u32 = if cfg!(feature = "handover-1") { 1 } else { 3 };
 
 impl HandoverNote {
     /// What this version understands.
@@ -132,15 +128,6 @@ pub struct Image<'a> {
     entry: usize,
     versions: (u32, u32),
     bridge_layout: u32,
-}
-
-/// A part of an image to be loaded.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Segment<'a> {
-    /// Offset from the start of the slot.
-    pub offset: usize,
-    /// What the file has of it.
-    pub bytes: &'a [u8],
 }
 
 /// A program header.

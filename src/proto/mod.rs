@@ -30,7 +30,6 @@ pub mod image;
 pub mod perms;
 pub mod replacement;
 pub mod request;
-pub mod revival;
 pub mod ring;
 pub mod sentence;
 pub mod stream;

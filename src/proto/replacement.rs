@@ -34,11 +34,11 @@
 
 use super::handover::Digest;
 use super::id::{DomId, EvtchnPort};
-use super::revival;
 use super::sentence::{Sentence, sentence};
+use xen_kernel_rt::revival::record;
 
 /// Where the offer begins in the page of the console's ring: behind the record for a revival.
-pub const OFFSET: usize = revival::OFFSET + revival::SIZE;
+pub const OFFSET: usize = record::OFFSET + record::SIZE;
 /// Its bytes.
 pub const SIZE: usize = 64;
 const _: () = assert!(OFFSET % 8 == 0 && OFFSET + SIZE <= 4096);

@@ -1,6 +1,6 @@
 //! What the server needs from the world, as one trait.
 //!
-//! It is implemented twice: by `xen` with hypercalls, and by `sim` with a seed. The trait belongs to the server. A
+//! It is implemented twice: by `platform` with hypercalls, and by `sim` with a seed. The trait belongs to the server. A
 //! method that the simulated world cannot honour would show that the design is wrong.
 
 use crate::proto::id::{DomId, EvtchnPort};

@@ -1,12 +1,12 @@
 //! The memory of the server's domain: the image's own allocator over a given number of pages, in a program that
-//! declares [`Bounded`](crate::xen::bounded::Bounded) as its allocator. In other programs the server has the
+//! declares [`Bounded`](xen_kernel_rt::memory::bounded::Bounded) as its allocator. In other programs the server has the
 //! program's memory.
 
 use crate::server::platform::HeapStats;
-use crate::xen::bounded::{Arena, Figures, Growth};
 use alloc::rc::Rc;
 use alloc::string::String;
 use std::format;
+use xen_kernel_rt::memory::bounded::{Arena, Figures, Growth};
 
 /// Pages of a domain's memory that are not the heap's: the image, its stack, page tables, the special pages.
 const NOT_HEAP: usize = 512;
@@ -73,7 +73,8 @@ impl Memory {
     /// As `Platform::heap`.
     #[must_use]
     pub fn stats(&self) -> HeapStats {
-        self.0.stats()
+        let xen_kernel_rt::memory::HeapStats { used, size, limit, free } = self.0.stats();
+        HeapStats { used, size, limit, free }
     }
 
     /// Whether everything has been given back.

@@ -42,11 +42,11 @@ use crate::proto::id::DomId;
 use crate::proto::sentence::Sentence;
 use crate::proto::wire::Kind;
 use crate::server::{Offer, Pass, Server};
-use crate::xen::bounded::outside;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
+use xen_kernel_rt::memory::bounded::outside;
 
 /// How many passes a server may need for what it has to do. More means that it runs in circles.
 const PASSES_MAX: usize = 100_000;

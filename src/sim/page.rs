@@ -2,11 +2,11 @@
 
 use super::journal::{Journal, PageId, Seen};
 use crate::proto::ring::{RING_SIZE, RSP_OFFSET, RingPage, Word};
-use crate::xen::bounded::outside;
 use alloc::collections::VecDeque;
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
 use core::cell::RefCell;
+use xen_kernel_rt::memory::bounded::outside;
 
 /// Bytes of a page.
 const PAGE_SIZE: usize = 4096;

@@ -11,7 +11,6 @@ use crate::proto::stream::{OutOfRoom, Sink};
 use crate::server::platform::{
     Change, DomainState, Event, HeapStats, Identity, Platform, PlatformError,
 };
-use crate::xen::bounded::outside;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::rc::Rc;
@@ -19,6 +18,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::{RefCell, RefMut};
 use core::fmt;
+use xen_kernel_rt::memory::bounded::outside;
 
 /// The port that every simulated domain offers first.
 const FIRST_OFFER: u32 = 10;

@@ -16,16 +16,16 @@ extern crate alloc;
 mod image {
     use alloc::vec::Vec;
     use core::fmt::Write as _;
+    use xen_kernel_rt::gnttab::GrantedPage;
+    use xen_kernel_rt::start::Machine;
+    use xenstore_stubdom::platform::XenPlatform;
     use xenstore_stubdom::proto::assemble::Assembler;
     use xenstore_stubdom::proto::id::{DomId, EvtchnPort};
     use xenstore_stubdom::proto::ring::{Requests, Responses, RingPage, Word};
     use xenstore_stubdom::proto::wire::{Header, Kind};
     use xenstore_stubdom::server::platform::{Event, Platform};
-    use xenstore_stubdom::xen::gnttab::GrantedPage;
-    use xenstore_stubdom::xen::platform::XenPlatform;
-    use xenstore_stubdom::xen::start::Machine;
 
-    xenstore_stubdom::xen_entry!(main);
+    xen_kernel_rt::xen_entry!(main);
 
     /// The value of every node below [`HOME`]: as long as the values that the bench writes.
     const VALUE: &[u8] = b"0123456789";

@@ -3,11 +3,11 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use xen_kernel_rt::console;
+use xen_kernel_rt::shared_page::SharedPage;
+use xen_kernel_rt::start::Machine;
 use xenstore_stubdom::proto::id::EvtchnPort;
 use xenstore_stubdom::proto::ring::{RingPage, Word};
-use xenstore_stubdom::xen::console;
-use xenstore_stubdom::xen::shared_page::SharedPage;
-use xenstore_stubdom::xen::start::Machine;
 
 /// `XENSTORE_RING_SIZE` of `xs_wire.h`; here the client's view of the ring, with its own arithmetic.
 pub(crate) const RING: u32 = 1024;

@@ -6,9 +6,9 @@ use crate::greed;
 use crate::roles::{idle, read_name};
 use alloc::format;
 use alloc::string::String;
+use xen_kernel_rt::console;
+use xen_kernel_rt::traps::{Fault, provoke};
 use xenstore_stubdom::proto::ring::{RingPage, Word};
-use xenstore_stubdom::xen::console;
-use xenstore_stubdom::xen::traps::{Fault, provoke};
 
 const XS_MKDIR: u32 = 12;
 pub(crate) const XS_TRANSACTION_START: u32 = 6;

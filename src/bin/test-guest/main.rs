@@ -57,16 +57,25 @@ mod image {
     use crate::client::Client;
     use crate::roles;
     use alloc::format;
-    use xenstore_stubdom::xen::start::Machine;
+    use xen_kernel_rt::Refusal;
+    use xen_kernel_rt::abi::hvm::{PARAM_STORE_EVTCHN, PARAM_STORE_PFN};
+    use xen_kernel_rt::id::EvtchnPort;
+    use xen_kernel_rt::shared_page::SharedPage;
+    use xen_kernel_rt::start::Machine;
 
-    xenstore_stubdom::xen_entry!(main);
+    xen_kernel_rt::xen_entry!(main);
+
+    /// The guest's ring and port.
+    fn own_store(machine: &Machine) -> Result<(SharedPage, EvtchnPort), Refusal> {
+        Ok((machine.builder_page(PARAM_STORE_PFN)?, machine.builder_port(PARAM_STORE_EVTCHN)?))
+    }
 
     fn main(mut machine: Machine, command_line: &'static str) -> ! {
         let role = command_line
             .split_ascii_whitespace()
             .find_map(|word| word.strip_prefix("role="))
             .unwrap_or("");
-        let verdict = match machine.own_store() {
+        let verdict = match own_store(&machine) {
             Ok((page, port)) => {
                 let mut client = Client::new(machine, page, port);
                 let verdict = roles::play(&mut client, role);

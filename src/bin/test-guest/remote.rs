@@ -23,9 +23,10 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write as _;
+use xen_kernel_rt::abi::hvm::PARAM_STORE_PFN;
+use xen_kernel_rt::console;
 use xenstore_stubdom::proto::id::DomId;
 use xenstore_stubdom::proto::ring::{RingPage, Word};
-use xenstore_stubdom::xen::console;
 
 /// Bytes of the ring that one line shows.
 const SHOWN: usize = 400;
@@ -53,7 +54,8 @@ pub(crate) fn serve(client: &mut Client) -> Result<(), String> {
     if client.machine.hear_console().is_none() {
         return Err(String::from("no PV console"));
     }
-    let frame = client.machine.own_store_frame().map_err(|error| format!("{error}"))?;
+    let frame =
+        client.machine.builder_frame(PARAM_STORE_PFN).map_err(|error| format!("{error}"))?;
     client.say(format_args!("@ready {frame}"));
     let mut remote = Remote {
         client,

@@ -5,9 +5,9 @@ use crate::{bench, hostile, remote, steady, transcript};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use xen_kernel_rt::traps::{Fault, provoke};
+use xen_kernel_rt::{console, memory};
 use xenstore_stubdom::proto::ring::{RingError, RingPage, Word};
-use xenstore_stubdom::xen::traps::{Fault, provoke};
-use xenstore_stubdom::xen::{console, memory};
 
 /// How long a broken ring is watched for a reply that must not come.
 const SILENCE_MS: u64 = 1000;

@@ -19,12 +19,12 @@ use crate::sim::client::{Client, Message};
 use crate::sim::host::Host;
 use crate::sim::memory::Memory;
 use crate::sim::random::Random;
-use crate::xen::bounded::Growth;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use std::format;
+use xen_kernel_rt::memory::bounded::Growth;
 
 /// What is wrong, or nothing.
 type Outcome = Result<(), String>;

@@ -1,0 +1,67 @@
+//! Going on after the domain was shut down: what the guard in dom0 needs for it, and where the image goes on.
+//!
+//! [`publish`] writes a [`Record`] of how to set the processor so that [`revived`] runs: with this image's page
+//! tables, on a stack of the faults. From there on it is a failure like any other ([`restart`](crate::restart)):
+//! nothing of what the processor was doing is used.
+//!
+//! The guard could as well start a fresh copy of the image at its 32-bit entry. But that copy would have to
+//! understand a dead heap, or do what this does, and it would need memory that the dead image does not use. The
+//! image's own code is mapped read-only, and every other failure relies on its data, too. So every failure tests
+//! everything that this relies on.
+
+use super::record::{NO_DOMID, OFFSET, Record, SIZE};
+use crate::{console, handover, restart, start, traps};
+use core::arch::asm;
+use core::sync::atomic::Ordering;
+
+/// Makes this instance the one that is revived, instead of its predecessor. On trial it does nothing, since the
+/// predecessor is whole.
+pub(crate) fn publish() {
+    if handover::TRIAL.load(Ordering::Relaxed) == 0 {
+        write(&record().to_bytes());
+    }
+}
+
+/// Withdraws the record: the image that takes over next would not write one.
+pub(crate) fn withdraw() {
+    write(&[0; SIZE]);
+}
+
+fn write(bytes: &[u8; SIZE]) {
+    if !console::keep(OFFSET, bytes) {
+        console::hypervisor(b"xen: no console page, so dom0 cannot revive this domain\n");
+    }
+}
+
+fn record() -> Record {
+    let (cr0, cr3, cr4, low, high): (u64, u64, u64, u32, u32);
+    // SAFETY: reads three registers, and one that every 64-bit processor has (EFER, 0xc0000080); changes nothing.
+    unsafe {
+        asm!("mov {cr0}, cr0", "mov {cr3}, cr3", "mov {cr4}, cr4", "rdmsr",
+             cr0 = out(reg) cr0, cr3 = out(reg) cr3, cr4 = out(reg) cr4,
+             in("ecx") 0xc000_0080_u32, out("eax") low, out("edx") high,
+             options(nomem, nostack, preserves_flags));
+    }
+    let [gdt, idt, tss] = traps::tables();
+    Record {
+        domid: start::own_domid().map_or(NO_DOMID, |domid| u64::from(domid.0)),
+        rip: (revived as *const ()).addr() as u64,
+        // As behind a call.
+        rsp: traps::spare_stack() - 8,
+        cr0,
+        cr3,
+        cr4,
+        efer: u64::from(high) << 32 | u64::from(low),
+        gdt,
+        idt,
+        tss,
+        selectors: [traps::CODE_SELECTOR, traps::DATA_SELECTOR, traps::TSS_SELECTOR],
+    }
+}
+
+/// Where the guard has the processor go on. The reason is Xen's number for the shutdown.
+extern "C" fn revived(reason: u64) -> ! {
+    traps::load();
+    restart::allow();
+    traps::report_revival(reason)
+}
