@@ -138,7 +138,9 @@ mod image {
                 console::both(format_args!("rehearsed: this image understands the whole state"));
                 power_off();
             }
-            server.bind_anew(|domid, port| from.remote(domid, port));
+            if let Err(why) = server.bind_anew(|domid, port| from.remote(domid, port)) {
+                abandon(format_args!("the new domain cannot take over: {why}"));
+            }
         }
         // Neither is needed any more, and this never returns.
         drop(stream);

@@ -15,6 +15,7 @@ use xen_kernel_rt::abi::domctl::{
 use xen_kernel_rt::abi::event_channel::{AllocUnbound, Status};
 use xen_kernel_rt::abi::hvm::{GetParam, SetParam};
 use xen_kernel_rt::abi::memory::{E820Entry, PopulatePhysmap, SetMemoryMap};
+use xen_kernel_rt::abi::sched::RemoteShutdown;
 use xen_kernel_rt::abi::xen::errno;
 
 /// `struct privcmd_hypercall`.
@@ -40,8 +41,10 @@ const IOCTL_HYPERCALL: c_ulong = 0x0030_5000;
 /// `_IOC(_IOC_NONE, 'P', 4, sizeof(struct privcmd_mmapbatch_v2))`.
 const IOCTL_MAP_BATCH: c_ulong = 0x0020_5004;
 const _: () = assert!(size_of::<Hypercall>() == 0x30 && size_of::<MapBatch>() == 0x20);
-/// `__HYPERVISOR_memory_op`, `__HYPERVISOR_event_channel_op`, `__HYPERVISOR_hvm_op`, `__HYPERVISOR_domctl`.
+/// `__HYPERVISOR_memory_op`, `__HYPERVISOR_sched_op`, `__HYPERVISOR_event_channel_op`, `__HYPERVISOR_hvm_op`,
+/// `__HYPERVISOR_domctl`.
 const HYPERVISOR_MEMORY_OP: u64 = 12;
+const HYPERVISOR_SCHED_OP: u64 = 29;
 const HYPERVISOR_EVENT_CHANNEL_OP: u64 = 32;
 const HYPERVISOR_HVM_OP: u64 = 34;
 const HYPERVISOR_DOMCTL: u64 = 36;
@@ -51,6 +54,8 @@ const SET_MEMORY_MAP: u64 = 13;
 /// `EVTCHNOP_status`, `EVTCHNOP_alloc_unbound`.
 const STATUS: u64 = 5;
 const ALLOC_UNBOUND: u64 = 6;
+/// `SCHEDOP_remote_shutdown`.
+const REMOTE_SHUTDOWN: u64 = 4;
 /// `HVMOP_set_param`, `HVMOP_get_param`.
 const SET_PARAM: u64 = 0;
 const GET_PARAM: u64 = 1;
@@ -284,6 +289,16 @@ impl Privcmd {
         let mut argument = Status { dom: domain, port, ..Default::default() };
         let args = [STATUS, address(&mut argument), 0, 0, 0];
         self.call(HYPERVISOR_EVENT_CHANNEL_OP, args).map(|_| argument)
+    }
+
+    /// Shuts a domain down as if it had done so itself, with that reason: it keeps its memory, ports and grants.
+    ///
+    /// # Errors
+    /// Xen's refusal.
+    pub fn shut_down(&self, domain: u16, reason: u32) -> io::Result<()> {
+        let mut argument = RemoteShutdown { domid: domain, pad: 0, reason };
+        let args = [REMOTE_SHUTDOWN, address(&mut argument), 0, 0, 0];
+        self.call(HYPERVISOR_SCHED_OP, args).map(|_| ())
     }
 
     /// Sets a parameter of an HVM or PVH domain.

@@ -12,9 +12,13 @@
 //! A domain that has stopped for a replacement ([`replace`](crate::replace)) is not touched while the program that replaces it lives.
 //! If that ends too early, the guard has the old domain go on, or goes on where it has ended.
 //!
-//! The guard never acts on a domain that runs, that is being taken apart, or that somebody has paused: Xen does not tell
-//! who has, so it was the administrator.
+//! A domain that runs is left alone, unless it is silent towards dom0 ([`silence`](crate::silence)): then it gets an NMI, which
+//! the server takes for a failure of its own; and if that does not help, it is shut down, and revived as any other.
+//!
+//! The guard never acts on a domain that is being taken apart, or that somebody has paused: Xen does not tell who has, so it
+//! was the administrator.
 
+use crate::silence::{Sight, Silence, Verdict};
 use std::fmt::{Display, Formatter};
 use std::time::Duration;
 use xen_kernel_rt::abi::domctl::info;
@@ -49,6 +53,8 @@ pub struct Info {
     pub flags: u64,
     /// Its UUID.
     pub handle: [u8; 16],
+    /// How long its processor has run, in nanoseconds.
+    pub ran_ns: u64,
 }
 
 /// The steps of a revival.
@@ -91,6 +97,15 @@ pub trait Host {
     /// # Errors
     /// Xen's refusal.
     fn resume(&mut self, domid: u16) -> Result<(), String>;
+    /// How far dom0's ring was read, if a request waits in it and the server has nothing to wait for.
+    fn unread(&mut self) -> Option<u32>;
+    /// Whether the domain's image says that it leaves dom0's ring unread on purpose; `None` if it says nothing.
+    fn is_held(&mut self, domid: u16) -> Option<bool>;
+    /// Shuts it down as its watchdog would.
+    ///
+    /// # Errors
+    /// Xen's refusal.
+    fn shut_down(&mut self, domid: u16) -> Result<(), String>;
     /// Whether a program is replacing it now.
     fn is_replaced(&mut self) -> bool;
     /// Goes on with a replacement that was broken off when the old domain was gone already; `None` if there is none.
@@ -130,13 +145,21 @@ pub struct Guard {
     phase: Phase,
     /// What was said last: the same is not said twice in a row.
     said: String,
+    /// How long it has been silent towards dom0.
+    silence: Silence,
     /// A replacement that was broken off could not be gone on with: when that is tried again.
     finish_at: Duration,
 }
 
 impl Default for Guard {
     fn default() -> Self {
-        Self { domain: None, phase: Phase::Well, said: String::new(), finish_at: Duration::ZERO }
+        Self {
+            domain: None,
+            phase: Phase::Well,
+            said: String::new(),
+            silence: Silence::default(),
+            finish_at: Duration::ZERO,
+        }
     }
 }
 
@@ -190,6 +213,7 @@ impl Guard {
         }
         if self.domain != Some((domid, info.handle)) {
             self.domain = Some((domid, info.handle));
+            self.silence = Silence::default();
             // Another guard may have ended right behind the last step.
             let now = host.now();
             self.phase = match host.record(domid) {
@@ -201,7 +225,7 @@ impl Guard {
             self.say_once(host, format!("watching domain {domid}, the xenstore{how}"));
         }
         if info.flags & info::SHUTDOWN == 0 {
-            self.see_running(host, domid, info.flags)
+            self.see_running(host, domid, info)
         } else if info.flags & info::PAUSED != 0 {
             self.say_once(
                 host,
@@ -221,7 +245,10 @@ impl Guard {
             self.say_once(host, format!("domain {domid} is being replaced: it is left alone"));
             return LOOK;
         }
-        self.leave(host, &format!("domain {domid}, the xenstore, does not exist any more"));
+        let line = format!(
+            "domain {domid}, the xenstore, does not exist any more: what it knew is gone, and the host needs a reboot"
+        );
+        self.leave(host, &line);
         LOOK_AGAIN
     }
 
@@ -233,9 +260,47 @@ impl Guard {
         }
     }
 
-    fn see_running(&mut self, host: &mut impl Host, domid: u16, flags: u64) -> Duration {
+    /// Listens whether it serves dom0.
+    fn listen(&mut self, host: &mut impl Host, domid: u16, info: Info) {
+        let unread = host.unread().filter(|_| info.flags & info::PAUSED == 0);
+        let sight = unread.map(|unread| Sight {
+            unread,
+            ran_ns: info.ran_ns,
+            is_blocked: info.flags & info::BLOCKED != 0,
+        });
+        let verdict = self.silence.look(host.now(), sight, || host.is_held(domid));
+        let (how, step) = match verdict {
+            Verdict::Nothing => return,
+            Verdict::ServesAgain => {
+                self.said.clear();
+                return self.say_once(host, format!("domain {domid} serves dom0 again"));
+            }
+            Verdict::Held { seconds } => {
+                let line = format!(
+                    "domain {domid} has left a request of dom0's unread for {seconds} s, and knows why: it is left alone"
+                );
+                return self.say_once(host, line);
+            }
+            Verdict::Sleeps { seconds, step } => {
+                (format!("sleeps, and has left a request of dom0's unread for {seconds} s"), step)
+            }
+            Verdict::Works { seconds, step } => {
+                (format!("has worked for {seconds} s and left a request of dom0's unread"), step)
+            }
+        };
+        let (what, done) = if step % 2 == 0 {
+            ("it gets an NMI", host.wake(domid))
+        } else {
+            ("it is shut down, to be revived", host.shut_down(domid))
+        };
+        let but = done.err().map_or_else(String::new, |why| format!(", which Xen refuses: {why}"));
+        self.say_once(host, format!("domain {domid} {how}: {what}{but}"));
+    }
+
+    fn see_running(&mut self, host: &mut impl Host, domid: u16, info: Info) -> Duration {
+        let flags = info.flags;
         match self.phase {
-            Phase::Well => {}
+            Phase::Well => self.listen(host, domid, info),
             // Somebody else has resumed it.
             Phase::Down { .. } => self.phase = Phase::Well,
             Phase::Resumed { since, at, is_woken } => {
@@ -379,6 +444,11 @@ mod tests {
         is_set: bool,
         resumed: u32,
         woken: u32,
+        /// A request of dom0's waits, and what the image says of that.
+        unread: Option<u32>,
+        held: Option<bool>,
+        /// An NMI does not help.
+        is_stuck: bool,
         now: Duration,
         lines: Vec<String>,
         is_replaced: bool,
@@ -391,12 +461,15 @@ mod tests {
     fn host(flags: u64) -> Simulated {
         Simulated {
             store: Some(1),
-            info: Some(Info { flags, handle: [7; 16] }),
+            info: Some(Info { flags, handle: [7; 16], ran_ns: 0 }),
             record: Ok(0),
             then: Then::Serves,
             is_set: false,
             resumed: 0,
             woken: 0,
+            unread: None,
+            held: Some(false),
+            is_stuck: false,
             now: Duration::from_secs(1000),
             lines: Vec::new(),
             is_replaced: false,
@@ -412,7 +485,7 @@ mod tests {
         }
 
         fn shut_down(&mut self) {
-            self.info = Some(Info { flags: DOWN, handle: [7; 16] });
+            self.info = Some(Info { flags: DOWN, handle: [7; 16], ran_ns: 0 });
             self.is_set = false;
         }
 
@@ -462,10 +535,11 @@ mod tests {
                 Then::Fails => self.shut_down(),
                 Then::Serves => {
                     self.record = Ok(0);
-                    self.info = Some(Info { flags: STORE, handle: [7; 16] });
+                    self.info = Some(Info { flags: STORE, handle: [7; 16], ran_ns: 0 });
                 }
                 Then::Sleeps => {
-                    self.info = Some(Info { flags: STORE | info::BLOCKED, handle: [7; 16] });
+                    self.info =
+                        Some(Info { flags: STORE | info::BLOCKED, handle: [7; 16], ran_ns: 0 });
                 }
             }
             Ok(())
@@ -476,7 +550,7 @@ mod tests {
         fn finish_replacement(&mut self) -> Option<Result<(), String>> {
             let finished = self.broken_off.clone();
             if finished == Some(Ok(())) {
-                self.info = Some(Info { flags: STORE, handle: [7; 16] });
+                self.info = Some(Info { flags: STORE, handle: [7; 16], ran_ns: 0 });
                 self.broken_off = None;
             }
             finished
@@ -484,6 +558,21 @@ mod tests {
         fn wake(&mut self, _: u16) -> Result<(), String> {
             self.woken += 1;
             self.record = Ok(0);
+            if !self.is_stuck {
+                self.unread = None;
+            }
+            Ok(())
+        }
+        fn unread(&mut self) -> Option<u32> {
+            self.unread
+        }
+        fn is_held(&mut self, _: u16) -> Option<bool> {
+            self.held
+        }
+        fn shut_down(&mut self, _: u16) -> Result<(), String> {
+            assert_eq!(self.record, Ok(0), "nothing says how to go on");
+            self.shut_down();
+            self.unread = None;
             Ok(())
         }
         fn now(&self) -> Duration {
@@ -503,6 +592,46 @@ mod tests {
         host.run(&mut guard, 10);
         assert_eq!((host.resumed, host.is_set, host.woken), (0, false, 0));
         assert_eq!(host.lines, ["watching domain 1, the xenstore"]);
+    }
+
+    #[test]
+    fn one_that_sleeps_over_a_request_of_dom0_is_woken_and_then_shut_down() {
+        let (mut guard, mut host) = (Guard::default(), host(STORE | info::BLOCKED));
+        for n in 1..4 {
+            host.unread = Some(8);
+            host.run(&mut guard, 11);
+            assert_eq!(
+                (host.woken, host.resumed, host.told("serves dom0 again")),
+                (n, 0, n as usize)
+            );
+        }
+        // Not at once again, and not by an NMI alone.
+        (host.unread, host.is_stuck) = (Some(8), true);
+        host.run(&mut guard, 25);
+        assert_eq!((host.woken, host.resumed), (4, 0));
+        host.run(&mut guard, 10);
+        assert_eq!((host.woken, host.resumed, host.told("to be revived")), (4, 1, 1));
+        assert_eq!((host.told("revived, try 1"), host.told("serves again")), (1, 1));
+    }
+
+    #[test]
+    fn one_that_is_paused_or_waits_on_purpose_is_not_silent() {
+        for (flags, held) in [
+            (STORE | info::BLOCKED | info::PAUSED, Some(false)),
+            (STORE | info::BLOCKED, Some(true)),
+            (STORE | info::BLOCKED, None),
+            (STORE, Some(false)),
+        ] {
+            let (mut guard, mut host) = (Guard::default(), host(flags));
+            (host.unread, host.held) = (Some(8), held);
+            host.run(&mut guard, 600);
+            assert_eq!(
+                (host.woken, host.resumed, host.is_set),
+                (0, 0, false),
+                "{flags:x} {held:?}"
+            );
+            assert!(host.lines.len() < 15);
+        }
     }
 
     #[test]
@@ -566,7 +695,7 @@ mod tests {
         let (mut guard, mut host) = (Guard::default(), host(STORE | info::PAUSED));
         host.run(&mut guard, 5);
         assert_eq!(host.lines.len(), 1);
-        host.info = Some(Info { flags: DOWN | info::PAUSED, handle: [7; 16] });
+        host.info = Some(Info { flags: DOWN | info::PAUSED, handle: [7; 16], ran_ns: 0 });
         host.run(&mut guard, 5);
         assert_eq!((host.resumed, host.told("left alone")), (0, 1));
         host.shut_down();
@@ -645,12 +774,12 @@ mod tests {
         host.run(&mut guard, 1);
         host.info = None;
         host.run(&mut guard, 5);
-        host.info = Some(Info { flags: STORE & !info::XS_DOMAIN, handle: [8; 16] });
+        host.info = Some(Info { flags: STORE & !info::XS_DOMAIN, handle: [8; 16], ran_ns: 0 });
         host.run(&mut guard, 5);
         assert_eq!(
             host.lines[1..],
             [
-                "domain 1, the xenstore, does not exist any more",
+                "domain 1, the xenstore, does not exist any more: what it knew is gone, and the host needs a reboot",
                 "watching domain 1, the xenstore, without Xen's flag for it"
             ]
         );

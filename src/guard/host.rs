@@ -2,16 +2,18 @@
 
 use crate::context;
 use crate::guard::{Host, Info, Step};
-use crate::mover::{Claim, Mover, SAVED, saved};
-use crate::replace::again;
+use crate::lines::Lines;
+use crate::mover::{Claim, Mover, REHEARSAL, SAVED, saved};
+use crate::replace::{Host as _, again};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::exit;
-use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 use xen_kernel_rt::abi::hvm::PARAM_CONSOLE_PFN;
+use xen_kernel_rt::abi::sched::SHUTDOWN_WATCHDOG;
 use xen_kernel_rt::abi::xen::errno;
-use xen_kernel_rt::revival::record::{OFFSET, Record, SIZE, TRIES, Unusable};
+use xen_kernel_rt::revival::record::{HELD, OFFSET, Record, SIZE, TRIES, Unusable, is_held};
+use xenstore_stubdom::dom0::OwnRing;
 use xenstore_stubdom::dom0::privcmd::{Command, ForeignPage, Privcmd, lock_memory};
 
 /// Where init-xenstore-domain and start-with-xl write down which domain is the xenstore: `domid:N`.
@@ -23,9 +25,6 @@ const VERSIONS: std::ops::RangeInclusive<u32> = 0x12..=0x18;
 /// How long what was read from [`PID_FILE`] holds.
 const READ_AGAIN: Duration = Duration::from_secs(1);
 
-/// Lines that wait for a slow journal; what comes then is dropped.
-const LINES: usize = 64;
-
 /// Xen and dom0.
 #[derive(Debug)]
 pub struct Dom0 {
@@ -34,8 +33,10 @@ pub struct Dom0 {
     pid_file: PathBuf,
     /// What was last read, and when.
     store: Option<(Instant, Option<u16>)>,
+    /// What dom0's kernel asks of the store, where it shows that.
+    ring: Option<OwnRing>,
     began: Instant,
-    lines: SyncSender<String>,
+    lines: Lines,
     /// For tests of what a dead guard leaves: the step behind which this one ends.
     ends_behind: Option<Step>,
 }
@@ -48,13 +49,15 @@ impl Dom0 {
     pub fn open(pid_file: &Path, ends_behind: Option<Step>) -> Result<Self, String> {
         let xen = Privcmd::open().map_err(|error| error.to_string())?;
         let version = probe(|version| xen.domctl(version, 0, Command::Info).map(|_| ()))?;
-        let (lines, to_print) = sync_channel::<String>(LINES);
-        // A journal that hangs must not stop the guard.
-        std::thread::spawn(move || to_print.iter().for_each(|line| eprintln!("{line}")));
+        let lines = Lines::to(io::stderr());
         lock_memory().map_err(|error| format!("memory cannot be locked: {error}"))?;
         let began = Instant::now();
         let pid_file = pid_file.to_owned();
-        Ok(Self { xen, version, pid_file, store: None, began, lines, ends_behind })
+        let ring = OwnRing::map().inspect_err(|why| {
+            lines.say(format!("dom0's own ring cannot be seen, so silence is not noticed: {why}"));
+        });
+        let (ring, store) = (ring.ok(), None);
+        Ok(Self { xen, version, pid_file, store, ring, began, lines, ends_behind })
     }
 
     /// The page in which the domain's image publishes.
@@ -63,6 +66,15 @@ impl Dom0 {
         let frame = self.xen.hvm_param(domid, PARAM_CONSOLE_PFN).map_err(said)?;
         self.xen.map(domid, frame).map_err(said)
     }
+}
+
+/// What stands in the place of a record.
+fn published(page: &ForeignPage) -> [u8; SIZE] {
+    let mut bytes = [0; SIZE];
+    for (word, at) in bytes.as_chunks_mut::<8>().0.iter_mut().zip((OFFSET..).step_by(8)) {
+        *word = page.read(at).to_le_bytes();
+    }
+    bytes
 }
 
 /// The version of Xen's interface: the one in which `ask` is answered.
@@ -103,7 +115,11 @@ impl Host for Dom0 {
     fn info(&mut self, domid: u16) -> Result<Option<Info>, String> {
         match self.xen.domctl(self.version, domid, Command::Info) {
             Ok(answer) if answer.domain != domid => Ok(None),
-            Ok(answer) => Ok(Some(Info { flags: answer.flags(), handle: answer.info_handle() })),
+            Ok(answer) => Ok(Some(Info {
+                flags: answer.flags(),
+                handle: answer.info_handle(),
+                ran_ns: answer.info_cpu_time(),
+            })),
             Err(error) if error.raw_os_error() == Some(errno::ESRCH) => Ok(None),
             Err(error) => Err(error.to_string()),
         }
@@ -111,10 +127,7 @@ impl Host for Dom0 {
 
     fn record(&mut self, domid: u16) -> Result<Result<(Record, u64), Unusable>, String> {
         let page = self.page(domid)?;
-        let mut bytes = [0; SIZE];
-        for (word, at) in bytes.as_chunks_mut::<8>().0.iter_mut().zip((OFFSET..).step_by(8)) {
-            *word = page.read(at).to_le_bytes();
-        }
+        let bytes = published(&page);
         let tries = page.read(OFFSET + TRIES);
         Ok(Record::from_bytes(&bytes, domid).map(|record| (record, tries)))
     }
@@ -136,23 +149,42 @@ impl Host for Dom0 {
         result.map(|_| ()).map_err(|error| format!("resuming: {error}"))
     }
 
+    fn unread(&mut self) -> Option<u32> {
+        self.ring.as_ref().and_then(OwnRing::unread)
+    }
+
+    fn is_held(&mut self, domid: u16) -> Option<bool> {
+        let page = self.page(domid).ok()?;
+        let bytes = published(&page);
+        Record::from_bytes(&bytes, domid).ok()?;
+        is_held(&bytes, page.read(HELD))
+    }
+
+    fn shut_down(&mut self, domid: u16) -> Result<(), String> {
+        self.xen.shut_down(domid, SHUTDOWN_WATCHDOG).map_err(|error| error.to_string())
+    }
+
     fn is_replaced(&mut self) -> bool {
         Claim::is_made()
     }
 
     fn finish_replacement(&mut self) -> Option<Result<(), String>> {
-        if !Path::new(SAVED).exists() {
+        let [is_saved, is_rehearsed] = [SAVED, REHEARSAL].map(|path| Path::new(path).exists());
+        if !is_saved && !is_rehearsed {
             return None;
         }
         let store = self.store();
         match Claim::make() {
             // Whoever had the claim may have come to its end just before.
-            Ok(_claim) if !Path::new(SAVED).exists() => None,
+            Ok(_claim) if !Path::new(SAVED).exists() => {
+                let cleared = Mover::open(&self.lines, None).and_then(|mut host| host.clear());
+                cleared.err().map(Err)
+            }
             Ok(_claim) => Some(saved().and_then(|saved| {
                 if store != Some(saved.domid) {
                     return Err(format!("{SAVED} is about domain {}", saved.domid));
                 }
-                again(&mut Mover::open(None)?, &saved)
+                again(&mut Mover::open(&self.lines, None)?, &saved)
             })),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
             Err(error) => Some(Err(error.to_string())),
@@ -169,7 +201,7 @@ impl Host for Dom0 {
     }
 
     fn say(&mut self, line: String) {
-        let _ = self.lines.try_send(line);
+        self.lines.say(line);
     }
 
     fn done(&mut self, step: Step) {

@@ -3,7 +3,8 @@
 use crate::builder::{CONSOLE, Contents, IDENT_PT, SPECIAL, STORE, Sizes, ident_pt};
 use crate::context;
 use crate::host::probe;
-use crate::replace::{Details, Host, Saved};
+use crate::lines::Lines;
+use crate::replace::{Details, Host, REHEARSAL_HANDLE, Saved};
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -21,6 +22,7 @@ use xen_kernel_rt::abi::hvm::{
 };
 use xen_kernel_rt::abi::xen::{VIRQ_DOM_EXC, errno};
 use xen_kernel_rt::revival::record;
+use xenstore_stubdom::dom0::again_while_busy;
 use xenstore_stubdom::dom0::privcmd::{
     Command, PAGE_SIZE, Privcmd, ignore_signals, lock_file, lock_memory, terminate,
 };
@@ -30,6 +32,8 @@ use xenstore_stubdom::proto::wire::{HEADER_SIZE, Kind, PAYLOAD_MAX};
 
 /// What is needed to go on behind the point of no return. Gone with a reboot, as the guests are.
 pub const SAVED: &str = "/run/xen/xenstore-replacement";
+/// The domid of the domain of a rehearsal that is under way.
+pub const REHEARSAL: &str = "/run/xen/xenstore-rehearsal";
 /// Where the kernel lets its own clients in.
 const STORE_DEVICE: &str = "/dev/xen/xenbus";
 /// Whoever has locked this file replaces a domain. The kernel unlocks it when the process dies. Only root may open it: a name
@@ -90,6 +94,7 @@ pub struct Mover {
     xen: Privcmd,
     version: u32,
     began: Instant,
+    lines: Lines,
     answer: Option<Receiver<Result<String, String>>>,
     /// The console daemon that was ended, as it was called.
     console: Option<(PathBuf, Vec<OsString>)>,
@@ -100,6 +105,10 @@ pub struct Mover {
 /// Steps behind which a test has the program end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
+    /// The domain of the rehearsal is there.
+    Rehearsing,
+    /// The new one is there, and has nothing yet.
+    Created,
     /// The state is taken, and the old domain waits.
     Taken,
     /// The old domain is destroyed.
@@ -118,21 +127,17 @@ impl Mover {
     ///
     /// # Errors
     /// This is no dom0, its Xen is of another kind, or the rights are missing.
-    pub fn open(ends_behind: Option<Step>) -> Result<Self, String> {
+    pub fn open(lines: &Lines, ends_behind: Option<Step>) -> Result<Self, String> {
         let xen = Privcmd::open().map_err(|error| error.to_string())?;
         let version = probe(|version| xen.domctl(version, 0, Command::Info).map(|_| ()))?;
         lock_memory().map_err(said("memory cannot be locked"))?;
         let (began, answer, console) = (Instant::now(), None, None);
-        Ok(Self { xen, version, began, answer, console, ends_behind })
+        let lines = lines.clone();
+        Ok(Self { xen, version, began, lines, answer, console, ends_behind })
     }
 
     fn domctl(&self, domid: u16, command: Command) -> io::Result<Domctl> {
-        loop {
-            match self.xen.domctl(self.version, domid, command) {
-                Err(error) if error.raw_os_error() == Some(errno::EAGAIN) => {}
-                result => return result,
-            }
-        }
+        again_while_busy(|| self.xen.domctl(self.version, domid, command))
     }
 
     /// A page of words that a domain that does not run has written.
@@ -321,13 +326,31 @@ impl Host for Mover {
                 result => break result.map_err(said("creating it"))?,
             }
         };
-        match self.furnish(domid, sizes, contents) {
+        // Written down before it gets memory, so that it does not keep that for ever if this program dies.
+        let noted = match wanted {
+            Some(_) => Ok(()),
+            None => write_file(Path::new(REHEARSAL), domid.to_string().as_bytes()),
+        };
+        let noted = noted.map_err(said(REHEARSAL));
+        self.done(if wanted.is_none() { Step::Rehearsing } else { Step::Created });
+        match noted.and_then(|()| self.furnish(domid, sizes, contents)) {
             Ok(()) => Ok(domid),
             Err(why) => {
                 let _ = self.domctl(domid, Command::Destroy);
                 Err(why)
             }
         }
+    }
+
+    fn clear(&mut self) -> Result<(), String> {
+        let Ok(text) = std::fs::read_to_string(REHEARSAL) else { return Ok(()) };
+        if let Ok(domid) = text.parse()
+            && let Some(found) = self.info(domid)?
+            && found.new.handle == REHEARSAL_HANDLE
+        {
+            self.destroy(domid)?;
+        }
+        forget(REHEARSAL)
     }
 
     fn unpause(&mut self, domid: u16) -> Result<(), String> {
@@ -395,14 +418,7 @@ impl Host for Mover {
     }
 
     fn keep(&mut self, saved: Option<&Saved>) -> Result<(), String> {
-        let Some(saved) = saved else {
-            return match std::fs::remove_file(SAVED) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(format!("{SAVED}: {error}"))
-                }
-                _ => Ok(()),
-            };
-        };
+        let Some(saved) = saved else { return forget(SAVED) };
         write_file(Path::new(SAVED), &pack(saved)).map_err(said(SAVED))
     }
 
@@ -435,8 +451,15 @@ impl Host for Mover {
         if line.contains("no way back") {
             self.done(Step::Destroyed);
         }
-        // Whether anybody reads it does not matter.
-        let _ = writeln!(io::stderr(), "xenstore-stubdom replace: {line}");
+        self.lines.say(format!("xenstore-stubdom replace: {line}"));
+    }
+}
+
+/// Removes a file that need not be there.
+fn forget(path: &str) -> Result<(), String> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(format!("{path}: {error}")),
+        _ => Ok(()),
     }
 }
 

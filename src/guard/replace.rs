@@ -20,6 +20,7 @@ use std::time::Duration;
 use xen_kernel_rt::abi::domctl::{NewDomain, info};
 use xen_kernel_rt::abi::sched::{SHUTDOWN_NAMES, SHUTDOWN_POWEROFF, SHUTDOWN_SUSPEND};
 use xenstore_stubdom::proto::handover::{Digest, HANDOVER};
+use xenstore_stubdom::proto::id::DomId;
 use xenstore_stubdom::proto::image::Image;
 use xenstore_stubdom::proto::replacement::{Head, Offer, Port};
 use xenstore_stubdom::proto::stream::{Endpoint, Reader, Record};
@@ -32,6 +33,15 @@ const LOOK: Duration = Duration::from_millis(1);
 /// as the one before: what takes memory away for a moment must not take the host away for good.
 const TRIES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// How often it is rehearsed if the state grows by too much between the rehearsal and the moment that counts.
+const REHEARSALS: u32 = 3;
+/// The UUID of the domain of a rehearsal, by which one that was left behind is known.
+pub const REHEARSAL_HANDLE: [u8; 16] = *b"xenstorerehearse";
+
+/// Bytes by which a state may grow behind its rehearsal: its rehearsal had room for eight times as many.
+fn growth(len: usize) -> usize {
+    (32_usize << 10).saturating_add(len / 32)
+}
 
 /// What Xen says of a domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,6 +94,8 @@ pub trait Host {
         sizes: Sizes,
         contents: &Contents,
     ) -> Result<u16, String>;
+    /// Destroys the domain of a rehearsal that a program has left which was killed.
+    fn clear(&mut self) -> Result<(), String>;
     /// Has it begin.
     fn unpause(&mut self, domid: u16) -> Result<(), String>;
     /// Has it hear of the end of others.
@@ -159,6 +171,12 @@ impl State {
         Head { is_rehearsal, stream_len, private_len, digest }
             .write(self.ports.iter().copied(), |word| module.extend(word));
         module.extend(&self.bytes);
+        if is_rehearsal {
+            // The image keeps a copy of all of it while it takes the state over. So there is room for a larger state, which
+            // takes some four times as much in memory.
+            let more = growth(self.bytes.len()).saturating_mul(8);
+            module.resize(module.len().saturating_add(more), 0);
+        }
         module
     }
 }
@@ -180,27 +198,60 @@ pub fn replace(host: &mut impl Host, domid: u16, plan: &Plan) -> Result<(), Stri
     let image = Image::parse(&plan.image).map_err(|why| why.to_string())?;
     let handover = image.check_versions(HANDOVER).map_err(|why| why.to_string())?;
     let sizes = sizes(plan, &old);
-    rehearse(host, domid, &old.new, &image, handover, sizes)?;
+    host.clear()?;
+    let asked = host.now();
+    let state = take(host, domid, handover)?;
+    go_on(host, domid)?;
+    let stopped = host.now().saturating_sub(asked);
+    rehearse(host, &old.new, &image, sizes, &state)?;
+    host.say(format!("nobody was served for {} ms of that", stopped.as_millis()));
     if plan.only_rehearse {
         host.say(format!("domain {domid} could be replaced: the rehearsal went well"));
         return Ok(());
     }
     host.ignore_signals();
     host.stop_console()?;
-    let result = begin(host, domid, handover, |state| Saved {
+    let save = |state: &State| Saved {
         domid,
         new: old.new,
         sizes,
         image: plan.image.clone(),
         line: state.line.clone(),
         module: state.module(false),
-    });
-    let result = result.and_then(|(saved, times)| {
-        host.say(format!("domain {domid} is destroyed; from here on there is no way back"));
-        finish(host, &saved, Some(times))
-    });
+    };
+    let result = move_on(host, domid, handover, state, &image, save);
     host.start_console();
     result
+}
+
+/// The steps behind the first rehearsal, which was of this state.
+fn move_on(
+    host: &mut impl Host,
+    domid: u16,
+    handover: u32,
+    mut rehearsed: State,
+    image: &Image<'_>,
+    save: impl Fn(&State) -> Saved,
+) -> Result<(), String> {
+    for n in 1..=REHEARSALS {
+        let len = rehearsed.bytes.len();
+        let most = len.saturating_add(growth(len));
+        match begin(host, domid, handover, most, &save)? {
+            Begun::Moved(saved, made, times) => {
+                host.say(format!("domain {domid} is destroyed; from here on there is no way back"));
+                return finish(host, &saved, &made, Some(times));
+            }
+            Begun::Grown(state) if n < REHEARSALS => {
+                let Saved { new, sizes, .. } = save(&state);
+                rehearse(host, &new, image, sizes, &state)?;
+                rehearsed = state;
+            }
+            Begun::Grown(_) => break,
+        }
+    }
+    Err(format!(
+        "the state has grown by more than was rehearsed, {REHEARSALS} times: somebody writes very much; domain {domid} goes on"
+    ))
 }
 
 /// Goes on where another program has ended behind the third step.
@@ -233,7 +284,9 @@ pub fn again(host: &mut impl Host, saved: &Saved) -> Result<(), String> {
     if let Err(why) = host.stop_console() {
         host.say(why);
     }
-    let result = finish(host, saved, None);
+    let image = Image::parse(&saved.image).map_err(|why| why.to_string());
+    let made = image.and_then(|image| contents(&image, &saved.line, &saved.module, saved.sizes));
+    let result = made.and_then(|made| finish(host, saved, &made, None));
     host.start_console();
     result
 }
@@ -270,35 +323,30 @@ fn sizes(plan: &Plan, old: &Details) -> Sizes {
     Sizes { memory: plan.memory.unwrap_or(now.min(maxmem)), maxmem }
 }
 
-/// The first step.
+/// The first step: another domain takes a copy of this state over.
 fn rehearse(
     host: &mut impl Host,
-    domid: u16,
     new: &NewDomain,
     image: &Image<'_>,
-    handover: u32,
     sizes: Sizes,
+    state: &State,
 ) -> Result<(), String> {
     let began = host.now();
-    let state = take(host, domid, handover)?;
-    go_on(host, domid)?;
-    let stopped = host.now().saturating_sub(began);
-    let module = state.module(true);
-    let made = contents(image, &state.line, &module, sizes)?;
+    let made = contents(image, &state.line, &state.module(true), sizes)?;
+    let new = NewDomain { handle: REHEARSAL_HANDLE, ..*new };
     let built = host
-        .build(None, new, sizes, &made)
+        .build(None, &new, sizes, &made)
         .map_err(|why| format!("a domain for the rehearsal cannot be built: {why}"))?;
     let result = run_rehearsal(host, built);
     let destroyed = host.destroy(built).and_then(|()| wait_gone(host, built));
     result.map_err(|why| format!("the rehearsal failed, and nothing has changed: {why}"))?;
-    destroyed.map_err(|why| format!("the domain of the rehearsal, {built}: {why}"))?;
+    let cleared = destroyed.and_then(|()| host.clear());
+    cleared.map_err(|why| format!("the domain of the rehearsal, {built}: {why}"))?;
     let took = host.now().saturating_sub(began).as_millis();
     let Sizes { memory, maxmem } = sizes;
     host.say(format!(
-        "rehearsed in {took} ms, with {memory} MiB of at most {maxmem} and {} bytes of state; nobody was served \
-         for {} ms of it",
+        "rehearsed in {took} ms, with {memory} MiB of at most {maxmem} and {} bytes of state",
         state.bytes.len(),
-        stopped.as_millis()
     ));
     Ok(())
 }
@@ -405,25 +453,42 @@ fn read(host: &mut impl Host, domid: u16) -> Result<State, String> {
             ports.push(Port { domid: other, old: port, remote });
         }
     }
+    // Without it nobody in dom0 would be served by the new one.
+    if !ports.iter().any(|port| port.domid == DomId(0)) {
+        return Err("dom0's own port is bound to nothing".to_owned());
+    }
     Ok(State { ports, stream_len, private_len, digest, bytes, line })
 }
 
-/// Steps two and three.
+/// What became of the second and third step.
+enum Begun {
+    /// The old domain is destroyed.
+    Moved(Saved, Contents, Times),
+    /// It goes on, since its state is larger than what was rehearsed.
+    Grown(State),
+}
+
+/// Steps two and three, unless the state has more than so many bytes.
 fn begin(
     host: &mut impl Host,
     domid: u16,
     handover: u32,
-    save: impl FnOnce(&State) -> Saved,
-) -> Result<(Saved, Times), String> {
+    most: usize,
+    save: impl Fn(&State) -> Saved,
+) -> Result<Begun, String> {
     let asked = host.now();
     let state = take(host, domid, handover)?;
+    if state.bytes.len() > most {
+        go_on(host, domid)?;
+        return Ok(Begun::Grown(state));
+    }
     let saved = save(&state);
-    // Whatever can be found out, is found out now.
-    let fits = Image::parse(&saved.image)
+    // Whatever can be found out or made is so now: behind the third step nothing large is allocated any more.
+    let made = Image::parse(&saved.image)
         .map_err(|why| why.to_string())
-        .and_then(|image| contents(&image, &saved.line, &saved.module, saved.sizes).map(|_| ()));
-    let kept = fits.and_then(|()| host.keep(Some(&saved)));
-    kept.map_err(|why| back(host, domid, &why))?;
+        .and_then(|image| contents(&image, &saved.line, &saved.module, saved.sizes));
+    let kept = made.and_then(|made| host.keep(Some(&saved)).map(|()| made));
+    let made = kept.map_err(|why| back(host, domid, &why))?;
     let times = Times { stopped: asked, taken: host.now() };
     // Somebody may have had it go on, and then what was taken is old.
     let waits =
@@ -446,7 +511,7 @@ fn begin(
             return Err(why);
         }
     }
-    Ok((saved, times))
+    Ok(Begun::Moved(saved, made, times))
 }
 
 /// Until a domid is free.
@@ -466,17 +531,23 @@ fn wait_gone(host: &mut impl Host, domid: u16) -> Result<(), String> {
 }
 
 /// The fourth step: there is no domain of that domid any more, or it is about to go.
-fn finish(host: &mut impl Host, saved: &Saved, times: Option<Times>) -> Result<(), String> {
-    let Saved { domid, sizes, .. } = *saved;
-    let image = Image::parse(&saved.image).map_err(|why| why.to_string())?;
-    let made = contents(&image, &saved.line, &saved.module, sizes)?;
+fn finish(
+    host: &mut impl Host,
+    saved: &Saved,
+    made: &Contents,
+    times: Option<Times>,
+) -> Result<(), String> {
+    let domid = saved.domid;
     let (mut why, mut pause) = (String::new(), FIRST_PAUSE);
     for n in 1..=TRIES {
         let begun = host.now();
         wait_gone(host, domid)?;
         let gone = host.now();
-        match try_once(host, saved, &made) {
+        match try_once(host, saved, made) {
             Ok(at) => {
+                if times.is_some() {
+                    wait_answer(host, domid)?;
+                }
                 let ms = |from: Duration, to: Duration| to.saturating_sub(from).as_millis();
                 let served = host.now();
                 host.say(match times {
@@ -507,6 +578,21 @@ fn finish(host: &mut impl Host, saved: &Saved, times: Option<Times>) -> Result<(
         "domain {domid} could not be built again ({why}). Nobody serves. The state is safe; when the cause is mended: \
          xenstore-stubdom replace --again"
     ))
+}
+
+/// Until the new domain has answered the request that has stopped the old one: dom0 is served, then.
+fn wait_answer(host: &mut impl Host, domid: u16) -> Result<(), String> {
+    let end = host.now().saturating_add(PATIENCE);
+    while host.answer().is_none() {
+        if host.now() > end {
+            return Err(format!(
+                "domain {domid} has begun to serve, but has not answered dom0 within {} s: look at its console",
+                PATIENCE.as_secs()
+            ));
+        }
+        host.sleep(LOOK);
+    }
+    Ok(())
 }
 
 /// Builds it and has it serve; says when it began. If that fails it is destroyed.

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 use xenstore_guard::host::{PID_FILE, domid_in};
+use xenstore_guard::lines::Lines;
 use xenstore_guard::mover::{Claim, Mover, Step, saved};
 use xenstore_guard::replace::{Host, Plan, again, replace};
 
@@ -25,6 +27,9 @@ nothing has happened.
 
 Status: 0 if the new domain serves; 1 if the old one goes on; 3 if nobody serves.
 ";
+
+/// How long the last lines are waited for, if nobody reads them.
+const READ_WITHIN: Duration = Duration::from_secs(5);
 
 /// The image of the package.
 const IMAGE: &str = "/usr/lib/xenstore-stubdom/xenstore-stubdom";
@@ -58,6 +63,8 @@ fn parse(mut words: impl Iterator<Item = String>) -> Option<Options> {
             // For tests of what a program leaves that ends there.
             "--end-behind" => {
                 options.ends_behind = Some(match words.next()?.as_str() {
+                    "rehearsing" => Step::Rehearsing,
+                    "created" => Step::Created,
                     "taken" => Step::Taken,
                     "destroyed" => Step::Destroyed,
                     "built" => Step::Built,
@@ -80,19 +87,22 @@ pub(crate) fn main(words: impl Iterator<Item = String>) -> ExitCode {
         eprint!("{USAGE}");
         return ExitCode::from(2);
     };
-    match run(&options) {
+    let lines = Lines::to(std::io::stderr());
+    let status = match run(&options, &lines) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            eprintln!("xenstore-stubdom replace: {why}");
+            lines.say(format!("xenstore-stubdom replace: {why}"));
             // What is kept says that there is no old domain any more.
             if saved().is_ok() { ExitCode::from(3) } else { ExitCode::FAILURE }
         }
-    }
+    };
+    lines.finish(READ_WITHIN);
+    status
 }
 
-fn run(options: &Options) -> Result<(), String> {
+fn run(options: &Options, lines: &Lines) -> Result<(), String> {
     let _claim = Claim::take().map_err(|error| format!("somebody else replaces it: {error}"))?;
-    let mut host = Mover::open(options.ends_behind)?;
+    let mut host = Mover::open(lines, options.ends_behind)?;
     if options.again {
         let mut saved = saved()?;
         saved.sizes.memory = options.memory.unwrap_or(saved.sizes.memory);

@@ -21,7 +21,7 @@ use xen_kernel_rt::id::{DomId, EvtchnPort};
 use xen_kernel_rt::slot::NewImage;
 use xen_kernel_rt::start::{self, Machine};
 use xen_kernel_rt::traps::{self, Fault};
-use xen_kernel_rt::{Refusal, console, events, hypercall, memory, random, watch};
+use xen_kernel_rt::{Refusal, console, events, hypercall, memory, random, revival, watch};
 
 /// The world of a xenstore domain.
 #[derive(Debug)]
@@ -49,6 +49,8 @@ struct Moved {
     is_rehearsal: bool,
     /// Tokens of rings, by their own order, and what they were called by the old domain.
     tokens: Vec<(u64, u64)>,
+    /// Whose ring could not be mapped. It gets no port either, so that its toolstack can introduce it again.
+    unmapped: Vec<DomId>,
 }
 
 impl Moved {
@@ -56,6 +58,7 @@ impl Moved {
     fn ring(&mut self, domid: DomId, token: u64) -> Result<GrantedPage, PlatformError> {
         let no_memory = PlatformError { call: "list of tokens", code: errno::ENOMEM };
         self.tokens.try_reserve(1).map_err(|_| no_memory)?;
+        self.unmapped.try_reserve(1).map_err(|_| no_memory)?;
         let mapped = match self.is_rehearsal {
             true => None,
             false => GrantedPage::map(domid, RESERVED_XENSTORE)
@@ -64,6 +67,7 @@ impl Moved {
                     console::line(format_args!(
                         "domain {domid}: its ring cannot be mapped: {error}"
                     ));
+                    self.unmapped.push(domid);
                 })
                 .ok(),
         };
@@ -111,7 +115,7 @@ impl XenPlatform {
     /// The same for a state that comes from another domain, which this one is to replace, or only to rehearse that.
     #[must_use]
     pub fn of_another_domain(machine: Machine, is_rehearsal: bool) -> Self {
-        let moved = Some(Moved { is_rehearsal, tokens: Vec::new() });
+        let moved = Some(Moved { is_rehearsal, tokens: Vec::new(), unmapped: Vec::new() });
         Self { moved, ..Self::new(machine) }
     }
 
@@ -245,11 +249,18 @@ impl Platform for XenPlatform {
         self.machine.wait(deadline_ms);
     }
 
+    fn hold_back(&mut self, is_held: bool) {
+        revival::hold_back(is_held);
+    }
+
     fn map_ring(&mut self, domid: DomId) -> Result<GrantedPage, PlatformError> {
         GrantedPage::map(domid, RESERVED_XENSTORE).map_err(refused)
     }
 
     fn bind(&mut self, domid: DomId, remote_port: u32) -> Result<EvtchnPort, PlatformError> {
+        if self.moved.as_ref().is_some_and(|moved| moved.unmapped.contains(&domid)) {
+            return Err(PlatformError { call: "its ring is not mapped", code: errno::ENOENT });
+        }
         match &mut self.channels {
             Some(channels) => channels.bind(&self.machine, domid, remote_port),
             None => channels::bind(domid, remote_port),
@@ -386,6 +397,11 @@ impl Platform for XenPlatform {
             b"hang" => traps::provoke(Fault::Hang),
             b"triple-fault" => traps::provoke(Fault::TripleFault),
             b"shutdown" => traps::provoke(Fault::Shutdown),
+            b"hang-masked" => traps::provoke(Fault::HangMasked),
+            b"deaf" => {
+                self.machine.mask_all();
+                true
+            }
             b"hang-again" => {
                 watch::hang_in_restart();
                 traps::provoke(Fault::Panic)

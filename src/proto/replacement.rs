@@ -41,7 +41,7 @@ use xen_kernel_rt::revival::record;
 pub const OFFSET: usize = record::OFFSET + record::SIZE;
 /// Its bytes.
 pub const SIZE: usize = 64;
-const _: () = assert!(OFFSET % 8 == 0 && OFFSET + SIZE <= 4096);
+const _: () = assert!(OFFSET % 8 == 0 && OFFSET + SIZE <= record::HELD);
 
 /// The word in the place of an offer that is waited for.
 pub const WANTED: u64 = u64::from_le_bytes(*b"XSwanted");

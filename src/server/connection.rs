@@ -319,6 +319,17 @@ impl<R: RingPage> Connection<R> {
             && ring::has_requests(&self.ring)
     }
 
+    /// Whether there is a reason not to read its ring.
+    pub(super) fn is_held_back(&self) -> bool {
+        let may_be_read = self.is_connected()
+            && self.doubt.is_none()
+            && self.suspension.is_none()
+            && self.busy.is_none()
+            && !self.waits
+            && self.queue.can_reply();
+        !may_be_read
+    }
+
     /// Whether its indices made no sense when they were last looked at.
     pub(super) fn is_in_doubt(&self) -> bool {
         self.doubt.is_some()

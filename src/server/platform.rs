@@ -146,6 +146,10 @@ pub trait Platform {
     /// has already happened; may return early for no reason.
     fn wait(&mut self, deadline_ms: Option<u64>);
 
+    /// Whether the ring of the first domain is left unread on purpose; told when it changes, or again. Whoever watches from
+    /// outside can then tell a server that waits from one that is silent.
+    fn hold_back(&mut self, _is_held: bool) {}
+
     /// Maps the ring page of a domain (its grant entry 1).
     ///
     /// # Errors

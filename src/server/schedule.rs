@@ -141,6 +141,8 @@ impl<P: Platform> Server<P> {
             return Pass::HandOver;
         }
         self.look_again();
+        let is_held = self.holds_back();
+        self.platform.hold_back(is_held);
         if self.has_more() {
             return Pass::More;
         }
@@ -160,6 +162,12 @@ impl<P: Platform> Server<P> {
             || self.rescanned.is_some()
             || self.short_left > 0
             || self.timers.first().is_some_and(|timer| timer.at_ms <= self.now_ms)
+    }
+
+    /// Whether the ring of the first domain, dom0's, is left unread on purpose.
+    fn holds_back(&self) -> bool {
+        let id = self.connection_of(self.options.first_domain);
+        id.and_then(|id| self.connections.get(id)).is_none_or(Connection::is_held_back)
     }
 
     fn has_background_work(&self) -> bool {

@@ -483,8 +483,14 @@ impl<P: Platform> Server<P> {
     }
 
     /// Binds the ports of a restored state anew, to those that `remote` names: the server is in another domain now, and
-    /// ports are a domain's own. Whoever cannot be reached is told when its toolstack introduces it again.
-    pub fn bind_anew(&mut self, remote: impl Fn(DomId, EvtchnPort) -> Option<u32>) {
+    /// ports are a domain's own. A guest that cannot be reached is told when its toolstack introduces it again.
+    ///
+    /// # Errors
+    /// The domain that has control, or the first one, cannot be reached: a server without them is of no use.
+    pub fn bind_anew(
+        &mut self,
+        remote: impl Fn(DomId, EvtchnPort) -> Option<u32>,
+    ) -> Result<(), Sentence> {
         // All before any: a new port may have the number of an old one.
         let mut next = self.connections.first(List::All);
         while let Some(id) = next {
@@ -512,6 +518,9 @@ impl<P: Platform> Server<P> {
             });
             match bound {
                 Ok(port) => connection.port = Some(port),
+                Err(why) if [self.privileged, self.options.first_domain].contains(&domid) => {
+                    return Err(sentence!("domain {domid} has no event channel: {why}"));
+                }
                 Err(why) => self.platform.log(format_args!(
                     "domain {domid}: no event channel until it is introduced again: {why}"
                 )),
@@ -524,6 +533,7 @@ impl<P: Platform> Server<P> {
                 domain.identity = identity;
             }
         }
+        Ok(())
     }
 
     fn report_takeover(&mut self, pause_us: Option<u64>) {

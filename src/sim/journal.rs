@@ -25,6 +25,8 @@ pub enum Seen {
     Mapped(DomId, Option<PageId>),
     /// A port of a domain was bound, or that was refused.
     Bound(DomId, Option<EvtchnPort>),
+    /// The server is in another domain now, whose ports follow, up to the next look.
+    Moved,
     /// A port was closed.
     Unbound(EvtchnPort),
     /// The hypervisor named a domain that changed.

@@ -204,10 +204,11 @@ impl Simulation {
             Ok(new) => {
                 core::mem::replace(&mut self.server, new).abandon();
                 let ports = outside(|| self.world.lose_ports());
+                outside(|| self.world.journal().note(|| Seen::Moved));
                 self.server.bind_anew(|domid, old| {
                     let known = ports.iter().find(|port| (port.0, port.1) == (domid, old));
                     known.map(|port| port.2)
-                });
+                })?;
                 self.note_settled();
                 outside(|| self.world.journal().note(|| Seen::Look));
                 self.server.take_over();

@@ -434,6 +434,8 @@ pub enum Fault {
     Null,
     /// A loop without end.
     Hang,
+    /// One in which nothing interrupts.
+    HangMasked,
     /// Raises an exception for which the processor finds no handler: Xen ends the domain.
     TripleFault,
     /// The domain ends itself.
@@ -455,9 +457,14 @@ pub fn provoke(fault: Fault) -> ! {
         Fault::StackOverflow => unsafe { asm!("2: push 0", "jmp 2b") },
         // SAFETY: as above.
         Fault::Null => unsafe { asm!("mov al, [0]", out("al") _) },
-        Fault::Hang => loop {
-            core::hint::spin_loop();
-        },
+        Fault::Hang | Fault::HangMasked => {
+            if matches!(fault, Fault::HangMasked) {
+                cpu::disable_interrupts();
+            }
+            loop {
+                core::hint::spin_loop();
+            }
+        }
         Fault::TripleFault => {
             let none = TablePointer { limit: 0, base: 0 };
             // SAFETY: as above, for there is no handler any more.

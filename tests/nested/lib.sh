@@ -277,3 +277,59 @@ stop_steady() {
     guest_log "$1" | grep '^verdict: ' | sed "s/^/        $1: /"
     equal "$1 noticed nothing" "verdict: pass" "$(guest_log "$1" | grep -o '^verdict: [a-z]*')"
 }
+
+# ---- a server that fails ---------------------------------------------------------------------------
+
+# What every client sees, but for what guests of a scene write all the time, and what changes with the domain: its console
+# and its memory.
+tree() {
+    xenstore-ls -fp / |
+        grep -v "^/local/domain/[1-9][0-9]*/data\|^/load\|^/local/domain/$store/\(console\|memory\)/\|/tty = "
+}
+same_tree() { diff /run/tree.before /run/tree.after; }
+restarts() { xenstore-control stats --values | sed -n 's/^restarts=//p'; }
+answers() { [ "$(timeout 5 xenstore-read /test/value)" = here ]; }
+
+# scene: what has to be as before after whatever happens to the server: nodes, guests, of which one works all the time, and a
+# watch. Sets store, watcher.
+scene() {
+    failures=0
+    store=$(server_domid)
+    xenstore-write /test/value here /test/deep/er/still there
+    xenstore-chmod /test/deep r0 b5 n7
+    start_steady steady-a
+    for name in linux "$@"; do
+        make_guest "$name"
+        check "$name: a Linux guest" start_guest "$name"
+    done
+    xenstore-watch -n 2 /test/watched >/run/watch.log 2>&1 &
+    watcher=$!
+    sleep 1
+    tree >/run/tree.before
+}
+
+# as_before WHAT: the server answers, and is as it was.
+as_before() {
+    check "$1: the store answers" wait_for 20 answers
+    equal "$1: of the same domid" "$store" "$(server_domid)"
+    tree >/run/tree.after
+    check "$1: the same tree" same_tree
+    sound "$1: check"
+}
+
+# went_on WHAT: the server has gone on after one more failure, and is as it was.
+went_on() {
+    failures=$((failures + 1))
+    as_before "$1"
+    equal "$1: restarts" $failures "$(restarts)"
+}
+
+# went_on_each_time: each failure that was reported is one that was asked for.
+went_on_each_time() { [ "$(server_console | grep -c 'went on after a failure')" = $failures ]; }
+
+# start_guard [OPTION...]: its journal is /run/guard.log.
+start_guard() {
+    xenstore-guard "$@" 2>>/run/guard.log &
+    guard=$!
+}
+guard_says() { grep -q -- "$1" /run/guard.log; }

@@ -10,36 +10,33 @@
 
 [ -x /usr/bin/xenstore-guard ] || { fail "there is no /usr/bin/xenstore-guard: cargo guard builds it" && finish; }
 
-# What is the domain's own changes with it.
-tree() { xenstore-ls -fp / | grep -v "^/local/domain/[1-9][0-9]*/data\|^/local/domain/$store/\(console\|memory\)/\|/tty = "; }
 replacements() { server_console | grep -c '^took over '; }
-answers() { [ "$(timeout 5 xenstore-read /test/value)" = here ]; }
-
 # A panic is one that was asked for.
 no_panic() { [ -s $logs/guest-Xenstore.log ] && ! server_console | grep -qiE '^(panic|fatal)'; }
 
 replace() { xenstore-guard replace --image /nested/image "$@" >/run/replace.log 2>&1; }
 
+no_rehearsal() { [ ! -e /run/xen/xenstore-rehearsal ]; }
+
 shown() { sed 's/^/        /' /run/replace.log | cut -c 1-250; }
 
 told_why() { xenstore-control replace 4 | grep 'nobody in dom0 waits'; }
 
-start_guard() {
-    xenstore-guard "$@" 2>>/run/guard.log &
-    guard=$!
-}
-
-same_tree() { diff /run/tree.before /run/tree.after; }
-
-# as_before WHAT: the server answers, and is as it was.
-as_before() {
-    check "$1: the store answers" wait_for 20 answers
-    equal "$1: of the same domid" $store "$(server_domid)"
-    tree >/run/tree.after
-    check "$1: the same tree" same_tree
-    sound "$1: check"
+# replaced WHAT: the server is as it was, and serves guests, too.
+replaced() {
+    as_before "$1"
     check "$1: the Linux guest writes" guest_run linux 'xenstore-write data/x 1 && xenstore-read data/x'
 }
+
+# readers: reads all the time, until it is killed, and says each time how long that took, in hundredths of a second.
+readers() {
+    while :; do
+        begun=$(hundredths)
+        xenstore-read /test/value >/dev/null 2>&1
+        echo $(($(hundredths) - begun))
+    done
+}
+hundredths() { cut -d ' ' -f 1 /proc/uptime | tr -d .; }
 
 # message TYPE TX PAYLOAD: a message to the store, on descriptor 4.
 message() {
@@ -53,20 +50,12 @@ message() {
     dd bs=4096 count=1 <&4 2>/dev/null | tail -c +17 | tr -d '\0'
 }
 
-store=$(server_domid)
-xenstore-write /test/value here /test/deep/er/still there /transaction/node before
-xenstore-chmod /test/deep r0 b5 n7
 start_guard
-start_steady steady-a
-make_guest linux
-check "a Linux guest" start_guest linux
-make_guest dying
-check "and another one" start_guest dying
+scene dying
 dying=$(guest_domid dying)
-xenstore-watch -n 2 /test/watched >/run/watch.log 2>&1 &
-watcher=$!
 # A transaction of dom0 that is open all the time.
 exec 4<>/dev/xen/xenbus
+xenstore-write /transaction/node before
 tx=$(message 6 0 '\0')
 equal "a transaction: written in" OK "$(message 11 "$tx" '/transaction/node\0after')"
 sleep 1
@@ -90,12 +79,12 @@ shown
 check "a program in dom0 has to wait for the state" told_why
 equal "no domain has taken over" "$took" "$(replacements)"
 equal "no other domain is left" "" "$(xl list | grep null)"
-as_before "after all of that"
+replaced "after all of that"
 
 step "replaced"
 check "xenstore-stubdom replace" replace
 shown
-as_before "replaced"
+replaced "replaced"
 equal "one domain has taken over" $((took + 1)) "$(replacements)"
 server_console | tail -n 3 | sed 's/^/        /'
 xenstore-write /test/watched 1
@@ -111,27 +100,48 @@ exec 4>&-
 step "with other limits"
 check "twice the memory" replace --memory 16 --maxmem 24
 shown
-as_before "larger"
+replaced "larger"
 equal "MiB" 16 "$(server_memory)"
 equal "and the store says so" "16384 24576" \
     "$(xenstore-read "/local/domain/$store/memory/target") $(xenstore-read "/local/domain/$store/memory/static-max")"
 ports=$(server_ports)
 check "again" replace
 shown
-as_before "again"
+replaced "again"
 equal "no port is lost" "$ports" "$(server_ports)"
 
 stop_steady steady-a
 
+step "a large store"
+for n in $(seq 0 99); do
+    xenstore-write $(seq 200 | sed "s|.*|/large/$n/& value|")
+done
+equal "nodes" 20000 "$(xenstore-ls -f /large | grep -c value)"
+readers >/run/reads &
+reader=$!
+sleep 3
+check "replaced" replace
+shown
+kill $reader
+echo "        longest wait of a reader: $(sort -n /run/reads | tail -n 1)0 ms; usual: $(sort -n /run/reads | sed -n 2p)0 ms, most of it the program's start"
+equal "nodes" 20000 "$(xenstore-ls -f /large | grep -c value)"
+check "xenstore-rm" xenstore-rm /large
+replaced "a large store"
+
 step "its program dies"
+refuse "in the rehearsal" replace --end-behind rehearsing
+check "the guard clears that away" wait_for 40 no_rehearsal
+equal "no other domain is left" "" "$(xl list | grep null)"
+replaced "rehearsal killed"
 refuse "with the state taken" replace --end-behind taken
 check "the guard sees it" wait_for 20 grep -q 'broken off: it goes on' /run/guard.log
-as_before "broken off"
+replaced "broken off"
 refuse "with the old domain destroyed" replace --end-behind destroyed
 check "the guard goes on with it" wait_for 30 grep -q 'broken off is over now' /run/guard.log
 pidof xenconsoled >/dev/null || xenconsoled --log=all --log-dir=$logs
-as_before "gone on with"
+replaced "gone on with"
 kill $guard
+refuse "in the rehearsal, without a guard" replace --rehearse --end-behind rehearsing
 refuse "with the new one built" replace --end-behind built
 refuse "it does not begin anew" replace
 shown
@@ -142,18 +152,28 @@ pidof xenconsoled >/dev/null || xenconsoled --log=all --log-dir=$logs
 check "the dead guest is taken away" wait_gone dying
 refuse "its nodes are gone" xenstore-exists "/local/domain/$dying"
 tree >/run/tree.before
-as_before "by hand"
+replaced "by hand"
 refuse "there is nothing to go on with" replace --again
 
 step "afterwards"
 check "a live update works" xenstore-control live-update /nested/image
-as_before "updated"
+replaced "updated"
 start_guard
 xenstore-control fail triple-fault >/run/fail.log 2>&1 &
 check "the next failure is revived" wait_for 30 eval 'tail -n 1 /run/guard.log | grep -q "serves again"'
-as_before "revived"
+replaced "revived"
 check "and it can be replaced" replace
 shown
-as_before "replaced after a failure"
+replaced "replaced after a failure"
+
+# Nothing brings back what this takes away.
+step "destroyed"
+equal "xl destroy never returns" 143 "$(timeout 20 xl destroy Xenstore >/dev/null 2>&1; echo $?)"
+check "the guard says so" wait_for 20 guard_says 'domain [0-9]*, the xenstore, is being destroyed'
+check "xenconsoled still maps its page" pidof xenconsoled
+kill "$(pidof xenconsoled)"
+check "and then it is gone" wait_for 20 guard_says 'does not exist any more: what it knew is gone'
+refuse "there is nothing to replace" replace
+shown
 sed 's/^/        /' /run/guard.log | cut -c 1-200
 finish

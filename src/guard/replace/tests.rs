@@ -3,6 +3,7 @@
 use super::*;
 use std::collections::BTreeMap;
 use xenstore_stubdom::proto::replacement::Module;
+use xenstore_stubdom::proto::stream;
 
 /// What C xenstored 4.17 knew with one guest: a stream with rings in it.
 const STREAM: &[u8] = include_bytes!("../../../tests/streams/real-c-4.17-with-guest.bin");
@@ -37,6 +38,11 @@ struct Fake {
     noted: Option<Sizes>,
     /// What fails, and how often.
     fails: Option<(&'static str, u32)>,
+    /// The state has so many bytes more each time that it is taken, from the second time on.
+    grows: usize,
+    taken: usize,
+    /// A rehearsal was left behind, and cleared away.
+    cleared: u32,
     /// Something maps memory of domain 1 until then.
     mapped_until: Duration,
 }
@@ -108,19 +114,34 @@ impl Host for Fake {
         self.try_to("offer")?;
         assert_eq!((domid, self.domain(1).flags), (1, shut(SHUTDOWN_SUSPEND)));
         let mut bytes = STREAM.to_vec();
+        let private_len = 7 + self.taken * self.grows;
+        self.taken += 1;
         bytes.extend(b"private");
+        bytes.resize(STREAM.len() + private_len, 0);
         let mut digest = Digest::of(&bytes);
         if self.try_to("digest").is_err() {
             digest ^= 1;
         }
         bytes.extend(b"--event 3");
         let stream_len = STREAM.len() as u64;
-        Ok((Offer { region: 5, stream_len, private_len: 7, line_len: 9, digest }, bytes))
+        let private_len = private_len as u64;
+        Ok((Offer { region: 5, stream_len, private_len, line_len: 9, digest }, bytes))
     }
     fn peer(&mut self, domid: u16, port: u32) -> Result<Option<(u16, u32)>, String> {
         self.try_to("peer")?;
         assert_eq!(domid, 1);
-        Ok(Some((if port == 0 { 0 } else { 1 }, port + 100)))
+        let other = Reader::new(STREAM).unwrap().find_map(|record| match record {
+            Ok(Record::Connection(stream::Connection {
+                endpoint: Endpoint::Ring { domid, port: own, .. },
+                ..
+            })) if own.0 == port => Some(domid.0),
+            _ => None,
+        });
+        let other = other.unwrap();
+        if other == 0 && self.try_to("port of dom0").is_err() {
+            return Ok(None);
+        }
+        Ok(Some((other, port + 100)))
     }
     fn resume(&mut self, domid: u16) -> Result<(), String> {
         self.domain(domid).flags = RUNS;
@@ -144,10 +165,11 @@ impl Host for Fake {
         contents: &Contents,
     ) -> Result<u16, String> {
         self.try_to(if wanted.is_none() { "rehearsal's domain" } else { "domain" })?;
-        assert_eq!(*new, NewDomain { label: 7, handle: [9; 16] });
+        let handle = if wanted.is_none() { REHEARSAL_HANDLE } else { [9; 16] };
+        assert_eq!(*new, NewDomain { label: 7, handle });
         let module = contents.bytes.chunks(4096).position(Module::is_one).unwrap() * 4096;
         let module = Module::find(&contents.bytes[module..]).unwrap();
-        assert!(module.is_whole() && module.private == b"private");
+        assert!(module.is_whole() && module.private.starts_with(b"private"));
         self.built += 1;
         let domid = wanted.unwrap_or(9);
         let is_rehearsal = module.head.is_rehearsal;
@@ -164,9 +186,16 @@ impl Host for Fake {
             false if self.try_to("start").is_ok() => (RUNS, true),
             _ => (shut(3), false),
         };
+        if serves && self.try_to("answer").is_ok() {
+            self.answer = Some(Ok("OK".to_owned()));
+        }
         let domain = self.domain(domid);
         (domain.flags, domain.serves) = (flags, serves);
         Ok(())
+    }
+    fn clear(&mut self) -> Result<(), String> {
+        self.cleared += 1;
+        self.try_to("clear")
     }
     fn hear(&mut self, domid: u16) -> Result<(), String> {
         assert_eq!(domid, 1);
@@ -236,10 +265,12 @@ fn a_rehearsal_alone_changes_nothing() {
 #[test]
 fn whatever_fails_before_the_old_one_is_destroyed_leaves_it() {
     let parts = [
+        "clear",
         "ask",
         "offer",
         "digest",
         "peer",
+        "port of dom0",
         "rehearsal's domain",
         "rehearsal",
         "console",
@@ -369,4 +400,45 @@ fn a_new_domain_that_serves_is_not_forgotten_for_what_the_store_says_of_it() {
     host.fails = Some(("note", 1));
     replace(&mut host, 1, &plan()).unwrap();
     assert!(host.domains[&1].serves && host.kept.is_none() && host.told("could not be written"));
+}
+
+#[test]
+fn a_state_that_grows_is_rehearsed_again() {
+    // By less than there was room for.
+    let mut host = Fake { grows: 30_000, ..fake() };
+    replace(&mut host, 1, &plan()).unwrap();
+    assert_eq!((host.built, host.taken), (2, 2));
+    // By more, and then not any more.
+    let mut host = Fake { grows: 40_000, ..fake() };
+    let why = replace(&mut host, 1, &plan()).unwrap_err();
+    assert!(why.contains("3 times"), "{why}");
+    // Each larger state was rehearsed but the last, and the old domain goes on.
+    assert_eq!((host.built, host.taken), (3, 4));
+    host.nothing_happened();
+}
+
+#[test]
+fn a_rehearsal_has_room_for_what_may_come() {
+    let state = State {
+        ports: Vec::new(),
+        stream_len: 100_000,
+        private_len: 0,
+        digest: 0,
+        bytes: vec![1; 100_000],
+        line: Vec::new(),
+    };
+    let (real, rehearsed) = (state.module(false).len(), state.module(true).len());
+    assert_eq!(rehearsed - real, 8 * growth(100_000));
+}
+
+#[test]
+fn it_is_not_said_to_serve_before_dom0_is_answered() {
+    let mut host = fake();
+    host.fails = Some(("answer", 1));
+    let why = replace(&mut host, 1, &plan()).unwrap_err();
+    assert!(why.contains("has not answered dom0") && !host.told("and serves"), "{why}");
+    // The guard finds it serving, or it is called again.
+    let saved = host.kept.clone().unwrap();
+    again(&mut host, &saved).unwrap();
+    assert_eq!((host.domains[&1].serial, host.kept.is_none()), (2, true));
 }

@@ -238,7 +238,8 @@ impl Run {
     }
 
     /// A live update, which nobody must notice. The first domain asks for it, or it comes at any other moment.
-    /// Sometimes its successor fails.
+    /// Sometimes its successor fails. Or another domain takes the server's place, unless the server may fail: one that fails
+    /// before it serves is built once more, which is dom0's business.
     fn update(&mut self) -> Outcome {
         if self.random.one_in(4) {
             for words in [&["-b", "4"][..], &["-d", "4", "\x7fELF"], &["-s", "-t", "60"]] {
@@ -247,8 +248,10 @@ impl Run {
             return Ok(());
         }
         let kind = self.random.below(4);
+        let may_fail = self.options.failures > 0;
         let result = self.survive(|simulation| match kind {
             0 => simulation.fail_to_hand_over(),
+            1 if !may_fail => simulation.replace(),
             _ => simulation.hand_over(),
         })?;
         let Some(result) = result else { return self.judge() };

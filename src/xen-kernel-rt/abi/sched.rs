@@ -6,6 +6,8 @@ pub const SHUTDOWN_POWEROFF: u32 = 0;
 pub const SHUTDOWN_SUSPEND: u32 = 2;
 /// `SHUTDOWN_crash`.
 pub const SHUTDOWN_CRASH: u32 = 3;
+/// `SHUTDOWN_watchdog`.
+pub const SHUTDOWN_WATCHDOG: u32 = 4;
 /// What the numbers from 0 on mean (`SHUTDOWN_*`).
 pub const SHUTDOWN_NAMES: [&str; 6] =
     ["poweroff", "reboot", "suspend", "crash", "watchdog", "soft reset"];
@@ -27,3 +29,16 @@ pub struct Shutdown {
     /// `SHUTDOWN_*`.
     pub reason: u32,
 }
+
+/// `struct sched_remote_shutdown`, for `SCHEDOP_remote_shutdown`.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct RemoteShutdown {
+    /// The domain.
+    pub domid: u16,
+    /// Padding.
+    pub pad: u16,
+    /// `SHUTDOWN_*`.
+    pub reason: u32,
+}
+const _: () = assert!(size_of::<RemoteShutdown>() == 8);

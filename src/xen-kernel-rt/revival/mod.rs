@@ -5,4 +5,6 @@ pub mod record;
 #[cfg(target_os = "none")]
 mod publish;
 #[cfg(target_os = "none")]
+pub use publish::hold_back;
+#[cfg(target_os = "none")]
 pub(crate) use publish::{publish, withdraw};

@@ -9,16 +9,39 @@
 //! image's own code is mapped read-only, and every other failure relies on its data, too. So every failure tests
 //! everything that this relies on.
 
-use super::record::{NO_DOMID, OFFSET, Record, SIZE};
+use super::record::{HELD, NO_DOMID, OFFSET, Record, SIZE, held_word};
 use crate::{console, handover, restart, start, traps};
 use core::arch::asm;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Makes this instance the one that is revived, instead of its predecessor. On trial it does nothing, since the
 /// predecessor is whole.
 pub(crate) fn publish() {
     if handover::TRIAL.load(Ordering::Relaxed) == 0 {
-        write(&record().to_bytes());
+        let bytes = record().to_bytes();
+        write(&bytes);
+        let words = [false, true].map(|is_held| held_word(&bytes, is_held));
+        for (place, word) in WORDS.iter().zip(words) {
+            place.store(word, Ordering::Relaxed);
+        }
+        hold_back(true);
+        hold_back(false);
+    }
+}
+
+/// What the page may say: that nothing is left unread on purpose; that something is.
+static WORDS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+/// Whether it says the latter.
+static IS_HELD: AtomicBool = AtomicBool::new(false);
+
+/// Tells the guard whether something that it sees waiting is left unread on purpose.
+pub fn hold_back(is_held: bool) {
+    if IS_HELD.load(Ordering::Relaxed) == is_held {
+        return;
+    }
+    let word = WORDS[usize::from(is_held)].load(Ordering::Relaxed);
+    if console::keep(HELD, &word.to_le_bytes()) {
+        IS_HELD.store(is_held, Ordering::Relaxed);
     }
 }
 

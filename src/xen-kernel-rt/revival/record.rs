@@ -27,6 +27,10 @@
 //! | 120 | 8 | selectors of the code segment (bits 15:0), data segments (31:16) and task state segment (47:32) |
 //! | 128 | 8 | digest of the 128 bytes before |
 //! | 136 | 8 | how often the guard has tried to revive this instance; the image writes 0 |
+//!
+//! At [`HELD`] there is one more word: the digest of this record with its lowest bit cleared; or set, if the program leaves
+//! unread on purpose what a watcher sees waiting for it. With it the guard can tell a program that is silent from one that
+//! waits. A word that belongs to no record says nothing.
 
 use crate::digest::Digest;
 use core::fmt;
@@ -37,6 +41,27 @@ pub const OFFSET: usize = 3584;
 pub const SIZE: usize = 144;
 /// Where the count of tries stands in it, 8 bytes.
 pub const TRIES: usize = 136;
+
+/// Where the word stands in the console's page that says whether something is left unread on purpose: the last one.
+pub const HELD: usize = 4088;
+
+/// The word at [`HELD`] of an instance that has published these bytes.
+#[must_use]
+pub fn held_word(record: &[u8; SIZE], is_held: bool) -> u64 {
+    digest_in(record) & !1 | u64::from(is_held)
+}
+
+/// What the word at [`HELD`] says of the instance that has published these bytes; `None` if it is another one's.
+#[must_use]
+pub fn is_held(record: &[u8; SIZE], word: u64) -> Option<bool> {
+    (word & !1 == digest_in(record) & !1).then_some(word & 1 != 0)
+}
+
+/// The digest as it stands in a record.
+fn digest_in(record: &[u8; SIZE]) -> u64 {
+    let (words, _) = record.as_chunks::<8>();
+    words.get(WORDS).map_or(0, |word| u64::from_le_bytes(*word))
+}
 
 const MAGIC: u64 = u64::from_le_bytes(*b"XSrevive");
 const LAYOUT: u64 = 1;
@@ -235,6 +260,17 @@ mod tests {
         assert_eq!(Record::from_bytes(&bytes, 2), Err(Unusable::OtherDomain(1)));
         let nameless = Record { domid: NO_DOMID, ..record() };
         assert_eq!(Record::from_bytes(&nameless.to_bytes(), 2), Ok(nameless));
+    }
+
+    #[test]
+    fn what_is_held_back_is_told_by_the_instance_that_serves() {
+        let bytes = record().to_bytes();
+        for held in [false, true] {
+            assert_eq!(is_held(&bytes, held_word(&bytes, held)), Some(held));
+        }
+        let other = Record { cr3: 0x5000, ..record() }.to_bytes();
+        assert_eq!(is_held(&other, held_word(&bytes, false)), None);
+        assert_eq!(is_held(&bytes, 0), None);
     }
 
     #[test]
