@@ -130,6 +130,33 @@ fn who_waits_for_what_goes_on_in_turns_is_told_of_its_end() {
     }
 }
 
+/// The guard takes a server for silent that leaves a request of dom0's unread and does not say that it means to.
+#[test]
+fn whatever_keeps_dom0s_ring_unread_is_said() {
+    let (mut simulation, mut dom0, mut seven) = start();
+    for n in 0..400 {
+        ask(&mut simulation, &mut dom0, Kind::Mkdir, 0, &format!("/tree/{n}\0"));
+        assert!(!simulation.world.is_held_back());
+    }
+    // It works on an earlier one.
+    let next = || Header { kind: Kind::Read.number(), req_id: 7, tx_id: 0, len: 2 }.to_bytes();
+    for (kind, payload) in [(Kind::Control, "check\0"), (Kind::Rm, "/tree\0")] {
+        let (bytes, _) = dom0.request(kind.number(), 0, payload.as_bytes());
+        assert_eq!(dom0.write(&bytes), bytes.len());
+        dom0.write(&[&next()[..], b"/\0"].concat());
+        let _pass = simulation.pass();
+        assert!(simulation.world.is_held_back(), "{kind:?}");
+        simulation.settle();
+        assert!(!simulation.world.is_held_back(), "{kind:?}");
+        assert_eq!(texts(simulation.drain(&mut dom0)), ["OK ", ""]);
+    }
+    // What others do is no reason.
+    let (bytes, _) = seven.request(Kind::Read.number(), 0, b"a\0");
+    seven.write(&bytes);
+    let _pass = simulation.pass();
+    assert!(!simulation.world.is_held_back());
+}
+
 #[test]
 fn a_reply_that_is_half_written_is_written_on() {
     let (mut simulation, _, mut seven) = start();

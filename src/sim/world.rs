@@ -57,6 +57,8 @@ struct State {
     next_port: u32,
     /// How many domains the server has lived in before this one.
     own_serial: u64,
+    /// The server says that it leaves the first domain's ring unread on purpose.
+    is_held_back: bool,
     events: VecDeque<Event>,
     changed: BTreeSet<DomId>,
     /// Xen tells which domains changed, and their unique ids.
@@ -104,6 +106,7 @@ impl Default for World {
             ports: BTreeMap::new(),
             next_port: 1,
             own_serial: 0,
+            is_held_back: false,
             events: VecDeque::new(),
             changed: BTreeSet::new(),
             tells_changes: true,
@@ -427,6 +430,12 @@ impl World {
         self.state().domains.get(&domid).map_or(0, |domain| domain.signals)
     }
 
+    /// Whether the server says that it leaves the first domain's ring unread on purpose.
+    #[must_use]
+    pub fn is_held_back(&self) -> bool {
+        self.state().is_held_back
+    }
+
     /// How many ports the server has bound.
     #[must_use]
     pub fn bound_ports(&self) -> usize {
@@ -541,6 +550,10 @@ impl Platform for SimPlatform {
 
     fn next_event(&mut self) -> Option<Event> {
         outside(|| self.0.state().events.pop_front())
+    }
+
+    fn hold_back(&mut self, is_held: bool) {
+        self.0.state().is_held_back = is_held;
     }
 
     fn wait(&mut self, deadline_ms: Option<u64>) {
