@@ -375,7 +375,7 @@ impl Host for Mover {
 
     fn last_words(&mut self, domid: u16) -> String {
         let page = self.console_page(domid).unwrap_or_default();
-        last_words(&page).unwrap_or_else(|| "it was shut down without a word".to_owned())
+        last_words(&page).unwrap_or_else(|| "nothing".to_owned())
     }
 
     fn stop_console(&mut self) -> Result<(), String> {

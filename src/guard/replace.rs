@@ -25,8 +25,10 @@ use xenstore_stubdom::proto::image::Image;
 use xenstore_stubdom::proto::replacement::{Head, Offer, Port};
 use xenstore_stubdom::proto::stream::{Endpoint, Reader, Record};
 
-/// How long the server may take to stop, a domain to rehearse and to serve, and an old one to be gone.
+/// How long the server may take to stop, a domain to serve, and an old one to be gone.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a rehearsal may take: longer, since nobody waits for it.
+const REHEARSAL_PATIENCE: Duration = Duration::from_secs(30);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(1);
 /// How often the new domain is built before it is left to the guard and the administrator. Each pause is four times as long
@@ -353,14 +355,15 @@ fn rehearse(
 
 fn run_rehearsal(host: &mut impl Host, domid: u16) -> Result<(), String> {
     host.unpause(domid)?;
-    let end = host.now().saturating_add(PATIENCE);
+    let end = host.now().saturating_add(REHEARSAL_PATIENCE);
     loop {
         let found = host.info(domid)?.ok_or("somebody has destroyed its domain")?;
         match found.shutdown() {
             Some(SHUTDOWN_POWEROFF) => return Ok(()),
             Some(_) => return Err(host.last_words(domid)),
             None if host.now() > end => {
-                return Err(format!("no end within {} s", PATIENCE.as_secs()));
+                let (seconds, words) = (REHEARSAL_PATIENCE.as_secs(), host.last_words(domid));
+                return Err(format!("no end within {seconds} s; it has last said: {words}"));
             }
             None => host.sleep(LOOK),
         }
