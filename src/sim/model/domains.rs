@@ -3,7 +3,7 @@
 use super::output::Output;
 use super::text::RESERVED;
 use super::tree::strip;
-use super::{Conn, Domain, Event, FEATURES, Model, PRIVILEGED, Verdict, state_of};
+use super::{Conn, Domain, Event, FEATURES, Model, PRIVILEGED, state_of};
 use crate::proto::id::{DomId, EvtchnPort};
 use crate::server::platform::{DomainState, Identity};
 use crate::sim::journal::{PageId, Seen};
@@ -41,6 +41,8 @@ impl Model {
             watches: Vec::new(),
             txs: BTreeMap::new(),
             last_tx: 0,
+            waiting: None,
+            starts: false,
         };
         self.conns.insert(id, conn);
     }
@@ -60,6 +62,8 @@ impl Model {
             return Ok(false);
         }
         let identity = match state_of(answers, domid) {
+            // Guests do not wait, and do not know it any more.
+            None if !guess && self.dying.contains(&domid) => return Ok(false),
             None => return Err(format!("nobody asked whether domain {domid} exists")),
             Some(DomainState::Exists { identity, .. }) => identity,
             Some(DomainState::Unknown) if guess => Identity::Unknown,
@@ -109,7 +113,9 @@ impl Model {
             Seen::Bound(DomId(other), port) if *other == domid => Some(*port),
             _ => None,
         });
-        if let Some(id) = self.domains.get(&domid).and_then(|domain| domain.conn) {
+        let known = self.domains.get(&domid).and_then(|domain| domain.conn);
+        let is_known = known.is_some();
+        if let Some(id) = known {
             let conn = self.conns.get_mut(&id).expect("an introduced domain has a connection");
             conn.port = if conn.live { bound.flatten() } else { None };
             if fails && !answers.contains(&Seen::Emptied(conn.page)) {
@@ -136,10 +142,12 @@ impl Model {
         }
         let id = self.domains[&domid].conn.expect("it has one now");
         let page = self.conns[&id].page;
-        if !answers.contains(&Seen::Emptied(page)) {
-            return Err(format!("domain {domid}: its ring was not emptied"));
-        }
         self.reset(id);
+        if !answers.contains(&Seen::Emptied(page)) {
+            let conn = self.conns.get_mut(&id).filter(|conn| is_known && conn.live);
+            // What it has may take turns to go. Only then comes the reply.
+            conn.ok_or_else(|| format!("domain {domid}: its ring was not emptied"))?.starts = true;
+        }
         Ok((events, Ok(())))
     }
 
@@ -149,6 +157,7 @@ impl Model {
             return Vec::new();
         }
         let Some(domain) = self.domains.remove(&domid) else { return Vec::new() };
+        self.dying.insert(domid);
         if let Some(id) = domain.conn {
             self.conns.remove(&id);
         }
@@ -205,28 +214,40 @@ impl Model {
                 )
             };
             let (part, rest) = seen.split_at(seen.iter().take_while(is_scan).count());
-            self.changed(states_of(part), part)?;
+            self.changed(states_of(part), part);
             return Ok(rest);
         };
         let (scan, rest) = seen.split_at(end);
         // The last shutdown is told of when the list is over.
         let after = rest[1..].iter().take_while(|seen| matches!(seen, Seen::Memory(..))).count();
         let answers = &seen[..=end + after];
-        self.changed(states_of(scan), answers)?;
+        self.changed(states_of(scan), answers);
+        self.all_looked_at(answers);
         Ok(rest)
     }
 
-    /// The hypervisor has to be asked about every domain.
+    /// Whether the look at all domains goes on with this one.
+    pub(super) fn goes_on_with(&self, domid: u16) -> bool {
+        let next = self.looking.next;
+        next.and_then(|next| self.domains.range(next..).next())
+            .is_some_and(|(next, _)| *next == domid)
+    }
+
+    /// The hypervisor has to be asked about every domain, from where the last turn came to on.
     pub(super) fn scan_all<'a>(
         &mut self,
         seen: &'a [Seen],
         has_news: bool,
     ) -> Result<&'a [Seen], String> {
         let mut states = Vec::new();
-        let mut tracked = self.domains.keys();
+        let mut tracked = self.domains.range(self.looking.next.unwrap_or(0)..).map(|(id, _)| id);
         let mut end = 0;
         let mut wanted = tracked.next();
-        for (place, seen) in seen.iter().enumerate() {
+        let is_part = |seen: &&Seen| {
+            // A new server looks at all before anything else.
+            !has_news || matches!(seen, Seen::State(..) | Seen::Memory(..) | Seen::Unbound(_))
+        };
+        for (place, seen) in seen.iter().take_while(is_part).enumerate() {
             match (wanted, seen) {
                 (Some(domid), Seen::State(DomId(asked), state)) if domid == asked => {
                     states.push((*asked, *state));
@@ -237,29 +258,29 @@ impl Model {
                 (None, _) => break,
             }
         }
-        if let Some(domid) = wanted {
-            return Err(format!("nobody asked what became of domain {domid}"));
-        }
+        self.looking.next = wanted.copied();
         // What happened to the last one counts, too.
         let is_more = |seen: &&Seen| matches!(seen, Seen::Memory(..) | Seen::Unbound(_));
         let end = end + seen[end..].iter().take_while(is_more).count();
         // Without news nobody has shut down, as far as can be seen.
         states.retain(|(_, state)| has_news || *state != DomainState::Unknown);
-        self.changed(states, &seen[..end])?;
+        self.changed(states, &seen[..end]);
+        if self.looking.next.is_none() {
+            self.all_looked_at(&seen[..end]);
+        }
         Ok(&seen[end..])
     }
 
     /// What became of domains.
-    fn changed(&mut self, states: Vec<(u16, DomainState)>, answers: &[Seen]) -> Verdict {
-        let unsure = answers.iter().any(|seen| matches!(seen, Seen::Memory(_, false)));
-        // A shutdown seen and not told of: of several only the last has the event without a domid.
-        let mut pending = None;
+    fn changed(&mut self, states: Vec<(u16, DomainState)>, answers: &[Seen]) {
+        let unsure = is_short(answers);
         for (domid, state) in states {
             let Some(domain) = self.domains.get(&domid) else { continue };
             let introduced = domain.conn.is_some();
             match state {
                 DomainState::Unknown if introduced && domid != PRIVILEGED => {
-                    self.tell_shutdown(pending.replace(domid), false, unsure);
+                    let before = self.looking.pending.replace(domid);
+                    self.tell_shutdown(before, false, unsure);
                 }
                 DomainState::Unknown => {}
                 DomainState::Exists { shutdown, identity, .. }
@@ -271,20 +292,26 @@ impl Model {
                     }
                     if shutdown && introduced && !domain.shutdown_told {
                         domain.shutdown_told = true;
-                        self.tell_shutdown(pending.replace(domid), false, unsure);
+                        let before = self.looking.pending.replace(domid);
+                        self.tell_shutdown(before, false, unsure);
                     }
                 }
                 DomainState::Exists { .. } | DomainState::Gone => {
                     if introduced {
-                        self.tell_shutdown(pending.take(), false, unsure);
+                        let before = self.looking.pending.take();
+                        self.tell_shutdown(before, false, unsure);
                     }
                     let events = self.destroy(domid);
                     self.queue_events(events, None, unsure, 0);
                 }
             }
         }
-        self.tell_shutdown(pending, true, unsure);
-        Ok(())
+    }
+
+    /// The look at domains is over.
+    fn all_looked_at(&mut self, answers: &[Seen]) {
+        let last = self.looking.pending.take();
+        self.tell_shutdown(last, true, is_short(answers));
     }
 
     fn tell_shutdown(&mut self, domid: Option<u16>, plain: bool, unsure: bool) {
@@ -293,4 +320,9 @@ impl Model {
             self.queue_events(events, None, unsure, 0);
         }
     }
+}
+
+/// Whether memory was refused.
+fn is_short(answers: &[Seen]) -> bool {
+    answers.iter().any(|seen| matches!(seen, Seen::Memory(_, false)))
 }

@@ -97,6 +97,19 @@ struct Conn {
     watches: Vec<Watch>,
     txs: BTreeMap<u32, Tx>,
     last_tx: u32,
+    /// A request that has to wait, since it names a domain that is not quite gone.
+    waiting: Option<Vec<u8>>,
+    /// It starts over: what it had goes, and then its ring is emptied.
+    starts: bool,
+}
+
+/// A look at what became of domains takes turns, with requests in between.
+#[derive(Clone, Copy, Default, Debug)]
+struct Looking {
+    /// The first domid that is not yet asked about, if all are.
+    next: Option<u16>,
+    /// A shutdown that was seen and not told of: of several only the last has the event without a domid.
+    pending: Option<u16>,
 }
 
 /// The model.
@@ -110,6 +123,10 @@ pub struct Model {
     conns: BTreeMap<u32, Conn>,
     next_conn: u32,
     next_cause: u64,
+    /// How far a look at domains is that goes on in a later turn.
+    looking: Looking,
+    /// Domains that are gone; something of them may be left, in slices.
+    dying: BTreeSet<u16>,
     /// Pages whose clients keep the rules: the server has no reason to give them up.
     honest: BTreeSet<PageId>,
     /// How many requests were judged.
@@ -145,6 +162,8 @@ impl Model {
             conns: BTreeMap::new(),
             next_conn: 1,
             next_cause: 1,
+            looking: Looking::default(),
+            dying: BTreeSet::new(),
             honest: BTreeSet::new(),
             requests: 0,
             doubts: false,
@@ -223,6 +242,12 @@ impl Model {
     #[must_use]
     pub fn owed(&self, page: PageId) -> Option<String> {
         let conn = self.conns.values().find(|conn| conn.page == page && conn.live)?;
+        if conn.waiting.is_some() {
+            return Some(format!("domain {}: a request is not carried out", conn.domid));
+        }
+        if conn.starts {
+            return Some(format!("domain {}: its ring is not emptied", conn.domid));
+        }
         conn.out
             .owed(self.now_ms)
             .map(|message| format!("domain {}: {message} never came, or only in part", conn.domid))
@@ -235,6 +260,7 @@ impl Model {
     pub fn judge(&mut self, seen: &[Seen]) -> Verdict {
         let mut rest = seen;
         while let Some((first, tail)) = rest.split_first() {
+            let before = (seen.len() - rest.len()).checked_sub(1).and_then(|place| seen.get(place));
             rest = tail;
             match first {
                 Seen::Took(page, bytes) => self.took(*page, bytes, rest)?,
@@ -260,7 +286,16 @@ impl Model {
                     self.first_domain(*domid, *page, rest);
                 }
                 Seen::Changed(..) => rest = self.scan(&seen[seen.len() - rest.len() - 1..])?,
-                Seen::Scan => rest = self.scan_all(rest, true)?,
+                Seen::Scan => {
+                    self.looking.next = Some(0);
+                    rest = self.scan_all(rest, true)?;
+                }
+                Seen::State(DomId(domid), _) if self.goes_on_with(*domid) => {
+                    let from = seen.len() - rest.len() - 1;
+                    if !asks_about(&seen[..from], *domid) {
+                        rest = self.scan_all(&seen[from..], true)?;
+                    }
+                }
                 Seen::Look => {
                     // The successor answers whoever asked for it before it looks.
                     while let Some((
@@ -271,13 +306,24 @@ impl Model {
                         self.judge(core::slice::from_ref(first))?;
                         rest = &rest[1..];
                     }
+                    self.looking = Looking { next: Some(0), pending: None };
                     rest = self.scan_all(rest, false)?;
+                    if let Some(domid) = self.looking.next {
+                        return Err(format!("a new server has not looked at domain {domid}"));
+                    }
+                }
+                // It looks at memory before any request.
+                Seen::Memory(..) if !matches!(before, Some(Seen::Took(..))) => {
+                    self.carry_out_waiting(&seen[seen.len() - rest.len() - 1..])?;
                 }
                 Seen::Clock(now_ms) => self.now_ms = *now_ms,
                 Seen::Failed => self.conns.values_mut().for_each(|conn| conn.out.may_fail = true),
-                Seen::Settled => self.conns.values_mut().for_each(|conn| conn.out.settled()),
+                Seen::Settled => {
+                    self.dying.clear();
+                    self.conns.values_mut().for_each(|conn| conn.out.settled());
+                }
+                Seen::Emptied(page) => self.emptied(*page),
                 Seen::GaveUp(..)
-                | Seen::Emptied(_)
                 | Seen::Mapped(..)
                 | Seen::Bound(..)
                 | Seen::State(..)
@@ -303,12 +349,20 @@ impl Model {
             return Err(format!("page {page} is read although it is not served"));
         };
         let conn = self.conns.get_mut(&id).expect("just found");
+        if conn.starts {
+            return Err(format!("domain {}: its ring is read before it is emptied", conn.domid));
+        }
         conn.inbox.extend_from_slice(bytes);
         let Some(length) = output::message_length(&conn.inbox) else { return Ok(()) };
         if conn.inbox.len() > length {
             return Err(format!("domain {}: more than a request was taken", conn.domid));
         }
         let message = core::mem::take(&mut conn.inbox);
+        self.carry_out(id, message, rest)
+    }
+
+    /// The server carries out a request, or has it wait.
+    fn carry_out(&mut self, id: u32, message: Vec<u8>, rest: &[Seen]) -> Verdict {
         let is_next = |seen: &Seen| {
             matches!(
                 seen,
@@ -327,7 +381,27 @@ impl Model {
             self.has_doubted = true;
             return self.fail(id, &message, &rest[..end]);
         }
-        self.request(id, &message, &rest[..end], fails)
+        let judged = self.request(id, &message, &rest[..end], fails);
+        if let Some(conn) = self.conns.get_mut(&id)
+            && judged.is_err()
+            && requests::may_wait(conn.domid, &message)
+        {
+            conn.waiting = Some(message);
+            return Ok(());
+        }
+        judged
+    }
+
+    /// Perhaps the server carries out a request now that had to wait.
+    fn carry_out_waiting(&mut self, rest: &[Seen]) -> Verdict {
+        let mut waiting = self
+            .conns
+            .iter_mut()
+            .filter_map(|(id, conn)| conn.waiting.take().map(|message| (*id, message)));
+        match waiting.next() {
+            Some((id, message)) => self.carry_out(id, message, rest),
+            None => Ok(()),
+        }
     }
 
     /// The server put bytes of messages.
@@ -337,6 +411,9 @@ impl Model {
         };
         let now_ms = self.now_ms;
         let conn = self.conns.get_mut(&id).expect("just found");
+        if conn.starts {
+            return Ok(());
+        }
         let put = conn.out.put(bytes, now_ms);
         let failed = put.map_err(|what| format!("domain {}: {what}", conn.domid))?;
         if let Some(origin) = failed {
@@ -344,6 +421,17 @@ impl Model {
             self.conns.values_mut().for_each(|conn| conn.out.forget(origin));
         }
         Ok(())
+    }
+
+    /// The rings of a page are empty. Its connection may have waited for that.
+    fn emptied(&mut self, page: PageId) {
+        let conn = self.conns.iter_mut().find(|(_, conn)| conn.page == page);
+        if let Some((id, conn)) = conn
+            && core::mem::take(&mut conn.starts)
+        {
+            let id = *id;
+            self.reset(id);
+        }
     }
 
     /// The server serves a ring no longer.
@@ -464,6 +552,19 @@ impl Watch {
         }
         false
     }
+}
+
+/// Whether the last thing that passed is a request that names a domain, and the server has not yet asked about that one.
+fn asks_about(before: &[Seen], domid: u16) -> bool {
+    let answers = before.iter().rev().take_while(|seen| {
+        matches!(seen, Seen::State(..) | Seen::Memory(..) | Seen::Mapped(..) | Seen::Bound(..))
+    });
+    let answers: Vec<_> = answers.collect();
+    let is_asked = |seen: &&Seen| matches!(seen, Seen::State(DomId(other), _) if *other == domid);
+    let Some(Seen::Took(_, bytes)) = before.iter().rev().nth(answers.len()) else { return false };
+    let text = format!("{domid}");
+    let names_it = bytes.split(|byte| !byte.is_ascii_digit()).any(|run| run == text.as_bytes());
+    names_it && !answers.into_iter().any(|seen| is_asked(&seen))
 }
 
 /// What the hypervisor said of a domain during a request.

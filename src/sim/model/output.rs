@@ -149,6 +149,15 @@ impl Output {
         });
     }
 
+    /// The watches of these events are gone. What became of domains is told in turns, and after this one nothing comes.
+    pub(super) fn unwatched(&mut self, is_its: impl Fn(&[u8]) -> bool) {
+        let news = self.owed.iter_mut().filter(|owed| owed.pace == Pace::News && owed.is_event());
+        for owed in news {
+            let Body::Exact(payload) = &owed.body else { continue };
+            owed.unsure |= is_its(payload);
+        }
+    }
+
     /// What became of domains is told: all of that is queued now, if it was not swallowed by an equal event.
     pub(super) fn settled(&mut self) {
         let mut place = 0;
@@ -276,10 +285,14 @@ impl Output {
 }
 
 impl Owed {
+    fn is_event(&self) -> bool {
+        self.kind == Kind::WatchEvent.number()
+    }
+
     /// Whether it may come before another one that has been owed for longer.
     fn may_overtake(&self, other: &Self) -> bool {
-        let is_event = self.kind == Kind::WatchEvent.number();
-        let is_reply = other.kind != Kind::WatchEvent.number();
+        let is_event = self.is_event();
+        let is_reply = !other.is_event();
         if other.group != 0 && other.group == self.group {
             return true;
         }

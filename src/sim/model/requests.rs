@@ -23,6 +23,13 @@ const PRIVILEGED_ONLY: [u32; 9] = [0, 8, 9, 17, 18, 19, 24, 25, 26];
 /// Types after which a domain that they name is known.
 const LEARNING: [u32; 5] = [14, 23, 24, 25, 26];
 
+/// Whether a request may name a domain that the server has to ask about: then it waits as long as something is left of a
+/// former domain with that domid.
+pub(super) fn may_wait(domid: u16, message: &[u8]) -> bool {
+    let kind = message.first_chunk().map(|head| Header::from_bytes(head).kind);
+    domid == PRIVILEGED && kind.is_some_and(|kind| kind == 8 || LEARNING.contains(&kind))
+}
+
 /// What a request leads to.
 struct Outcome {
     answer: Result<Body, Error>,
@@ -31,11 +38,13 @@ struct Outcome {
     first: Option<Vec<u8>>,
     /// The reply comes behind the events that tell what became of a domain.
     news: bool,
+    /// The reply comes when nothing is left of a domain that was named.
+    late: bool,
 }
 
 impl Outcome {
     fn new(answer: Result<Body, Error>) -> Self {
-        Self { answer, events: Vec::new(), first: None, news: false }
+        Self { answer, events: Vec::new(), first: None, news: false, late: false }
     }
 
     fn ok() -> Self {
@@ -133,7 +142,7 @@ impl Model {
             // What administrators ask may look at everything.
             let pace = if outcome.news {
                 Pace::News
-            } else if kind == Kind::Control.number() {
+            } else if outcome.late || kind == Kind::Control.number() {
                 Pace::Look
             } else {
                 Pace::Now
@@ -301,6 +310,7 @@ impl Model {
             if let Some(conn) = self.conns.get_mut(&id) {
                 conn.watches.clear();
                 conn.txs.clear();
+                conn.out.unwatched(|_| true);
             }
             return Outcome::ok();
         }
@@ -316,7 +326,9 @@ impl Model {
         let known = watches.iter().position(same);
         if request.kind == 5 {
             let Some(place) = known else { return Outcome::error("ENOENT") };
-            watches.remove(place);
+            let watch = watches.remove(place);
+            let is_its = |payload: &[u8]| payload.ends_with(&text::join([b"", &watch.token[..]]));
+            self.conns.get_mut(&id).expect("it asks").out.unwatched(is_its);
             return Outcome::ok();
         }
         if known.is_some() {
@@ -360,6 +372,7 @@ impl Model {
         let strings = text::strings(request.payload);
         let domid = text::domid(&strings[0]).ok_or("judged before")?;
         let conn = self.domains.get(&domid).and_then(|domain| domain.conn);
+        let unknown = || Outcome { late: true, ..Outcome::error("ENOENT") };
         Ok(match request.kind {
             8 => {
                 let port = text::atoi_unsigned(&strings[2]);
@@ -368,7 +381,7 @@ impl Model {
                 Outcome { events, news: result.is_ok(), ..Outcome::done(result) }
             }
             9 | 18 if domid == PRIVILEGED => Outcome::error("EINVAL"),
-            9 | 18 if conn.is_none() => Outcome::error("ENOENT"),
+            9 | 18 if conn.is_none() => unknown(),
             9 => Outcome { events: self.destroy(domid), news: true, ..Outcome::ok() },
             18 => {
                 if let Some(domain) = self.domains.get_mut(&domid) {
@@ -382,9 +395,7 @@ impl Model {
             _ => {
                 let target = text::domid(&strings[1]).ok_or("judged before")?;
                 let other = self.domains.get(&target).and_then(|domain| domain.conn);
-                let (Some(conn), Some(_)) = (conn, other) else {
-                    return Ok(Outcome::error("ENOENT"));
-                };
+                let (Some(conn), Some(_)) = (conn, other) else { return Ok(unknown()) };
                 if !self.conns[&conn].live {
                     return Ok(Outcome::error("EINVAL"));
                 }
