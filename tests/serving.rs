@@ -269,7 +269,8 @@ fn host_with_much_to_bury() -> (Simulation, Client) {
     ask(&mut simulation, &mut dom0, Kind::SetPerms, b"/local/domain/7\0n7\0");
     for n in 0..128 {
         let watch = format!("d/{n}\0token\0");
-        assert_eq!(ask(&mut simulation, &mut guest, Kind::Watch, watch.as_bytes()), b"OK\0");
+        let replies = texts(simulation.ask(&mut guest, Kind::Watch, 0, watch.as_bytes()));
+        assert_eq!(replies.first().map(Vec::as_slice), Some(&b"OK\0"[..]));
     }
     for n in 0..900 {
         let node = format!("e/{}/{}\0value", n / 50, n % 50);
@@ -340,4 +341,65 @@ fn introduce_is_answered_behind_its_event_while_a_death_goes_on() {
     let wanted = [&b"@releaseDomain\0token\0"[..], b"@introduceDomain\0token\0", b"OK\0"];
     assert_eq!(texts(messages), wanted);
     simulation.server.check().unwrap();
+}
+
+/// Writes a request into the ring, with pauses until the last part fits.
+fn send(simulation: &mut Simulation, client: &mut Client, kind: Kind, tx: u32, payload: &[u8]) {
+    let (bytes, _) = client.request(kind.number(), tx, payload);
+    let mut written = client.write(&bytes);
+    while written < bytes.len() {
+        simulation.settle();
+        written += client.write(&bytes[written..]);
+    }
+}
+
+/// As many levels as a path of a guest can have, below a node of its home.
+fn deep(top: char) -> String {
+    format!("{top}{}", "/l".repeat(900))
+}
+
+/// A request that takes turns is refused on its way. The next one has nothing of it.
+#[test]
+fn a_request_that_is_refused_on_its_way_leaves_nothing_to_the_next() {
+    let (mut simulation, mut dom0) = Simulation::start("--quota nodes=5000");
+    let mut guest = introduce(&mut simulation, &mut dom0, 7);
+    let home = b"/local/domain/7\0";
+    ask(&mut simulation, &mut dom0, Kind::Mkdir, home);
+    ask(&mut simulation, &mut dom0, Kind::SetPerms, &[&home[..], b"n7\0"].concat());
+    assert_eq!(ask(&mut simulation, &mut guest, Kind::TransactionStart, b"\0"), b"1\0");
+    let write = |top: char| format!("{}\0v", deep(top));
+    send(&mut simulation, &mut guest, Kind::Write, 1, write('a').as_bytes());
+    assert_eq!(texts(simulation.drain(&mut guest)), [b"OK\0"]);
+    send(&mut simulation, &mut guest, Kind::Write, 1, write('b').as_bytes());
+    // The first domain has its turn after the first one of this request.
+    simulation.pass();
+    send(&mut simulation, &mut dom0, Kind::SetQuota, 0, b"7\0path-max\x00100\0");
+    assert_eq!(texts(simulation.drain(&mut guest)), [b"EINVAL\0"]);
+    send(&mut simulation, &mut guest, Kind::TransactionEnd, 1, b"T\0");
+    assert_eq!(texts(simulation.drain(&mut guest)), [b"OK\0"]);
+    simulation.server.check().unwrap();
+}
+
+/// A domain is introduced again, and what it had takes turns to go. Whoever has the reply may write to the ring.
+#[test]
+fn the_reply_to_a_second_introduce_comes_when_the_ring_is_empty() {
+    let (mut simulation, mut dom0) = Simulation::start("--quota-memory 100000000");
+    let port = simulation.world.create(DomId(7));
+    let again = format!("7\x001\0{port}\0");
+    assert_eq!(ask(&mut simulation, &mut dom0, Kind::Introduce, again.as_bytes()), b"OK\0");
+    let mut guest = simulation.client(DomId(7));
+    for token in 0..100 {
+        let watch = format!("{}\0{token}\0", deep('w'));
+        let replies = texts(simulation.ask(&mut guest, Kind::Watch, 0, watch.as_bytes()));
+        assert_eq!(replies.first().map(Vec::as_slice), Some(&b"OK\0"[..]));
+    }
+    send(&mut simulation, &mut dom0, Kind::Introduce, 0, again.as_bytes());
+    let mut passes = 0;
+    while count_replies(&mut dom0) == 0 {
+        assert_ne!(simulation.pass(), Pass::Idle(None));
+        passes += 1;
+    }
+    assert!(passes > 1, "it was to take turns");
+    guest.forget();
+    assert_eq!(ask(&mut simulation, &mut guest, Kind::GetDomainPath, b"7\0"), b"/local/domain/7\0");
 }

@@ -278,6 +278,9 @@ impl<P: Platform> Server<P> {
         }
         if !waits {
             assembler.clear();
+            if is_again {
+                self.store.abandon_request(id);
+            }
         }
         let Some(connection) = self.connections.get_mut(id) else { return };
         connection.assembler = assembler;

@@ -178,7 +178,7 @@ impl<P: Platform> Server<P> {
     // ---- requests ----
 
     /// INTRODUCE: maps the ring and binds the port of a new domain, or starts over with a known one.
-    pub(super) fn introduce(&mut self, domid: DomId, port: u32) -> Answer {
+    pub(super) fn introduce(&mut self, asker: DomId, domid: DomId, port: u32) -> Answer {
         if port == 0 || !domid.is_ordinary() {
             return Err(XsError::EINVAL);
         }
@@ -195,7 +195,8 @@ impl<P: Platform> Server<P> {
         }
         if let Some(id) = self.connection_of(domid) {
             self.reintroduce(id, domid, port);
-            return Ok(Reply::Done);
+            // Who introduces itself has its reply in the ring that starts over.
+            return Ok(if domid == asker { Reply::Done } else { self.when_told(domid) });
         }
         let page = match self.platform.map_ring(domid) {
             Ok(page) => page,
@@ -215,9 +216,20 @@ impl<P: Platform> Server<P> {
         Ok(self.when_told(domid))
     }
 
-    /// `OK`, after the events that tell what became of a domain, however many turns they take.
+    /// `OK`, when everything that became of a domain is done, however many turns that takes.
     fn when_told(&self, domid: DomId) -> Reply {
-        if self.store.has_affairs(domid) { Reply::Telling(domid) } else { Reply::Done }
+        if self.is_unsettled(domid) { Reply::Telling(domid) } else { Reply::Done }
+    }
+
+    /// Whether not everybody has been told what became of a domain, or its ring is not yet emptied for a new start: what
+    /// it wrote there after the reply would be lost.
+    pub(super) fn is_unsettled(&self, domid: DomId) -> bool {
+        let connection = self.connection_of(domid).and_then(|id| self.connections.get(id));
+        // Nobody waits for one that is given up meanwhile.
+        let starts_over = connection.is_some_and(|connection| {
+            connection.is_connected() && matches!(connection.busy, Some(Busy::StartOver))
+        });
+        self.store.has_affairs(domid) || starts_over
     }
 
     /// The identity of a domain, as Xen shows it.
@@ -652,6 +664,12 @@ impl<P: Platform> Server<P> {
             claim(listed, "its port is not listed", domid);
             let known = self.store.party(id).is_some() == connection.is_connected();
             claim(known, "the store does not agree on its connection", domid);
+            if connection.is_connected() {
+                let is_kept = connection.waits || !self.store.is_asked_again(id);
+                claim(is_kept, "something is kept of a request that is over", domid);
+                let goes_on = connection.busy.is_some() || !self.store.is_busy(id);
+                claim(goes_on, "nobody goes on with what its request has begun", domid);
+            }
         }
         if self.connections.sums() != self.connections.sums_of_each() {
             report(format_args!("the sums of all connections are not what each has done"));

@@ -91,7 +91,7 @@ impl<P: Platform> Server<P> {
             }
             Request::TransactionStart => return self.start_transaction(asker),
             Request::GetDomainPath { domid } => return self.domain_path(domid),
-            Request::Introduce { domid, port } => return self.introduce(domid, port),
+            Request::Introduce { domid, port } => return self.introduce(asker.domid, domid, port),
             Request::Release { domid } => return self.release(domid),
             Request::Resume { domid } => return self.resume_domain(domid),
             Request::IsDomainIntroduced { domid } => return self.is_introduced(domid),

@@ -451,9 +451,9 @@ impl<P: Platform> Server<P> {
         Progress::Done
     }
 
-    /// Answers a request about a domain if everybody has been told by now, which happens in turns of its own.
+    /// Answers a request about a domain if that is [settled](Self::is_unsettled) by now, which happens in turns of its own.
     fn answer_when_told(&mut self, id: ConnId, header: Header, domid: DomId) -> Progress {
-        if self.store.has_affairs(domid) {
+        if self.is_unsettled(domid) {
             self.mark_ready(id);
             return Progress::More;
         }
@@ -490,15 +490,17 @@ impl<P: Platform> Server<P> {
             }
             self.finish_check();
             let mut next = self.connections.first(List::All);
+            let mut is_done = true;
             while let Some(id) = next {
                 next = self.connections.next(List::All, id);
-                let _done = self.go_on(id);
+                // It may depend on another one.
+                is_done &= self.go_on(id).is_done();
                 if self.connections.get(id).is_some_and(|connection| connection.waits) {
                     self.execute(id);
                 }
             }
             // A request that waited may have been about a domain that is replaced.
-            if !self.has_background_work() {
+            if is_done && !self.has_background_work() {
                 break;
             }
         }

@@ -555,10 +555,12 @@ impl Store {
         Ok(Progress::Done)
     }
 
-    /// The place that a connection was to have a watch at is not wanted any more.
-    fn abandon_request(&mut self, conn: ConnId) {
-        let ahead = self.conns.get_mut(&conn).and_then(|state| state.ahead.take());
-        if let Some(ahead) = ahead {
+    /// A request that was to be [asked again](Self::is_asked_again) is not: it was answered without the store, or its
+    /// connection starts over. How far it had come is forgotten, since the next one is another.
+    pub fn abandon_request(&mut self, conn: ConnId) {
+        let Some(state) = self.conns.get_mut(&conn) else { return };
+        state.way = None;
+        if let Some(ahead) = state.ahead.take() {
             self.watches.give_up(&mut self.tree, ahead);
         }
     }
