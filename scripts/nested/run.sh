@@ -137,6 +137,8 @@ watch_run() {
         if [ $status = 0 ]; then
             handle_report "${line%% *}" "${line#* }"
             line='' heard=yes
+            # From here on its terminal says back what is written to it, until it listens again.
+            [ -z "$rebooting" ] || heard=''
             set_slowness
             set_pace
             [ "$verdict" != finished ] || deadline=$(($(since $began) + 5))

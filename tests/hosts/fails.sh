@@ -23,8 +23,11 @@ case $boot in
     check "dpkg -i" run dpkg -i /host/xenstore-stubdom.deb
     check "enable" run xenstore-stubdom enable
     echo 'FALLBACK=no IMAGE=/usr/bin/dpkg' >>/etc/default/xenstore-stubdom
-    # Without a store it waits in the kernel for one, whatever store that should have been, and each boot and shutdown waits for it.
-    check "no libvirtd" run systemctl mask libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket
+    echo 'XENCONSOLED_ARGS="--log=all"' >>/etc/default/xen
+    # Without a store they wait in the kernel for one, whatever store that should have been, and each boot and shutdown waits for
+    # them. Debian's xendomains, which does not look whether xen.service has come up, does so for five minutes.
+    check "no libvirtd, no xendomains" run systemctl mask libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket \
+        xendomains.service
     reboot_host
     ;;
 2)
