@@ -266,15 +266,7 @@ impl Model {
                 Seen::Took(page, bytes) => self.took(*page, bytes, rest)?,
                 Seen::Put(page, bytes) => self.put(*page, bytes)?,
                 Seen::GaveUp(page, value) if *value != 0 => self.gave_up(*page)?,
-                Seen::Moved => {
-                    self.conns.values_mut().for_each(|conn| conn.port = None);
-                    let end = rest.iter().position(|seen| *seen == Seen::Look);
-                    for seen in &rest[..end.unwrap_or(rest.len())] {
-                        let Seen::Bound(DomId(domid), port) = seen else { continue };
-                        let conn = self.conns.values_mut().find(|conn| conn.domid == *domid);
-                        conn.ok_or("a port for nobody")?.port = *port;
-                    }
-                }
+                Seen::Moved => self.moved(rest)?,
                 Seen::Unbound(port) => {
                     let page =
                         self.conns.values().find(|conn| conn.port == Some(*port)).map(|c| c.page);
@@ -330,6 +322,18 @@ impl Model {
                 | Seen::ScanEnd
                 | Seen::Memory(..) => {}
             }
+        }
+        Ok(())
+    }
+
+    /// The server is in another domain, whose ports are bound next.
+    fn moved(&mut self, rest: &[Seen]) -> Verdict {
+        self.conns.values_mut().for_each(|conn| conn.port = None);
+        let end = rest.iter().position(|seen| *seen == Seen::Look);
+        for seen in &rest[..end.unwrap_or(rest.len())] {
+            let Seen::Bound(DomId(domid), port) = seen else { continue };
+            let conn = self.conns.values_mut().find(|conn| conn.domid == *domid);
+            conn.ok_or("a port for nobody")?.port = *port;
         }
         Ok(())
     }
