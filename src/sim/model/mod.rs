@@ -288,22 +288,7 @@ impl Model {
                         rest = self.scan_all(&seen[from..], true)?;
                     }
                 }
-                Seen::Look => {
-                    // The successor answers whoever asked for it before it looks.
-                    while let Some((
-                        first @ (Seen::Put(..) | Seen::Clock(_) | Seen::Settled | Seen::Failed),
-                        _,
-                    )) = rest.split_first()
-                    {
-                        self.judge(core::slice::from_ref(first))?;
-                        rest = &rest[1..];
-                    }
-                    self.looking = Looking { next: Some(0), pending: None };
-                    rest = self.scan_all(rest, false)?;
-                    if let Some(domid) = self.looking.next {
-                        return Err(format!("a new server has not looked at domain {domid}"));
-                    }
-                }
+                Seen::Look => rest = self.successor_looks(rest)?,
                 // It looks at memory before any request.
                 Seen::Memory(..) if !matches!(before, Some(Seen::Took(..))) => {
                     self.carry_out_waiting(&seen[seen.len() - rest.len() - 1..])?;
@@ -336,6 +321,25 @@ impl Model {
             conn.ok_or("a port for nobody")?.port = *port;
         }
         Ok(())
+    }
+
+    /// A new server has begun.
+    fn successor_looks<'a>(&mut self, mut rest: &'a [Seen]) -> Result<&'a [Seen], String> {
+        // It answers whoever asked for it before it looks.
+        while let Some((
+            first @ (Seen::Put(..) | Seen::Clock(_) | Seen::Settled | Seen::Failed),
+            tail,
+        )) = rest.split_first()
+        {
+            self.judge(core::slice::from_ref(first))?;
+            rest = tail;
+        }
+        self.looking = Looking { next: Some(0), pending: None };
+        let rest = self.scan_all(rest, false)?;
+        match self.looking.next {
+            Some(domid) => Err(format!("a new server has not looked at domain {domid}")),
+            None => Ok(rest),
+        }
     }
 
     fn conn_of_page(&self, page: PageId) -> Option<u32> {
