@@ -134,6 +134,24 @@ fn the_runtime_knows_nothing_of_a_xenstore() {
     assert!(names.is_empty(), "{names:#?}");
 }
 
+/// Every file of the server is in a room, and goes to others' through what their `mod.rs` offers.
+#[test]
+fn the_server_has_rooms() {
+    let all = sources("src/server");
+    let is_room = |path: &str| path.matches('/').count() > 2;
+    let outside: Vec<_> = all.iter().map(|(path, _)| path).filter(|path| !is_room(path)).collect();
+    assert_eq!(outside, ["src/server/mod.rs", "src/server/platform.rs"]);
+    let names_a_file = |word: &str| {
+        let parts: Vec<_> = word.strip_prefix("crate::server::")?.split("::").collect();
+        let (room, file) = (parts.first()?, parts.get(1)?);
+        let head = fs::read_to_string(root().join(format!("src/server/{room}/mod.rs"))).ok()?;
+        head.contains(&format!("\nmod {file};")).then(|| word.to_owned())
+    };
+    let wrong: Vec<_> =
+        all.iter().flat_map(|(_, text)| words(text).filter_map(names_a_file)).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 #[test]
 fn every_layer_is_listed() {
     let listed = LAYERS.iter().map(|(layer, _)| (*layer).to_owned()).collect::<BTreeSet<_>>();

@@ -242,7 +242,7 @@ fn what_administrators_ask_looks_at_so_many_domains_and_no_more() {
     }
     assert!(
         found.is_empty(),
-        "this goes on in turns (src/server/checking.rs) or is kept:\n{found}"
+        "this goes on in turns (src/server/admin/checking.rs) or is kept:\n{found}"
     );
 }
 

@@ -3,15 +3,17 @@
 //! A [`Server`] is one value that owns everything: the world behind [`platform::Platform`], the store, the connections.
 //! It runs to completion on one CPU:
 //!
-//! * `schedule`: one pass after the other; who is served when, and when to sleep.
-//! * `connection`, `queue`: bytes of one client, in and out. `connections`, `timers`, `by_domid`: where to find whom.
-//! * `dispatch`, `handlers`: one request from its header to its reply.
-//! * `start`: the first steps.
-//! * `domains`: introduction, shutdown and death of domains. `local`: clients that come another way.
-//! * `control`, `stats`, `figures`, `dump`: what administrators ask.
-//! * `accounts`, `memory`, `rate`: who pays for what waits, and what is refused.
-//! * `update`, `save`, `restore`: live update. `failure`: going on after a failure. `revive`: a start from another server's stream.
-//! * `options`: the command line. `log`, `refusals`: what goes to the console.
+//! * `turns`: who is served when, and how much each may have: `schedule`, `timers`, `rate`, `memory`, `accounts`.
+//! * `rings`: bytes of one client, in and out: `connection`, `queue`; where to find whom: `connections`, `sums`.
+//! * `requests`: one request from its header to its reply: `operations`, `dispatch`, `handlers`.
+//! * `domains`: introduction, shutdown and death: `lifecycle`, `by_domid`. The first steps: `start`. Clients that come
+//!   another way: `local`.
+//! * `admin`: what administrators ask and are told: `control`, `checking`, `dump`, `stats`, `figures`, `options`, `log`,
+//!   `refusals`.
+//! * `handover`: how one instance becomes the next: live update (`update`, `save`, `restore`), going on after a failure
+//!   (`failure`), a start from another server's stream (`revive`).
+//!
+//! What a room offers to the others stands in its `mod.rs`.
 #![forbid(unsafe_code)]
 // Nothing that a client sends may reach a panic: whoever wants one here has to say why.
 #![deny(
@@ -28,65 +30,42 @@
     deny(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)
 )]
 
-mod accounts;
-mod by_domid;
-mod checking;
-mod connection;
-mod connections;
-mod control;
-mod dispatch;
+mod admin;
 mod domains;
-mod dump;
-mod failure;
-mod figures;
-mod handlers;
-mod local;
-mod log;
-mod memory;
-mod operations;
-pub mod options;
+mod handover;
 pub mod platform;
-mod queue;
-mod rate;
-mod refusals;
-mod restore;
-mod revive;
-mod save;
-mod schedule;
-mod start;
-mod stats;
-mod sums;
-mod timers;
-mod update;
+mod requests;
+mod rings;
+mod turns;
 
-pub use schedule::Pass;
-pub use update::Offer;
+pub use handover::Offer;
+pub use turns::Pass;
 
 use crate::mem::{Budget, Map, NoMemory, TryVec};
 use crate::proto::id::{ConnId, DomId, EvtchnPort};
 use crate::store::Store;
-use accounts::{Asked, Causes};
+use admin::Dump;
+use admin::History;
+use admin::Latency;
+use admin::Options;
+use admin::{Checking, Maxima};
+use admin::{LineBudget, Repeated, Switches};
 use alloc::vec::Vec;
-use by_domid::ByDomid;
-use checking::{Checking, Maxima};
-use connection::Figures;
-use connections::Connections;
 use core::fmt::{self, Write};
+use domains::ByDomid;
 use domains::{Domain, Scan};
-use dump::Dump;
-use failure::{Failures, InProgress};
-use figures::History;
-use log::{LineBudget, Repeated, Switches};
-use options::Options;
+use handover::Account;
+pub use handover::split_tail;
+use handover::{Failures, InProgress};
+use handover::{Passage, Upload};
 use platform::Platform;
-use queue::{Done, Messages};
-use rate::Reserve;
-use restore::Account;
-pub use restore::split_tail;
-use schedule::Stage;
-use stats::Latency;
-use timers::Timers;
-use update::{Passage, Upload};
+use rings::Connections;
+use rings::Figures;
+use rings::{Done, Messages};
+use turns::Reserve;
+use turns::Stage;
+use turns::Timers;
+use turns::{Asked, Causes};
 
 /// The memory that the server needs before it has any client.
 #[expect(clippy::expect_used, reason = "nobody is there yet who could have caused it")]
@@ -191,7 +170,7 @@ impl<P: Platform> fmt::Debug for Server<P> {
 impl<P: Platform> Server<P> {
     /// A server that has not started: it knows its command line and has an initial store.
     pub fn new(mut platform: P, command_line: &str) -> Self {
-        let (existing, control) = start::find_existing(&mut platform);
+        let (existing, control) = domains::find_existing(&mut platform);
         let mut server = at_the_start(Self::blank(platform, command_line));
         server.existing = existing;
         server.privileged = server.options.privileged.or(control).unwrap_or(DomId(0));

@@ -1,7 +1,7 @@
 //! One request about nodes: who asks, in which transaction, what is seen, allowed and changed.
 //!
 //! Every operation is written once for both cases, the live tree and a transaction's view of it: the
-//! difference is inside [`Session::look`] and the few places that change something.
+//! difference is inside `Session::view` and the few places that change something.
 
 use super::events::{Notifier, Post, Work};
 use super::generation::{ListOf, Mixed};

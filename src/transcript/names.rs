@@ -29,7 +29,7 @@ fn number(text: &str, real: Real<'_>) -> String {
     }
 }
 
-/// Replaces the ids behind the [`PREFIXES`].
+/// Replaces the ids behind the `PREFIXES`.
 #[must_use]
 pub fn in_text(text: &str, real: Real<'_>) -> String {
     let mut out = String::new();
