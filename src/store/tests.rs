@@ -800,6 +800,9 @@ fn a_target_lends_its_rights_until_it_dies() {
     w.store.set_target(B, Some(DomId(1)));
     assert_eq!(w.read(B, 0, "/local/domain/1/x").unwrap(), "1");
     w.store.disconnect(A);
+    w.store.forget(DomId(1));
+    // Nothing is cleared away yet.
+    assert_eq!(w.read(B, 0, "/local/domain/1/x"), Err(XsError::EACCES));
     w.forget(1);
     w.guest(ConnId(4), 1);
     w.write(ConnId(4), 0, "x", "1").unwrap();

@@ -366,7 +366,15 @@ impl Tree {
     }
 
     pub(super) fn rights(&self, list: u32, party: &Party) -> Rights {
-        rights(self.entries(list), party)
+        let is_dying =
+            |target| self.domains.get(target).is_some_and(|domain| domain.affairs.forget);
+        match party.target {
+            // It is its target no more when that is cleared away, which takes turns. The rights end at once.
+            Some(target) if is_dying(target) => {
+                rights(self.entries(list), &Party { target: None, ..*party })
+            }
+            _ => rights(self.entries(list), party),
+        }
     }
 
     /// A child by its name.
