@@ -19,7 +19,7 @@
 //   ebx     start info
 //   ebp     physical address of the image
 //
-// IMAGE_VMA and the selectors come from Rust (src/xen-kernel-rt/start.rs), the section symbols from linker.ld.
+// IMAGE_VMA and the selectors come from Rust (src/xen-kernel-rt/arch/x86_64/entry.rs), the section symbols from linker.ld.
 
 .set PTE_PRESENT,   0x001
 .set PTE_WRITE,     0x002

@@ -1,6 +1,6 @@
 // Where the processor goes on an exception or an event.
 //
-// An exception is the end: each stub brings the stack into the form of `Frame` (src/xen-kernel-rt/traps.rs)
+// An exception is the end: each stub brings the stack into the form of `Frame` (src/xen-kernel-rt/arch/x86_64/traps.rs)
 // and calls Rust, which reports and shuts the domain down. Nothing returns.
 //
 // An event needs no work here: the main loop looks at the event words itself. It ends `sleep_until_event`, and that is all,

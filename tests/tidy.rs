@@ -152,6 +152,15 @@ fn the_server_has_rooms() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// What the README of the runtime shows is what is built and booted.
+#[test]
+fn the_smallest_domain_is_the_one_of_the_readme() {
+    let read = |name: &str| fs::read_to_string(root().join(RUNTIME).join(name)).unwrap();
+    let (readme, example) = (read("README.md"), read("examples/smallest.rs"));
+    let shown = readme.split_once("```rust\n").and_then(|(_, rest)| rest.split_once("```"));
+    assert_eq!(shown.map(|(code, _)| code), Some(&*example));
+}
+
 #[test]
 fn every_layer_is_listed() {
     let listed = LAYERS.iter().map(|(layer, _)| (*layer).to_owned()).collect::<BTreeSet<_>>();

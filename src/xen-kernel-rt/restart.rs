@@ -9,10 +9,10 @@
 //! [`own_image`] is this image as it was loaded: its code and constants are never written, and there is a copy of
 //! its data.
 
+use crate::arch::stack;
 use crate::memory::PAGE_SIZE;
 use crate::slot::Segment;
 use crate::{console, gnttab, memory, revival, traps, watch};
-use core::arch::asm;
 use core::fmt;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
@@ -82,20 +82,9 @@ pub fn guard<T, E: fmt::Display>(
     REVIVE.store(go_on::<T, E> as *mut (), Ordering::Relaxed);
     PROGRAM.store(program.cast(), Ordering::Relaxed);
     revival::publish();
-    // SAFETY: the mark is below everything that is alive here, `program` included: what is called gets the stack from
-    // there on, and so does `go_on` after a failure, when nothing of that call is used any more.
-    unsafe {
-        asm!(
-            "and rsp, -16",
-            "mov [{mark}], rsp",
-            "call {begin}",
-            "ud2",
-            mark = in(reg) STACK.as_ptr(),
-            begin = in(reg) begin::<T, E> as *const (),
-            in("rdi") program,
-            options(noreturn),
-        );
-    }
+    // SAFETY: `program` is alive for good, since this never returns, and `go_on` takes it over only when nothing of what
+    // `begin` has called is used any more.
+    unsafe { stack::run(STACK.as_ptr(), begin::<T, E> as *const (), program.cast()) }
 }
 
 extern "C" fn begin<T, E>(program: *mut Guarded<'_, T, E>) -> ! {
@@ -136,25 +125,6 @@ pub(crate) fn resume() -> Result<core::convert::Infallible, &'static str> {
     if in_memory || in_window {
         console::emergency(format_args!("  in the middle of a change of the books of its memory"));
     }
-    // As after a call at the mark.
-    let stack = STACK.load(Ordering::Relaxed) - size_of::<usize>();
-    // SAFETY: `guard` has set all three. What is on the stack above the mark belongs to the code that has failed. The
-    // return from an exception lets another NMI come.
-    unsafe {
-        asm!(
-            "lea rsp, [{stack} - 64]",
-            "push {ss}",
-            "push {stack}",
-            "push 2",
-            "push {cs}",
-            "push {revive}",
-            "iretq",
-            stack = in(reg) stack,
-            ss = in(reg) u64::from(traps::DATA_SELECTOR),
-            cs = in(reg) u64::from(traps::CODE_SELECTOR),
-            revive = in(reg) revive,
-            in("rdi") program,
-            options(noreturn),
-        );
-    }
+    // SAFETY: `guard` has set all three. What is on the stack above the mark belongs to the code that has failed.
+    unsafe { stack::resume(STACK.load(Ordering::Relaxed), revive, program) }
 }

@@ -8,7 +8,7 @@ use crate::abi::sched::{SHUTDOWN_POWEROFF, SHUTDOWN_SUSPEND};
 use crate::abi::start_info::{HvmModlistEntry, HvmStartInfo, MAGIC};
 use crate::abi::version::ExtraVersion;
 use crate::abi::xen::{SharedInfo, VIRQ_TIMER};
-use crate::arch::cpu;
+use crate::arch::{self, cpu};
 use crate::error::Refusal;
 use crate::events::two_level::{self as evtchn, Scan};
 use crate::handover::{self, BridgeFields, Failure, Handover, Request};
@@ -16,24 +16,12 @@ use crate::id::{DomId, EvtchnPort};
 use crate::memory::{self, Occupied, PAGE_SIZE};
 use crate::shared_page::SharedPage;
 use crate::time::{self, NS_PER_MS, NS_PER_US};
-use crate::{DOMID_SELF, console, events, gnttab, hypercall, restart, traps, watch};
+use crate::{DOMID_SELF, console, events, gnttab, hypercall, restart, watch};
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::arch::global_asm;
 use core::cell::Cell;
 use core::fmt;
 use core::sync::atomic::Ordering;
-
-global_asm!(
-    ".set IMAGE_VMA, {image_vma}",
-    ".set CODE_SELECTOR, {code}",
-    ".set DATA_SELECTOR, {data}",
-    include_str!("../../boot/head.S"),
-    image_vma = const 0xffff_ffff_8000_0000_u64,
-    code = const traps::CODE_SELECTOR,
-    data = const traps::DATA_SELECTOR,
-    rust_entry = sym rust_entry,
-);
 
 // The binary defines it with the macro `xen_entry`, which checks the type.
 unsafe extern "Rust" {
@@ -71,11 +59,11 @@ const MODULES_MAX: usize = 4;
 const COMMAND_LINE_MAX: usize = 4096;
 
 /// The first Rust function.
-extern "C" fn rust_entry(start_info: u64, image_base: usize) -> ! {
+pub(crate) extern "C" fn rust_entry(start_info: u64, image_base: usize) -> ! {
     // SAFETY: called once, by `boot/head.S`, before all else.
     unsafe { restart::keep_data() };
-    traps::load();
-    hypercall::choose_instruction();
+    arch::traps::load();
+    arch::hypercall::choose_instruction();
     if xen_leaf().is_none() {
         no_xen();
     }
@@ -253,7 +241,7 @@ fn set_callback() -> Result<(), Refusal> {
     let mut callback = SetParam {
         domid: DOMID_SELF,
         index: PARAM_CALLBACK_IRQ,
-        value: CALLBACK_VECTOR | u64::from(traps::UPCALL_VECTOR),
+        value: CALLBACK_VECTOR | u64::from(arch::traps::UPCALL_VECTOR),
         ..Default::default()
     };
     // SAFETY: (1) no addresses; (2) the parameter names a vector that `traps` has a handler for. Set from
@@ -421,7 +409,7 @@ impl Machine {
         if !evtchn::has_news(self.shared) && self.prepare_to_sleep(deadline_ms, now_ms) {
             self.due_ms = deadline_ms;
             self.is_awake = false;
-            traps::sleep_until_event();
+            arch::traps::sleep_until_event();
         }
         watch::resume(interrupts);
     }

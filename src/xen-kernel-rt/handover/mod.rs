@@ -24,15 +24,14 @@ use self::region::{Frame, ListPage};
 use crate::abi::start_info::{HvmModlistEntry, HvmStartInfo, MAGIC as START_INFO_MAGIC};
 use crate::abi::vcpu::SetSingleshotTimer;
 use crate::abi::xen::{SharedInfo, errno};
-use crate::arch::cpu;
+use crate::arch::{self, cpu};
 use crate::digest::Digest;
 use crate::error::Refusal;
 use crate::id::EvtchnPort;
 use crate::memory::{self, Inherited, Occupied, PAGE_SIZE, Plain, Predecessor};
 use crate::slot::{BRIDGE_LAYOUT, NewImage, SLOT_SIZE, Segment};
 use crate::time::{self, NS_PER_MS};
-use crate::{gnttab, hypercall, restart, revival, traps, watch};
-use core::arch::{asm, global_asm};
+use crate::{gnttab, hypercall, restart, revival, watch};
 use core::fmt;
 use core::mem::offset_of;
 use core::ops::RangeInclusive;
@@ -67,54 +66,29 @@ const CODE: usize = 2048;
 /// Pages of memory beyond image and region that must be free before a trial: page tables, heap, bitmap.
 const TRIAL_PAGES: usize = 128;
 
-global_asm!(
-    ".set BRIDGE_CR0, {cr0}",
-    ".set BRIDGE_CR3, {cr3}",
-    ".set BRIDGE_CR4, {cr4}",
-    ".set BRIDGE_RSP, {rsp}",
-    ".set BRIDGE_START_INFO, {start_info}",
-    ".set BRIDGE_ENTRY, {entry}",
-    ".set BRIDGE_GDT_POINTER, {gdt_limit} + 6",
-    include_str!("../../../boot/bridge.S"),
-    cr0 = const offset_of!(Bridge, cr0),
-    cr3 = const offset_of!(Bridge, cr3),
-    cr4 = const offset_of!(Bridge, cr4),
-    rsp = const offset_of!(Bridge, rsp),
-    start_info = const offset_of!(Bridge, start_info),
-    entry = const offset_of!(Bridge, entry),
-    gdt_limit = const offset_of!(Bridge, gdt_limit),
-);
-
-// `boot/bridge.S` defines these; only their addresses are used.
-unsafe extern "C" {
-    safe static bridge_code: [u8; 0];
-    safe static bridge_back: [u8; 0];
-    safe static bridge_code_end: [u8; 0];
-}
-
 /// The start of the bridge page.
 #[derive(Clone, Copy, Default, Debug)]
 #[repr(C)]
 pub(crate) struct Bridge {
-    magic: u64,
-    layout: u64,
+    pub(crate) magic: u64,
+    pub(crate) layout: u64,
     /// Physical address of the code that leads back.
-    back: u64,
+    pub(crate) back: u64,
     /// What `back` restores.
-    cr0: u64,
-    cr3: u64,
-    cr4: u64,
-    rsp: u64,
+    pub(crate) cr0: u64,
+    pub(crate) cr3: u64,
+    pub(crate) cr4: u64,
+    pub(crate) rsp: u64,
     /// Physical addresses of the new image's start info and entry.
-    start_info: u64,
-    entry: u64,
+    pub(crate) start_info: u64,
+    pub(crate) entry: u64,
     /// The operand of `lgdt`: its 2 bytes of limit are the last of this word, the address follows.
-    gdt_limit: u64,
-    gdt_base: u64,
-    gdt: [u64; 3],
-    facts: BridgeFields,
+    pub(crate) gdt_limit: u64,
+    pub(crate) gdt_base: u64,
+    pub(crate) gdt: [u64; 3],
+    pub(crate) facts: BridgeFields,
     /// Digest of `facts`. In layout 1 it is where `absent` is now.
-    checksum: u64,
+    pub(crate) checksum: u64,
 }
 // As in docs/live-update.md.
 const _: () = assert!(offset_of!(Bridge, facts) == 112 && offset_of!(Bridge, checksum) == 232);
@@ -434,17 +408,13 @@ fn try_cross(request: &Request<'_>, timer: u32) -> Result<Failure, Refusal> {
     start.write(COMMAND_LINE, command_line.as_bytes());
     start.write(COMMAND_LINE + command_line.len(), &[0]);
 
-    let code = (&raw const bridge_code).addr();
-    let code_len = (&raw const bridge_code_end).addr() - code;
-    // SAFETY: these bytes are constants of the image, between its two symbols.
-    let code_bytes =
-        unsafe { core::slice::from_raw_parts((&raw const bridge_code).cast(), code_len) };
+    let (code, back) = arch::bridge::code();
     let enter = bridge.address() + CODE as u64;
     let (facts, checksum) = facts(request, timer, layout);
     let head = Bridge {
         magic: MAGIC,
         layout,
-        back: enter + ((&raw const bridge_back).addr() - code) as u64,
+        back: enter + back as u64,
         start_info: start.address(),
         entry: (slot.first * PAGE_SIZE + image.entry()) as u64,
         gdt_limit: (size_of::<[u64; 3]>() as u64 - 1) << 48,
@@ -457,7 +427,7 @@ fn try_cross(request: &Request<'_>, timer: u32) -> Result<Failure, Refusal> {
     };
     bridge.write(0, memory::bytes_of(&head));
     bridge.write(REASON_LEN, &[0; 8]);
-    bridge.write(CODE, code_bytes);
+    bridge.write(CODE, code);
     let is_low = |address: u64| address < u64::from(u32::MAX);
     if !is_low(start.address()) || !is_low(head.entry) || !is_low(bridge.address()) {
         return Err(error("memory below 4 GiB", errno::ENOMEM));
@@ -469,8 +439,8 @@ fn try_cross(request: &Request<'_>, timer: u32) -> Result<Failure, Refusal> {
     }
     // SAFETY: (1) mapped just now, with the code in it; (2) the slot holds a checked image, and what that does
     // until it comes back is limited to memory that is free here: its part of the agreement.
-    unsafe { call_bridge(enter, memory::frame_address(bridge.0)) };
-    traps::load();
+    unsafe { arch::bridge::call(enter, memory::frame_address(bridge.0)) };
+    arch::traps::load();
     memory::unmap_bridge(bridge.0);
     Ok(Failure::CameBack(reason(&bridge)))
 }
@@ -484,30 +454,6 @@ fn reason(bridge: &Frame) -> Reason {
     let len = usize::try_from(u64::from_le_bytes(len)).unwrap_or(0).min(REASON_MAX);
     let text = text.get(..len).filter(|_| is_there).unwrap_or_default();
     Reason(text.iter().copied().collect())
-}
-
-/// Calls the code at `enter`, which comes back with all registers in doubt but the stack pointer.
-///
-/// # Safety
-/// 1. `enter` is the start of `bridge_code` in a bridge that is mapped at its physical address and filled in.
-/// 2. Whatever runs until it comes back leaves this image's memory alone.
-unsafe fn call_bridge(enter: u64, bridge: NonNull<u8>) {
-    // SAFETY: by contract. The registers that the compiler does not let go of are kept on the stack.
-    unsafe {
-        asm!(
-            "push rbx",
-            "push rbp",
-            "pushfq",
-            "call rax",
-            "popfq",
-            "pop rbp",
-            "pop rbx",
-            inlateout("rax") enter => _,
-            inlateout("rdi") bridge.as_ptr() => _,
-            out("rcx") _, out("rdx") _, out("rsi") _, out("r8") _, out("r9") _, out("r10") _,
-            out("r11") _, out("r12") _, out("r13") _, out("r14") _, out("r15") _,
-        );
-    }
 }
 
 // ---- the new image's side ----
@@ -579,9 +525,7 @@ pub(crate) fn abandon_if_on_trial(reason: fmt::Arguments<'_>) {
     let back = unsafe { back.cast::<u64>().read_volatile() };
     // SAFETY: the old image has put the address of `bridge_back` there; the bridge is mapped at its
     // physical address for as long as `TRIAL` says so. The old image is whole.
-    unsafe {
-        asm!("cli", "jmp rax", in("rax") back, in("rdi") bridge, options(noreturn));
-    }
+    unsafe { arch::bridge::go_back(back, bridge) }
 }
 
 /// The reason for going back, as it is written on the bridge.

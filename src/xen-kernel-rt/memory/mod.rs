@@ -27,7 +27,7 @@ pub use classes::{PAGE_SIZE, block_bytes};
 #[cfg(target_os = "none")]
 pub(crate) use domain::{
     FOREIGN_PAGES, Inherited, Occupied, Plain, Predecessor, begin, bridge_page, bytes_of, commit,
-    copy_physical, fill, find, frame_address, give_frame, image, inherit, inheritance, map_bridge,
+    copy_physical, fill, find, frame_address, give_frame, inherit, inheritance, map_bridge,
     map_bridge_early, map_foreign, map_region, map_special, mend, read_physical, refine, settle,
     take_frame, take_slot, unmap_bridge, want_free, write_frame,
 };

@@ -10,8 +10,8 @@
 //! everything that this relies on.
 
 use super::record::{HELD, NO_DOMID, OFFSET, Record, SIZE, held_word};
-use crate::{console, handover, restart, start, traps};
-use core::arch::asm;
+use crate::arch::traps as tables;
+use crate::{arch, console, handover, restart, start, traps};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Makes this instance the one that is revived, instead of its predecessor. On trial it does nothing, since the
@@ -57,34 +57,27 @@ fn write(bytes: &[u8; SIZE]) {
 }
 
 fn record() -> Record {
-    let (cr0, cr3, cr4, low, high): (u64, u64, u64, u32, u32);
-    // SAFETY: reads three registers, and one that every 64-bit processor has (EFER, 0xc0000080); changes nothing.
-    unsafe {
-        asm!("mov {cr0}, cr0", "mov {cr3}, cr3", "mov {cr4}, cr4", "rdmsr",
-             cr0 = out(reg) cr0, cr3 = out(reg) cr3, cr4 = out(reg) cr4,
-             in("ecx") 0xc000_0080_u32, out("eax") low, out("edx") high,
-             options(nomem, nostack, preserves_flags));
-    }
-    let [gdt, idt, tss] = traps::tables();
+    let [cr0, cr3, cr4, efer] = arch::cpu::control_registers();
+    let [gdt, idt, tss] = tables::tables();
     Record {
         domid: start::own_domid().map_or(NO_DOMID, |domid| u64::from(domid.0)),
         rip: (revived as *const ()).addr() as u64,
         // As behind a call.
-        rsp: traps::spare_stack() - 8,
+        rsp: tables::spare_stack() - 8,
         cr0,
         cr3,
         cr4,
-        efer: u64::from(high) << 32 | u64::from(low),
+        efer,
         gdt,
         idt,
         tss,
-        selectors: [traps::CODE_SELECTOR, traps::DATA_SELECTOR, traps::TSS_SELECTOR],
+        selectors: [tables::CODE_SELECTOR, tables::DATA_SELECTOR, tables::TSS_SELECTOR],
     }
 }
 
 /// Where the guard has the processor go on. The reason is Xen's number for the shutdown.
 extern "C" fn revived(reason: u64) -> ! {
-    traps::load();
+    tables::load();
     restart::allow();
     traps::report_revival(reason)
 }

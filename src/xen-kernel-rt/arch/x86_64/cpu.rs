@@ -105,3 +105,17 @@ pub(crate) fn disable_interrupts() {
     // SAFETY: changes a flag.
     unsafe { asm!("cli", options(nostack)) }
 }
+
+/// The registers cr0, cr3, cr4 and EFER.
+pub(crate) fn control_registers() -> [u64; 4] {
+    const EFER: u32 = 0xc000_0080;
+    let (cr0, cr3, cr4, low, high): (u64, u64, u64, u32, u32);
+    // SAFETY: reads three registers, and one that every 64-bit processor has; changes nothing.
+    unsafe {
+        asm!("mov {cr0}, cr0", "mov {cr3}, cr3", "mov {cr4}, cr4", "rdmsr",
+             cr0 = out(reg) cr0, cr3 = out(reg) cr3, cr4 = out(reg) cr4,
+             in("ecx") EFER, out("eax") low, out("edx") high,
+             options(nomem, nostack, preserves_flags));
+    }
+    [cr0, cr3, cr4, u64::from(high) << 32 | u64::from(low)]
+}

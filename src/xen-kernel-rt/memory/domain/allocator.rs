@@ -1,6 +1,7 @@
 //! The global allocator: the heap over the frames of the domain.
 
-use super::{DIRECT, FOREIGN, HEAP, MEMORY, frame_address};
+use super::{MEMORY, frame_address};
+use crate::arch::paging::{DIRECT, FOREIGN, HEAP};
 use crate::memory::HeapStats;
 use crate::memory::heap::{Heap, Pages, stays};
 use crate::memory::layout::PAGE_SIZE;

@@ -1,12 +1,4 @@
-//! Physical memory, page tables, and the global allocator on top of them.
-//!
-//! ```text
-//! 0xffff8000_00000000   DIRECT    all populated memory except the image; the special pages
-//! 0xffff9000_00000000   HEAP      blocks of several pages: contiguous here, from any frames
-//! 0xffffa000_00000000   FOREIGN   page n shows frame `foreign + n`, where other domains' pages go
-//! 0xffffb000_00000000   REGION    what a predecessor has written, until it has been read
-//! 0xffffffff_80000000   the image, as `linker.ld` lays it out
-//! ```
+//! The memory of this domain, and the global allocator on top of it.
 //!
 //! Only the image has executable pages. Those are not writable, nor mapped a second time. A page is mapped only if
 //! there is memory behind it: with `--maxmem`, most of what the memory map calls RAM does not exist until it is
@@ -40,22 +32,14 @@ use crate::abi::memory::{
 use crate::abi::start_info::{HvmModlistEntry, HvmStartInfo};
 use crate::abi::xen::errno;
 use crate::arch::cpu;
+use crate::arch::paging::{
+    AREA, DIRECT, ENTRIES, FOREIGN, HEAP, PageTables, Rights, at, direct, image,
+};
 use crate::error::Refusal;
 use crate::hypercall;
 use crate::slot::SLOT_SIZE;
-use core::cell::UnsafeCell;
-use core::ops::Range;
-use core::ptr::{NonNull, with_exposed_provenance_mut};
+use core::ptr::NonNull;
 use spin::Mutex;
-
-/// Where populated memory is mapped, by its physical address.
-const DIRECT: usize = 0xffff_8000_0000_0000;
-/// Where the heap is mapped.
-const HEAP: usize = 0xffff_9000_0000_0000;
-/// Where frames for other domains' pages are mapped.
-const FOREIGN: usize = 0xffff_a000_0000_0000;
-/// Where the region of a live update is mapped.
-const REGION: usize = 0xffff_b000_0000_0000;
 
 /// Pages of [`FOREIGN`] that may be used: more than a grant table's maptrack of 128 frames has room for.
 pub(crate) const FOREIGN_PAGES: usize = 0x1_0000;
@@ -79,46 +63,8 @@ const CHUNKS_PREPARED: usize = 4;
 /// Entries of a memory map that are looked at.
 const MAP_MAX: u32 = 32;
 
-/// Bits of a page table entry (Intel SDM volume 3, 4.5).
-const PRESENT: u64 = 1;
-const WRITE: u64 = 1 << 1;
-const LARGE: u64 = 1 << 7;
-const NO_EXECUTE: u64 = 1 << 63;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-
-/// The part of a link in an entry that maps nothing, after the bits are shifted out that would map something.
-const LINK: usize = PAGE_SIZE;
-
 /// From so many pages on, flushing all translations is cheaper than flushing each.
 const FLUSH_ALL: usize = 32;
-
-/// Entries of a table, and bytes that a table of the lowest level maps.
-const ENTRIES: usize = 512;
-const AREA: usize = ENTRIES * PAGE_SIZE;
-
-/// A page table that is part of the image.
-#[repr(C, align(4096))]
-struct StaticTable(UnsafeCell<[u64; ENTRIES]>);
-// SAFETY: only written through `set_entry`, by the one vCPU there is.
-unsafe impl Sync for StaticTable {}
-/// The direct map's upper levels for its first GiB, needed before there is a frame to put them in.
-static DIRECT_PDPT: StaticTable = StaticTable(UnsafeCell::new([0; ENTRIES]));
-static DIRECT_PD: StaticTable = StaticTable(UnsafeCell::new([0; ENTRIES]));
-/// Likewise for the bridge of a live update, at its physical address.
-static BRIDGE_PD: StaticTable = StaticTable(UnsafeCell::new([0; ENTRIES]));
-
-// `linker.ld` and `boot/head.S` define these symbols; only their addresses are used.
-unsafe extern "C" {
-    safe static image_start: [u8; 0];
-    safe static image_end: [u8; 0];
-    safe static early_pml4: [u8; 0];
-    safe static early_identity_pdpt: [u8; 0];
-}
-
-/// The addresses that the image is linked at.
-pub(crate) fn image() -> Range<usize> {
-    (&raw const image_start).addr()..(&raw const image_end).addr()
-}
 
 /// Figures of the domain's memory, in pages.
 #[derive(Clone, Copy, Debug)]
@@ -219,17 +165,8 @@ pub(crate) unsafe fn find(image_base: usize) -> Result<(), Refusal> {
     memory.limit = limit;
     memory.foreign = foreign;
 
-    // Pages of 2 MiB need no table that would have to be put somewhere first. They may reach
-    // beyond what is populated; nothing touches that before `refine` makes them exact.
-    let areas = memory.populated.div_ceil(ENTRIES).min(ENTRIES);
-    let pd = memory.image_table(&DIRECT_PD);
-    for area in 0..areas {
-        memory.set_entry(pd, area, (area * AREA) as u64 | PRESENT | WRITE | LARGE | NO_EXECUTE);
-    }
-    let pdpt = memory.image_table(&DIRECT_PDPT);
-    memory.set_entry(pdpt, 0, pd as u64 | PRESENT | WRITE);
-    let root = memory.root();
-    memory.set_entry(root, index(DIRECT, 39), pdpt as u64 | PRESENT | WRITE);
+    // SAFETY: by contract.
+    unsafe { memory.tables().map_coarsely(memory.populated.div_ceil(ENTRIES)) };
     Ok(())
 }
 
@@ -266,32 +203,11 @@ pub(crate) unsafe fn refine(
         }
     }
 
-    let pd = memory.image_table(&DIRECT_PD);
-    for area in 0..memory.populated.div_ceil(ENTRIES).min(ENTRIES) {
-        let table = memory.new_table().ok_or(OUT_OF_FRAMES)?;
-        for slot in 0..ENTRIES {
-            let frame = area * ENTRIES + slot;
-            if frame < memory.populated && !own.holds(frame) && !memory.absent.contains(frame) {
-                let entry = (frame * PAGE_SIZE) as u64 | PRESENT | WRITE | NO_EXECUTE;
-                memory.set_entry(table, slot, entry);
-            }
-        }
-        memory.set_entry(pd, area, table as u64 | PRESENT | WRITE);
-    }
-    // `find` has mapped all that there might be. What is left of that is no table: whoever took it for one would write the
-    // entries of later memory into the first frame of its area.
-    for area in memory.populated.div_ceil(ENTRIES)..ENTRIES {
-        memory.set_entry(pd, area, 0);
-    }
-    for frame in ENTRIES * ENTRIES..memory.populated {
-        if !own.holds(frame) && !memory.absent.contains(frame) {
-            memory.map(DIRECT + frame * PAGE_SIZE, frame).ok_or(OUT_OF_FRAMES)?;
-        }
-    }
-    let root = memory.root();
-    memory.set_entry(root, 0, 0);
-    cpu::flush_translations();
-    Ok(())
+    let (tables, end) = (memory.tables(), memory.populated);
+    let Memory { frames, absent, .. } = memory;
+    let is_there = |frame: usize| !own.holds(frame) && !absent.contains(frame);
+    // SAFETY: (1) by contract; (2) free frames of the first memory there is.
+    unsafe { tables.map_directly(end, &is_there, &mut || frames.take()) }.ok_or(OUT_OF_FRAMES)
 }
 
 /// What to say when there is no frame for a page table.
@@ -311,105 +227,35 @@ fn pages(argument: &mut impl hypercall::Contained) -> Result<usize, Refusal> {
     hypercall::perform(argument).map(|n| usize::try_from(n).unwrap_or(usize::MAX))
 }
 
-/// The index of an address in a table whose entries map `1 << shift` bytes each.
-const fn index(address: usize, shift: u32) -> usize {
-    (address >> shift) & (ENTRIES - 1)
-}
-
-/// The address in the direct map of a physical one.
-fn direct(physical: usize) -> NonNull<u8> {
-    let pointer = with_exposed_provenance_mut(DIRECT + physical);
-    NonNull::new(pointer).unwrap_or(NonNull::dangling())
-}
-
 impl Memory {
     /// The memory of this image.
     fn own(&self) -> Occupied {
         Occupied { start: self.image_base, size: image().len() }
     }
 
-    /// The physical address of a table in the image.
-    fn image_table(&self, table: &StaticTable) -> usize {
-        table.0.get().expose_provenance() - image().start + self.image_base
-    }
-
-    /// The physical address of the top level.
-    fn root(&self) -> usize {
-        (&raw const early_pml4).addr() - image().start + self.image_base
-    }
-
-    /// Where an entry of the table at a physical address can be accessed.
-    fn entry(&self, table: usize, slot: usize) -> *mut u64 {
-        debug_assert!(slot < ENTRIES, "an entry outside the table");
-        let base = match table.checked_sub(self.image_base) {
-            Some(offset) if offset < image().len() => image().start + offset,
-            _ => DIRECT + table,
-        };
-        with_exposed_provenance_mut(base + slot * size_of::<u64>())
-    }
-
-    fn get_entry(&self, table: usize, slot: usize) -> u64 {
-        // SAFETY: tables are in the image or in the direct map, and only this file touches them.
-        unsafe { self.entry(table, slot).read_volatile() }
-    }
-
-    fn set_entry(&mut self, table: usize, slot: usize, value: u64) {
-        // SAFETY: as above; that the new entry maps what it should is this file's business.
-        unsafe { self.entry(table, slot).write_volatile(value) }
-    }
-
-    /// An empty table in a frame of its own.
-    fn new_table(&mut self) -> Option<usize> {
-        let table = self.frames.take()? * PAGE_SIZE;
-        for slot in 0..ENTRIES {
-            self.set_entry(table, slot, 0);
-        }
-        Some(table)
+    /// This image's page tables.
+    fn tables(&self) -> PageTables {
+        // SAFETY: `find` has been told.
+        unsafe { PageTables::new(self.image_base) }
     }
 
     /// Maps a page for reading and writing. One that is mapped already stays as it is.
     fn map(&mut self, address: usize, frame: usize) -> Option<()> {
-        self.map_as(address, frame, WRITE | NO_EXECUTE)
-    }
-
-    /// The entry of the lowest level for an address, if there is a table for it.
-    fn lowest(&self, address: usize) -> Option<(usize, usize)> {
-        let mut table = self.root();
-        for shift in [39, 30, 21] {
-            let entry = self.get_entry(table, index(address, shift));
-            if entry & PRESENT == 0 {
-                return None;
-            }
-            table = usize::try_from(entry & ADDRESS).ok()?;
-        }
-        Some((table, index(address, 12)))
+        self.map_as(address, frame, Rights::ReadWrite)
     }
 
     /// Maps a page with these rights.
-    fn map_as(&mut self, address: usize, frame: usize, rights: u64) -> Option<()> {
-        let mut table = self.root();
-        for shift in [39, 30, 21] {
-            let entry = self.get_entry(table, index(address, shift));
-            table = if entry & PRESENT == 0 {
-                let new = self.new_table()?;
-                self.set_entry(table, index(address, shift), new as u64 | PRESENT | WRITE);
-                new
-            } else {
-                usize::try_from(entry & ADDRESS).ok()?
-            };
-        }
-        let entry = (frame * PAGE_SIZE) as u64 | PRESENT | rights;
-        if self.get_entry(table, index(address, 12)) & PRESENT == 0 {
-            self.set_entry(table, index(address, 12), entry);
-        }
-        Some(())
+    fn map_as(&mut self, address: usize, frame: usize, rights: Rights) -> Option<()> {
+        let tables = self.tables();
+        // SAFETY: (1) this module decides what is mapped where: a frame of the direct map that has memory behind it from now
+        // on, one that was free in a run, one outside the RAM, or what a predecessor has left for this; (2) free frames.
+        unsafe { tables.map(address, frame, rights, &mut || self.frames.take()) }
     }
 
-    /// Removes the mapping of a page; the caller flushes.
-    fn unmap(&mut self, address: usize) {
-        if let Some((table, slot)) = self.lowest(address) {
-            self.set_entry(table, slot, 0);
-        }
+    /// Removes the mapping of a page; the caller flushes. Returns the frame.
+    fn unmap(&mut self, address: usize) -> Option<usize> {
+        // SAFETY: this module unmaps only what is free, or what its user has given back.
+        unsafe { self.tables().unmap(address) }
     }
 
     /// Frames that there is memory behind.
@@ -603,29 +449,25 @@ impl Memory {
 
     /// What [`give_run`](Self::give_run) has left at the first page of a free run.
     fn link(&self, first: usize) -> usize {
-        let Some((table, slot)) = self.lowest(HEAP + first * PAGE_SIZE) else { return 0 };
-        usize::try_from(self.get_entry(table, slot)).unwrap_or(0) / LINK
+        self.tables().link(HEAP + first * PAGE_SIZE)
     }
 
     /// Takes back a run that [`take_run`](Self::take_run) gave for so many pages.
     fn give_run(&mut self, first: usize, count: usize) {
         for page in first..first + count {
             let address = HEAP + page * PAGE_SIZE;
-            let Some((table, slot)) = self.lowest(address) else { continue };
-            let entry = self.get_entry(table, slot);
-            self.set_entry(table, slot, 0);
+            let Some(frame) = self.unmap(address) else { continue };
             if count < FLUSH_ALL {
                 cpu::flush_translation(address);
             }
-            self.frames.give(usize::try_from(entry & ADDRESS).unwrap_or(0) / PAGE_SIZE);
+            self.frames.give(frame);
         }
         if count >= FLUSH_ALL {
             cpu::flush_translations();
         }
         let link = self.runs.give(first, count);
-        if let Some((table, slot)) = self.lowest(HEAP + first * PAGE_SIZE) {
-            self.set_entry(table, slot, (link * LINK) as u64);
-        }
+        // SAFETY: the run's pages are free, and were unmapped just now.
+        unsafe { self.tables().set_link(HEAP + first * PAGE_SIZE, link) };
     }
 
     /// What decides whether pages go back.
@@ -669,8 +511,7 @@ pub(crate) fn map_foreign(page: usize) -> Result<(NonNull<u8>, u64), Refusal> {
     let frame = memory.foreign + page;
     let address = FOREIGN + page * PAGE_SIZE;
     memory.map(address, frame).ok_or(OUT_OF_FRAMES)?;
-    let pointer = NonNull::new(with_exposed_provenance_mut(address));
-    Ok((pointer.unwrap_or(NonNull::dangling()), frame as u64))
+    Ok((at(address), frame as u64))
 }
 
 /// Copies bytes out of populated memory that nobody writes to; `false` if some of it is not there.

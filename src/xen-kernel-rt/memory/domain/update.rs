@@ -1,18 +1,15 @@
 //! What [`handover`](crate::handover) needs of memory: frames, the place of an image, the bridge, and what a
 //! new image takes over.
 
-use super::{
-    ADDRESS, AREA, BRIDGE_PD, CHUNKS_PREPARED, DIRECT, LARGE, MEMORY, NO_EXECUTE, OUT_OF_FRAMES,
-    PRESENT, REGION, SLOT, TABLE_RESERVE, WRITE, direct, early_identity_pdpt, frame_address, image,
-    index,
-};
+use super::{CHUNKS_PREPARED, MEMORY, OUT_OF_FRAMES, SLOT, TABLE_RESERVE, direct, frame_address};
 use crate::abi::xen::errno;
 use crate::arch::cpu;
+use crate::arch::paging::{AREA, DIRECT, REGION, Rights, at};
 use crate::error::Refusal;
 use crate::memory::frames::PER_WORD;
 use crate::memory::layout::PAGE_SIZE;
 use crate::traps::{self, Fault};
-use core::ptr::{NonNull, with_exposed_provenance_mut};
+use core::ptr::NonNull;
 
 /// What a replacement image takes over of the domain's memory, in frames, in the layout of the bridge.
 #[derive(Clone, Copy, Debug, Default)]
@@ -164,7 +161,7 @@ pub(crate) fn write_frame(frame: usize, offset: usize, bytes: &[u8]) {
 
 /// Maps the bridge at its physical address, to be read and executed.
 pub(crate) fn map_bridge(frame: usize) -> Result<(), Refusal> {
-    MEMORY.lock().map_as(frame * PAGE_SIZE, frame, 0).ok_or(OUT_OF_FRAMES)
+    MEMORY.lock().map_as(frame * PAGE_SIZE, frame, Rights::ReadExecute).ok_or(OUT_OF_FRAMES)
 }
 
 /// The bridge's page in the direct map, by its physical address. It takes no lock: the way back needs it, and the code
@@ -191,21 +188,9 @@ pub(crate) fn unmap_bridge(frame: usize) {
 /// # Safety
 /// Runs once, between [`find`] and [`refine`].
 pub(crate) unsafe fn map_bridge_early(address: u64) {
-    let mut memory = MEMORY.lock();
     let Ok(address) = usize::try_from(address) else { return };
-    let pdpt = (&raw const early_identity_pdpt).addr() - image().start + memory.image_base;
-    let entry = memory.get_entry(pdpt, index(address, 30));
-    let pd = if entry & PRESENT == 0 {
-        let pd = memory.image_table(&BRIDGE_PD);
-        memory.set_entry(pdpt, index(address, 30), pd as u64 | PRESENT | WRITE);
-        pd
-    } else {
-        usize::try_from(entry & ADDRESS).unwrap_or(0)
-    };
-    if memory.get_entry(pd, index(address, 21)) & PRESENT == 0 {
-        let area = (address & !(AREA - 1)) as u64;
-        memory.set_entry(pd, index(address, 21), area | PRESENT | LARGE);
-    }
+    // SAFETY: by contract.
+    unsafe { MEMORY.lock().tables().map_early(address) };
 }
 
 /// What a replacement has to know of memory.
@@ -271,7 +256,7 @@ pub(crate) fn map_region<I: Iterator<Item = usize>>(
             {
                 return None;
             }
-            memory.map_as(REGION + done * PAGE_SIZE, frame, NO_EXECUTE)?;
+            memory.map_as(REGION + done * PAGE_SIZE, frame, Rights::Read)?;
             done += 1;
         }
         list = next;
@@ -281,7 +266,7 @@ pub(crate) fn map_region<I: Iterator<Item = usize>>(
     }
     // SAFETY: mapped just now, for reading; the frames are the old image's, which does not run, and are not
     // given to anybody before `commit`, whose caller has no use for the bytes any more.
-    Some(unsafe { core::slice::from_raw_parts(with_exposed_provenance_mut(REGION), len) })
+    Some(unsafe { core::slice::from_raw_parts(at(REGION).as_ptr(), len) })
 }
 
 /// The old image is gone: all that was its, the region of `region_len` bytes included, is free.
