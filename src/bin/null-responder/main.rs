@@ -8,6 +8,7 @@
 //! gives the same value. It remembers the last watch of a client there, so that a WRITE of its path has an event.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![forbid(unsafe_code)]
 
 #[cfg(target_os = "none")]
 extern crate alloc;

@@ -31,6 +31,7 @@
 //! The last line on the console is the verdict: `verdict: pass` or `verdict: fail: reason`.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![forbid(unsafe_code)]
 
 #[cfg(target_os = "none")]
 extern crate alloc;

@@ -2,6 +2,7 @@
 
 #![no_std]
 #![no_main]
+#![forbid(unsafe_code)]
 
 use xen_kernel_rt::start::Machine;
 
