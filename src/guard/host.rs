@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::exit;
 use std::time::{Duration, Instant};
+use xen_kernel_rt::abi::domctl::info;
 use xen_kernel_rt::abi::hvm::PARAM_CONSOLE_PFN;
 use xen_kernel_rt::abi::sched::SHUTDOWN_WATCHDOG;
 use xen_kernel_rt::abi::xen::errno;
@@ -66,6 +67,34 @@ impl Dom0 {
         let frame = self.xen.hvm_param(domid, PARAM_CONSOLE_PFN).map_err(said)?;
         self.xen.map(domid, frame).map_err(said)
     }
+}
+
+/// The most often that a domain is unpaused: Xen counts how often it was paused.
+const PAUSES: u32 = 100;
+
+/// Has the xenstore's domain go on that somebody has paused. `xl unpause` needs the store for that.
+///
+/// # Errors
+/// It is no store, it is not paused, or Xen's refusal.
+pub fn unpause(pid_file: &Path) -> Result<String, String> {
+    let mut host = Dom0::open(pid_file, None)?;
+    let domid = host.store().ok_or_else(|| format!("{} names no domain", pid_file.display()))?;
+    for n in 0..PAUSES {
+        let found = host.info(domid)?.ok_or_else(|| format!("there is no domain {domid}"))?;
+        if found.flags & info::PAUSED == 0 {
+            return match n {
+                0 => Err(format!("domain {domid} is not paused")),
+                _ => Ok(format!("domain {domid} goes on")),
+            };
+        }
+        // Only a store that has served says how it is revived: another domain may have its domid, or it is being built.
+        if let Err(why) = host.record(domid)? {
+            return Err(format!("domain {domid}: {why}"));
+        }
+        let done = host.xen.domctl(host.version, domid, Command::Unpause);
+        done.map_err(|error| format!("domain {domid} cannot be unpaused: {error}"))?;
+    }
+    Err(format!("domain {domid} is paused again and again"))
 }
 
 /// What stands in the place of a record.

@@ -1,11 +1,11 @@
-//! `xenstore-stubdom guard` and `xenstore-stubdom replace`: see the library.
+//! `xenstore-stubdom guard`, `replace` and `unpause`: see the library.
 
 mod replacement;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use xenstore_guard::guard::{Guard, Step};
-use xenstore_guard::host::{Dom0, PID_FILE};
+use xenstore_guard::host::{Dom0, PID_FILE, unpause};
 
 const USAGE: &str = "\
 usage: xenstore-stubdom guard [--pid-file FILE]
@@ -17,9 +17,41 @@ watchdog, or because it could not help itself any more. Runs until it is killed.
   --end-behind STEP    for tests: ends behind a step of a revival: counted, set or resumed
 ";
 
+const UNPAUSE_USAGE: &str = "\
+usage: xenstore-stubdom unpause [--pid-file FILE]
+
+Has the xenstore domain go on that somebody has paused: xl unpause needs the store for that, and xl destroy pauses the
+domain before it waits for the store. End that xl first, or it destroys the domain as soon as the store answers.
+";
+
+/// `unpause`: its command line.
+fn go_on(words: impl Iterator<Item = String>) -> ExitCode {
+    let words: Vec<String> = words.collect();
+    let pid_file = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => PID_FILE,
+        ["--pid-file", file] => file,
+        _ => {
+            eprint!("{UNPAUSE_USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match unpause(pid_file.as_ref()) {
+        Ok(line) => {
+            println!("xenstore-stubdom unpause: {line}");
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("xenstore-stubdom unpause: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some("replace") {
-        return replacement::main(std::env::args().skip(2));
+    match std::env::args().nth(1).as_deref() {
+        Some("replace") => return replacement::main(std::env::args().skip(2)),
+        Some("unpause") => return go_on(std::env::args().skip(2)),
+        _ => {}
     }
     let mut pid_file = PathBuf::from(PID_FILE);
     let mut ends_behind = None;

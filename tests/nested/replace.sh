@@ -165,15 +165,5 @@ replaced "revived"
 check "and it can be replaced" replace
 shown
 replaced "replaced after a failure"
-
-# Nothing brings back what this takes away.
-step "destroyed"
-equal "xl destroy never returns" 143 "$(timeout 20 xl destroy Xenstore >/dev/null 2>&1; echo $?)"
-check "the guard says so" wait_for 20 guard_says 'domain [0-9]*, the xenstore, is being destroyed'
-check "xenconsoled still maps its page" pidof xenconsoled
-kill "$(pidof xenconsoled)"
-check "and then it is gone" wait_for 20 guard_says 'does not exist any more: what it knew is gone'
-refuse "there is nothing to replace" replace
-shown
 sed 's/^/        /' /run/guard.log | cut -c 1-200
 finish
