@@ -231,7 +231,7 @@ fn sums_are_of_everybody_also_of_those_that_are_gone() {
 fn what_administrators_ask_looks_at_so_many_domains_and_no_more() {
     let mut found = String::new();
     for file in ["figures", "stats", "control"] {
-        let path = format!("{}/src/server/{file}.rs", env!("CARGO_MANIFEST_DIR"));
+        let path = format!("{}/src/server/admin/{file}.rs", env!("CARGO_MANIFEST_DIR"));
         let text = std::fs::read_to_string(&path).unwrap();
         for (number, line) in (1..).zip(text.lines()) {
             let everybody = [".connections.iter", ".domains.iter", ".domains.range", ".domids("];
