@@ -84,6 +84,7 @@ END
     step "autostart"
     stub_domain "the next boot"
     check "the guest has been started" wait_for 300 has_state virtual running
+    has_state virtual running || libvirt_logs
     check "undefine" remove virtual
     finish
     ;;

@@ -1,5 +1,5 @@
 # As hvm.sh, with OVMF in place of SeaBIOS. Without KVM, QEMU 7.2, 10.0 and 11.1 (Debian 12, 13 and unstable) end with an
-# assertion, "bql_locked()", when the firmware is started, and the run with them: tests/hosts/run counts that as skipped.
+# assertion ("bql_locked()", in 7.2 by another name) when the firmware is started, and the run with them: tests/hosts/run counts that as skipped.
 # debian-host: --enabled --timeout 5400
 . /host/lib.sh
 
