@@ -484,3 +484,23 @@ fn without_memory_the_old_instance_goes_on() {
     assert_eq!(ask(&mut simulation, &mut dom0, Kind::Read, 0, "/local/domain/7/a\0"), "b");
     simulation.check().unwrap();
 }
+
+/// A request may still look for its place when an update comes, and have much to make there.
+#[test]
+fn a_request_that_has_just_begun_to_make_levels_is_answered_by_the_successor() {
+    let (mut simulation, mut dom0) = Simulation::start("");
+    let replies = |messages: Vec<Message>| -> Vec<Vec<u8>> {
+        messages.into_iter().map(|message| message.payload).collect()
+    };
+    let path = format!("/tool{}\0", "/l".repeat(400));
+    let start = simulation.ask(&mut dom0, Kind::TransactionStart, 0, b"\0");
+    assert_eq!(replies(start), [b"1\0"]);
+    let (bytes, _) = dom0.request(Kind::Mkdir.number(), 1, path.as_bytes());
+    assert_eq!(dom0.write(&bytes), bytes.len());
+    simulation.pass();
+    simulation.hand_over().unwrap();
+    assert_eq!(replies(simulation.drain(&mut dom0)), [b"OK\0"]);
+    assert_eq!(replies(simulation.ask(&mut dom0, Kind::TransactionEnd, 1, b"T\0")), [b"OK\0"]);
+    assert_eq!(replies(simulation.ask(&mut dom0, Kind::Read, 0, path.as_bytes())), [b""]);
+    simulation.check().unwrap();
+}

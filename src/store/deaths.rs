@@ -346,6 +346,8 @@ impl Store {
         if !core::mem::take(&mut state.reset) {
             return Progress::Done;
         }
+        // Nobody gets that answer any more.
+        state.failed = None;
         self.close_transactions(conn);
         self.go_on_endings(conn, budget, post)
     }

@@ -217,6 +217,7 @@ impl Store {
         loop {
             let party = self.party(conn);
             let Some(state) = self.conns.get_mut(&conn) else { return Progress::Done };
+            let is_over = state.reset || state.gone.is_some();
             let mut row = match core::mem::take(&mut state.work) {
                 Work::Make(row) => row,
                 other @ (Work::Nothing | Work::Announce(_) | Work::Remove(_) | Work::Fill(_)) => {
@@ -234,6 +235,8 @@ impl Store {
                     return Progress::More;
                 }
                 Came::Ends(End::Refuse(error)) => Err(error),
+                // Who asked starts over, or is gone.
+                Came::Ends(End::Again) if is_over => Err(XsError::EIO),
                 Came::Ends(End::Again) => {
                     let caller = Caller { conn, tx: TxId::NONE };
                     match &row.value {

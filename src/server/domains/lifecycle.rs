@@ -391,7 +391,9 @@ impl<P: Platform> Server<P> {
         self.drop_upload_of(id, "its connection starts over");
         let (store, budget, mut mail) = self.mail(None);
         let progress = store.reset(id, budget, &mut mail);
-        if progress == Progress::Done {
+        let is_served = self.connections.get(id).is_some_and(Connection::is_connected);
+        // One that is ignored has no turns: what it had goes with the dead.
+        if progress == Progress::Done || !is_served {
             return self.empty_ring(id);
         }
         if let Some(connection) = self.connections.get_mut(id) {

@@ -382,9 +382,13 @@ impl<P: Platform> Server<P> {
 
     /// Writes what waits, goes on with what was begun, handles requests, writes what they gave.
     fn exchange(&mut self, id: ConnId) -> Result<(), Fault> {
-        self.send(id)?;
+        // What waits for one that starts over is dropped, whatever its ring looks like.
+        let busy = self.connections.get(id).and_then(|connection| connection.busy);
+        if !matches!(busy, Some(Busy::StartOver)) {
+            self.send(id)?;
+        }
         if !self.go_on(id).is_done() {
-            return self.send(id);
+            return if matches!(busy, Some(Busy::StartOver)) { Ok(()) } else { self.send(id) };
         }
         let mut left = REQUESTS_PER_TURN;
         while self.read_request(id)? == Read::Complete {
@@ -491,12 +495,16 @@ impl<P: Platform> Server<P> {
             let mut is_done = true;
             while let Some(id) = next {
                 next = self.connections.next(List::All, id);
+                self.in_progress = InProgress { conn: Some(id), header: None };
                 // It may depend on another one.
                 is_done &= self.go_on(id).is_done();
                 if self.connections.get(id).is_some_and(|connection| connection.waits) {
                     self.execute(id);
+                    // Perhaps it has only begun now.
+                    is_done = false;
                 }
             }
+            self.in_progress = InProgress::default();
             // A request that waited may have been about a domain that is replaced.
             if is_done && !self.has_background_work() {
                 break;

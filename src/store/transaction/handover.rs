@@ -8,13 +8,15 @@
 //! is as it was then, it is newer than nothing that the successor starts with.
 
 use super::overlay::Open;
-use super::{Base, Now, Places, Touched, Transaction, Transactions};
+use super::{Base, Now, OpenOf, Places, Touched, Transaction, Transactions};
 use crate::mem::{NIL, Table, TryVec};
+use crate::proto::error::XsError;
 use crate::proto::handover::{FieldReader, FieldWriter};
 use crate::proto::id::DomId;
 use crate::proto::sentence::{Sentence, sentence};
 use crate::proto::stream::{self, OutOfRoom, Pending, Perms, Sink, Touch, WriteError};
 use crate::store::Store;
+use crate::store::events::Work;
 use crate::store::path;
 use crate::store::tree::{Found, ROOT, Tree};
 use crate::store::watch::Class;
@@ -168,7 +170,15 @@ impl Store {
         let none = Places(Table::new(transactions.places.0.seed()));
         core::mem::forget(core::mem::replace(&mut transactions.places, none));
         let most = transactions.open();
-        for (_, conn) in conns.iter() {
+        let mut from = 0;
+        while let Some((handle, id)) = conns.next_from(from) {
+            from = handle.saturating_add(1);
+            let Some(conn) = conns.get_mut(&id) else { continue };
+            // Whatever else knows places by their old numbers must not go on with them.
+            (conn.way, conn.ending) = (None, OpenOf::NONE);
+            if let Work::Fill(_) = conn.work {
+                (conn.work, conn.failed) = (Work::Nothing, Some(XsError::EIO));
+            }
             let mut next = conn.open.first;
             // No longer than there can be any, in case that the list goes round.
             for _ in 0..most {

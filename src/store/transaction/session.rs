@@ -189,10 +189,10 @@ impl<P: Post> Session<'_, P> {
         let live = if is_hidden { NIL } else { touched.seen };
         let count = tx.len().saturating_add(1);
         self.check_transaction(count, 0)?;
-        if let Some(tx) = self.tx.as_mut() {
-            tx.access(self.tree, at, live);
-        }
-        Ok(live != NIL)
+        let Some(tx) = self.tx.as_mut() else { return Err(XsError::EIO) };
+        tx.access(self.tree, at, live);
+        // A request that was given up on its way may have seen it before.
+        Ok(tx.get(at).is_some_and(|touched| touched.now.is_some()))
     }
 
     /// Keeps the value of a node that is read in the transaction.
