@@ -34,7 +34,7 @@ impl Store {
     /// still there: a request that names it has to wait until that is done.
     #[must_use]
     pub fn is_dying(&self, domid: DomId) -> bool {
-        self.tree.domains.get(domid).is_some_and(|domain| domain.affairs.forget)
+        self.tree.domains.is_dying(domid)
     }
 
     /// Whether something is still to be done because of a domain: it is dying, or not everybody has been told what

@@ -197,6 +197,11 @@ impl Accounts {
         self.get(domid).is_some_and(|domain| !domain.affairs.forget)
     }
 
+    /// Whether a domain is gone, and something of it is still there.
+    pub(super) fn is_dying(&self, domid: DomId) -> bool {
+        self.get(domid).is_some_and(|domain| domain.affairs.forget)
+    }
+
     /// Something is to be done because of a domain: it is the last in the list, if it was not in it.
     pub(super) fn enlist(&mut self, domid: DomId, change: impl FnOnce(&mut Affairs)) {
         let Some(domain) = self.get_mut(domid) else { return };

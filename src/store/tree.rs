@@ -366,11 +366,9 @@ impl Tree {
     }
 
     pub(super) fn rights(&self, list: u32, party: &Party) -> Rights {
-        let is_dying =
-            |target| self.domains.get(target).is_some_and(|domain| domain.affairs.forget);
         match party.target {
             // It is its target no more when that is cleared away, which takes turns. The rights end at once.
-            Some(target) if is_dying(target) => {
+            Some(target) if self.domains.is_dying(target) => {
                 rights(self.entries(list), &Party { target: None, ..*party })
             }
             _ => rights(self.entries(list), party),

@@ -39,14 +39,17 @@ impl<P: Platform> Server<P> {
         if self.checking.is_some() {
             return text(format_args!("a check goes on already; try again when it has ended"));
         }
-        let requester = Requester { conn: asker.id, req_id: asker.req_id, tx: asker.tx };
-        let (at, found) = (Inspection::START, 0);
+        let (requester, at, found) = (asker.into(), Inspection::START, 0);
         self.checking = Some(Checking { requester, at, text: Text::new()?, found });
-        // Replies keep the order of their requests, so the next one is not read before.
+        Ok(self.put_off(asker))
+    }
+
+    /// The answer comes in a later turn. Replies keep the order of their requests, so the next one is not read before.
+    fn put_off(&mut self, asker: Asker) -> Reply {
         if let Some(connection) = self.connections.get_mut(asker.id) {
             connection.busy = Some(Busy::Check);
         }
-        Ok(Reply::Later)
+        Reply::Later
     }
 
     /// One turn of the check.
@@ -118,13 +121,9 @@ impl<P: Platform> Server<P> {
         if self.maxima.is_some() {
             return text(format_args!("somebody else asks that; try again when that has ended"));
         }
-        let requester = Requester { conn: asker.id, req_id: asker.req_id, tx: asker.tx };
-        let (next, most) = (Some(DomId(0)), Quotas::ZERO);
+        let (requester, next, most) = (asker.into(), Some(DomId(0)), Quotas::ZERO);
         self.maxima = Some(Maxima { requester, next, most, resets });
-        if let Some(connection) = self.connections.get_mut(asker.id) {
-            connection.busy = Some(Busy::Check);
-        }
-        Ok(Reply::Later)
+        Ok(self.put_off(asker))
     }
 
     /// One turn of that.

@@ -224,10 +224,9 @@ impl<P: Platform> Server<P> {
     pub(in crate::server) fn is_unsettled(&self, domid: DomId) -> bool {
         let connection = self.connection_of(domid).and_then(|id| self.connections.get(id));
         // Nobody waits for one that is given up meanwhile.
-        let starts_over = connection.is_some_and(|connection| {
-            connection.is_connected() && matches!(connection.busy, Some(Busy::StartOver))
-        });
-        self.store.has_affairs(domid) || starts_over
+        let is_awaited =
+            |connection: &Connection<_>| connection.is_connected() && connection.starts_over();
+        self.store.has_affairs(domid) || connection.is_some_and(is_awaited)
     }
 
     /// The identity of a domain, as Xen shows it.

@@ -86,6 +86,12 @@ pub(in crate::server) struct Requester {
     pub(in crate::server) tx: TxId,
 }
 
+impl From<Asker> for Requester {
+    fn from(Asker { id, req_id, tx, .. }: Asker) -> Self {
+        Self { conn: id, req_id, tx }
+    }
+}
+
 impl Requester {
     /// The header of the request, and of its answer.
     pub(in crate::server) fn header(self) -> Header {
@@ -278,10 +284,9 @@ impl<P: Platform> Server<P> {
             Ok(handover) => handover,
             Err(what) => return text(format_args!("this cannot take over: {what}")),
         };
-        let requester = Requester { conn: asker.id, req_id: asker.req_id, tx: asker.tx };
         let trial_ms = seconds.clamp(1, TRIAL_MAX_S).saturating_mul(1000);
         self.passage = Some(Passage {
-            requester: Some(requester),
+            requester: Some(asker.into()),
             stopped_us: 0,
             stream,
             handover,
@@ -300,7 +305,7 @@ impl<P: Platform> Server<P> {
         let handover = u32::try_from(atoi(handover)).ok().filter(|n| HANDOVER.contains(n));
         let handover = handover.ok_or(XsError::EINVAL)?;
         self.passage = Some(Passage {
-            requester: Some(Requester { conn: asker.id, req_id: asker.req_id, tx: asker.tx }),
+            requester: Some(asker.into()),
             stopped_us: 0,
             stream: Version::Two,
             handover,

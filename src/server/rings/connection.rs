@@ -253,6 +253,11 @@ impl<R: RingPage> Connection<R> {
         self.state == State::Connected
     }
 
+    /// Whether what it had is going, before its ring is emptied.
+    pub(in crate::server) fn starts_over(&self) -> bool {
+        matches!(self.busy, Some(Busy::StartOver))
+    }
+
     /// Reads from the ring until the request is complete or nothing is left. `Ok(true)` if it is complete.
     /// What belongs to the next request stays in the ring.
     pub(in crate::server) fn receive(&mut self) -> Result<bool, Fault> {

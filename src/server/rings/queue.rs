@@ -218,18 +218,7 @@ impl Messages {
             sort: Sort::Kept,
             is_kept: true,
         })?;
-        Ok(Queue {
-            number,
-            first: NIL,
-            last: NIL,
-            len: 0,
-            sent: 0,
-            undated: NIL,
-            earliest_ms: None,
-            kept,
-            kept_waits: false,
-            special: 0,
-        })
+        Ok(Queue::empty(number, kept))
     }
 
     /// Drops the queue of a connection that is gone. The messages in it are done.
@@ -462,6 +451,22 @@ pub(in crate::server) struct Queue {
 }
 
 impl Queue {
+    /// One in which nothing waits, with its number and the message that is kept for a reply.
+    const fn empty(number: u64, kept: u32) -> Self {
+        Self {
+            number,
+            first: NIL,
+            last: NIL,
+            len: 0,
+            sent: 0,
+            undated: NIL,
+            earliest_ms: None,
+            kept,
+            kept_waits: false,
+            special: 0,
+        }
+    }
+
     /// Whether nothing waits.
     pub(in crate::server) fn is_empty(&self) -> bool {
         self.first == NIL
@@ -674,18 +679,7 @@ impl Queue {
             done.add(messages, self.first, self.last);
         }
         let (number, kept) = (messages.number(), self.kept);
-        *self = Self {
-            number,
-            first: NIL,
-            last: NIL,
-            len: 0,
-            sent: 0,
-            undated: NIL,
-            earliest_ms: None,
-            kept,
-            kept_waits: false,
-            special: 0,
-        };
+        *self = Self::empty(number, kept);
     }
 }
 

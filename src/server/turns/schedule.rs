@@ -382,13 +382,9 @@ impl<P: Platform> Server<P> {
 
     /// Writes what waits, goes on with what was begun, handles requests, writes what they gave.
     fn exchange(&mut self, id: ConnId) -> Result<(), Fault> {
-        // What waits for one that starts over is dropped, whatever its ring looks like.
-        let busy = self.connections.get(id).and_then(|connection| connection.busy);
-        if !matches!(busy, Some(Busy::StartOver)) {
-            self.send(id)?;
-        }
+        self.send(id)?;
         if !self.go_on(id).is_done() {
-            return if matches!(busy, Some(Busy::StartOver)) { Ok(()) } else { self.send(id) };
+            return self.send(id);
         }
         let mut left = REQUESTS_PER_TURN;
         while self.read_request(id)? == Read::Complete {
@@ -514,7 +510,9 @@ impl<P: Platform> Server<P> {
 
     fn send(&mut self, id: ConnId) -> Result<(), Fault> {
         let Some(connection) = self.connections.get_mut(id) else { return Ok(()) };
-        if !connection.is_connected() || connection.queue.is_empty() {
+        // What waits for one that starts over is dropped, whatever its ring looks like.
+        let is_of_use = connection.is_connected() && !connection.starts_over();
+        if !is_of_use || connection.queue.is_empty() {
             return Ok(());
         }
         let mut done = Done::NONE;
